@@ -37,5 +37,34 @@ generate-bpf: tools
 	@command -v $(CLANG) >/dev/null || scripts/install-deps clang
 	cd bpf && go generate ./...
 
+test: build ## run every test, end-to-end ones on the lab included (root)
+	@[ "$$(id -u)" = 0 ] || { echo "make test: needs root: namespaces and eBPF" >&2; exit 1; }
+	@scripts/install-deps race
+	@set -e; for m in $(filter-out test/e2e,$(PRESENT)); do echo "== $$m"; (cd $$m && go test -race -count=1 ./...); done
+	@echo "== test/e2e"; cd test/e2e && go test -count=1 -timeout 20m -v ./... 2>&1 | grep -vE '^=== (RUN|PAUSE|CONT)'; exit $${PIPESTATUS[0]}
+
+lint: tools bin/tools/golangci-lint ## golangci-lint, buf lint and breaking check, C format
+	@scripts/install-deps format
+	bin/tools/buf lint
+	bin/tools/buf format --diff --exit-code
+	bin/tools/buf breaking --against proto/baseline.binpb
+	clang-format-19 --dry-run -Werror $$(git ls-files 'bpf/*.c' 'bpf/*.h' | grep -v vmlinux)
+	@set -e; for m in $(filter-out gen,$(PRESENT)); do echo "lint $$m"; (cd $$m && golangci-lint run --allow-parallel-runners --config $(CURDIR)/.golangci.yml ./...); done
+
+bin/tools/golangci-lint: tools/lint/go.mod tools/lint/go.sum
+	@mkdir -p bin/tools
+	cd tools/lint && GOWORK=off GOBIN=$(CURDIR)/bin/tools go install tool
+
+check-stale: generate ## fail when a generated file, a go.mod or a lone module is stale
+	@git diff --exit-code --stat -- gen bpf || { echo "check-stale: run make generate and commit" >&2; exit 1; }
+	@[ -z "$$(git status --porcelain -- gen bpf)" ] || { git status --short -- gen bpf; echo "check-stale: generated files are not committed" >&2; exit 1; }
+	@set -e; for m in $(PRESENT); do (cd $$m && GOWORK=off go mod tidy -diff && GOWORK=off go build ./...) || { echo "check-stale: module $$m" >&2; exit 1; }; done
+
+bench: build ## benchmarks as ratios against baselines of the same run (docs/BENCHMARKS.md)
+	scripts/bench
+
+demo: build ## a two-node cluster, a three-tier app and its flows, live; Ctrl-C ends it
+	scripts/demo
+
 clean: ## remove built binaries
 	rm -rf bin

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command e2e-traffic is the client and the server of the end-to-end tests' random traffic.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/weirmesh/weir/test/e2e/traffic"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	if len(args) > 0 && args[0] == "serve" {
+		return traffic.Serve(ctx)
+	}
+	fs := flag.NewFlagSet("e2e-traffic", flag.ContinueOnError)
+	seed := fs.Uint64("seed", 1, "seed of the random sequence")
+	count := fs.Int("count", 100, "connections to make")
+	parallel := fs.Int("parallel", 4, "connections at a time")
+	targets := fs.String("targets", "", "addresses, comma separated")
+	unanswered := fs.String("unanswered", "", "addresses that nobody has, comma separated")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	cfg := traffic.Config{Seed: *seed, Count: *count, Parallel: *parallel}
+	var err error
+	if cfg.Targets, err = addresses(*targets); err != nil {
+		return err
+	}
+	if cfg.Unanswered, err = addresses(*unanswered); err != nil {
+		return err
+	}
+	made, err := traffic.Run(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(made)
+}
+
+func addresses(list string) ([]netip.Addr, error) {
+	var out []netip.Addr
+	for s := range strings.SplitSeq(list, ",") {
+		if s == "" {
+			continue
+		}
+		a, err := netip.ParseAddr(s)
+		if err != nil {
+			return nil, fmt.Errorf("address %q: %w", s, err)
+		}
+		out = append(out, a)
+	}
+	return out, nil
+}
