@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"net/netip"
@@ -30,6 +31,13 @@ func run(ctx context.Context, args []string) error {
 	if len(args) > 0 && args[0] == "serve" {
 		return traffic.Serve(ctx)
 	}
+	if len(args) == 2 && args[0] == "offload-off" {
+		return traffic.OffloadOff(args[1])
+	}
+	if len(args) == 0 || args[0] != "run" {
+		return errors.New("usage: e2e-traffic serve | offload-off INTERFACE | run [flags]")
+	}
+	args = args[1:]
 	fs := flag.NewFlagSet("e2e-traffic", flag.ContinueOnError)
 	seed := fs.Uint64("seed", 1, "seed of the random sequence")
 	count := fs.Int("count", 100, "connections to make")
