@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-
 	flowpb "github.com/weirmesh/weir/gen/flow"
 	observerpb "github.com/weirmesh/weir/gen/observer"
 	observerv1 "github.com/weirmesh/weir/gen/weir/observer/v1"
