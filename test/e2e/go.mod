@@ -3,6 +3,8 @@ module github.com/weirmesh/weir/test/e2e
 go 1.26.0
 
 require (
+	github.com/vishvananda/netlink v1.3.1
+	github.com/vishvananda/netns v0.0.5
 	github.com/weirmesh/weir/gen v0.0.0
 	golang.org/x/net v0.62.0
 	golang.org/x/sys v0.49.0

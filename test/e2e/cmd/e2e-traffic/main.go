@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/weirmesh/weir/test/e2e/traffic"
 )
@@ -31,11 +32,17 @@ func run(ctx context.Context, args []string) error {
 	if len(args) > 0 && args[0] == "serve" {
 		return traffic.Serve(ctx)
 	}
+	if len(args) > 0 && args[0] == "measure-serve" {
+		return traffic.MeasureServe(ctx)
+	}
+	if len(args) == 4 && args[0] == "measure" {
+		return measure(args[1], args[2], args[3])
+	}
 	if len(args) == 2 && args[0] == "offload-off" {
 		return traffic.OffloadOff(args[1])
 	}
 	if len(args) == 0 || args[0] != "run" {
-		return errors.New("usage: e2e-traffic serve | offload-off INTERFACE | run [flags]")
+		return errors.New("usage: e2e-traffic serve | run [flags] | offload-off INTERFACE | measure-serve | measure rtt|throughput|connections ADDRESS DURATION")
 	}
 	args = args[1:]
 	fs := flag.NewFlagSet("e2e-traffic", flag.ContinueOnError)
@@ -75,4 +82,21 @@ func addresses(list string) ([]netip.Addr, error) {
 		out = append(out, a)
 	}
 	return out, nil
+}
+
+func measure(what, to, d string) error {
+	addr, err := netip.ParseAddr(to)
+	if err != nil {
+		return fmt.Errorf("address %q: %w", to, err)
+	}
+	duration, err := time.ParseDuration(d)
+	if err != nil {
+		return fmt.Errorf("duration %q: %w", d, err)
+	}
+	v, err := traffic.Measure(what, addr, duration)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Println(v)
+	return err
 }
