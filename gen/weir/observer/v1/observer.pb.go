@@ -627,8 +627,10 @@ type NodeCount struct {
 	LastSequence   uint64                 `protobuf:"varint,4,opt,name=last_sequence,json=lastSequence,proto3" json:"last_sequence,omitempty"`
 	FlowsPerSecond float64                `protobuf:"fixed64,5,opt,name=flows_per_second,json=flowsPerSecond,proto3" json:"flows_per_second,omitempty"`
 	LastTime       *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last_time,json=lastTime,proto3" json:"last_time,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Every epoch that this observer has seen records of, oldest first: received + lost = last_sequence once nothing is under way.
+	Epochs        []*EpochCount `protobuf:"bytes,7,rep,name=epochs,proto3" json:"epochs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeCount) Reset() {
@@ -703,6 +705,85 @@ func (x *NodeCount) GetLastTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *NodeCount) GetEpochs() []*EpochCount {
+	if x != nil {
+		return x.Epochs
+	}
+	return nil
+}
+
+// EpochCount accounts for the numbers of one epoch.
+type EpochCount struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Numbers received, each once.
+	Received uint64 `protobuf:"varint,2,opt,name=received,proto3" json:"received,omitempty"`
+	// Numbers reported lost, with whatever cause, and not withdrawn.
+	Lost uint64 `protobuf:"varint,3,opt,name=lost,proto3" json:"lost,omitempty"`
+	// The highest number known to have been given.
+	LastSequence  uint64 `protobuf:"varint,4,opt,name=last_sequence,json=lastSequence,proto3" json:"last_sequence,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EpochCount) Reset() {
+	*x = EpochCount{}
+	mi := &file_weir_observer_v1_observer_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EpochCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EpochCount) ProtoMessage() {}
+
+func (x *EpochCount) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_observer_v1_observer_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EpochCount.ProtoReflect.Descriptor instead.
+func (*EpochCount) Descriptor() ([]byte, []int) {
+	return file_weir_observer_v1_observer_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *EpochCount) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *EpochCount) GetReceived() uint64 {
+	if x != nil {
+		return x.Received
+	}
+	return 0
+}
+
+func (x *EpochCount) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *EpochCount) GetLastSequence() uint64 {
+	if x != nil {
+		return x.LastSequence
+	}
+	return 0
+}
+
 var File_weir_observer_v1_observer_proto protoreflect.FileDescriptor
 
 const file_weir_observer_v1_observer_proto_rawDesc = "" +
@@ -755,14 +836,21 @@ const file_weir_observer_v1_observer_proto_rawDesc = "" +
 	"\tnode_name\x18\x01 \x01(\tR\bnodeName\x12)\n" +
 	"\x05place\x18\x02 \x01(\x0e2\x13.weir.flow.v1.PlaceR\x05place\x12)\n" +
 	"\x05cause\x18\x03 \x01(\x0e2\x13.weir.flow.v1.CauseR\x05cause\x12\x14\n" +
-	"\x05count\x18\x04 \x01(\x04R\x05count\"\xe2\x01\n" +
+	"\x05count\x18\x04 \x01(\x04R\x05count\"\x98\x02\n" +
 	"\tNodeCount\x12\x1b\n" +
 	"\tnode_name\x18\x01 \x01(\tR\bnodeName\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
 	"\breceived\x18\x03 \x01(\x04R\breceived\x12#\n" +
 	"\rlast_sequence\x18\x04 \x01(\x04R\flastSequence\x12(\n" +
 	"\x10flows_per_second\x18\x05 \x01(\x01R\x0eflowsPerSecond\x127\n" +
-	"\tlast_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\blastTime2\xc0\x01\n" +
+	"\tlast_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\blastTime\x124\n" +
+	"\x06epochs\x18\a \x03(\v2\x1c.weir.observer.v1.EpochCountR\x06epochs\"w\n" +
+	"\n" +
+	"EpochCount\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
+	"\breceived\x18\x02 \x01(\x04R\breceived\x12\x12\n" +
+	"\x04lost\x18\x03 \x01(\x04R\x04lost\x12#\n" +
+	"\rlast_sequence\x18\x04 \x01(\x04R\flastSequence2\xc0\x01\n" +
 	"\x0fObserverService\x12U\n" +
 	"\bGetFlows\x12!.weir.observer.v1.GetFlowsRequest\x1a\".weir.observer.v1.GetFlowsResponse\"\x000\x01\x12V\n" +
 	"\tGetLosses\x12\".weir.observer.v1.GetLossesRequest\x1a#.weir.observer.v1.GetLossesResponse\"\x00B:Z8github.com/weirmesh/weir/gen/weir/observer/v1;observerv1b\x06proto3"
@@ -779,7 +867,7 @@ func file_weir_observer_v1_observer_proto_rawDescGZIP() []byte {
 	return file_weir_observer_v1_observer_proto_rawDescData
 }
 
-var file_weir_observer_v1_observer_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_weir_observer_v1_observer_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_weir_observer_v1_observer_proto_goTypes = []any{
 	(*FlowStats)(nil),                 // 0: weir.observer.v1.FlowStats
 	(*DirectionStats)(nil),            // 1: weir.observer.v1.DirectionStats
@@ -790,38 +878,40 @@ var file_weir_observer_v1_observer_proto_goTypes = []any{
 	(*GetLossesResponse)(nil),         // 6: weir.observer.v1.GetLossesResponse
 	(*LossCount)(nil),                 // 7: weir.observer.v1.LossCount
 	(*NodeCount)(nil),                 // 8: weir.observer.v1.NodeCount
-	(*timestamppb.Timestamp)(nil),     // 9: google.protobuf.Timestamp
-	(v1.Place)(0),                     // 10: weir.flow.v1.Place
-	(v1.Cause)(0),                     // 11: weir.flow.v1.Cause
-	(*observer.GetFlowsRequest)(nil),  // 12: observer.GetFlowsRequest
-	(*observer.GetFlowsResponse)(nil), // 13: observer.GetFlowsResponse
+	(*EpochCount)(nil),                // 9: weir.observer.v1.EpochCount
+	(*timestamppb.Timestamp)(nil),     // 10: google.protobuf.Timestamp
+	(v1.Place)(0),                     // 11: weir.flow.v1.Place
+	(v1.Cause)(0),                     // 12: weir.flow.v1.Cause
+	(*observer.GetFlowsRequest)(nil),  // 13: observer.GetFlowsRequest
+	(*observer.GetFlowsResponse)(nil), // 14: observer.GetFlowsResponse
 }
 var file_weir_observer_v1_observer_proto_depIdxs = []int32{
 	1,  // 0: weir.observer.v1.FlowStats.forward:type_name -> weir.observer.v1.DirectionStats
 	1,  // 1: weir.observer.v1.FlowStats.reverse:type_name -> weir.observer.v1.DirectionStats
-	9,  // 2: weir.observer.v1.DirectionStats.first:type_name -> google.protobuf.Timestamp
-	9,  // 3: weir.observer.v1.DirectionStats.last:type_name -> google.protobuf.Timestamp
-	10, // 4: weir.observer.v1.Gap.place:type_name -> weir.flow.v1.Place
-	11, // 5: weir.observer.v1.Gap.cause:type_name -> weir.flow.v1.Cause
-	9,  // 6: weir.observer.v1.Gap.first_time:type_name -> google.protobuf.Timestamp
-	9,  // 7: weir.observer.v1.Gap.last_time:type_name -> google.protobuf.Timestamp
-	12, // 8: weir.observer.v1.GetFlowsRequest.request:type_name -> observer.GetFlowsRequest
-	13, // 9: weir.observer.v1.GetFlowsResponse.response:type_name -> observer.GetFlowsResponse
+	10, // 2: weir.observer.v1.DirectionStats.first:type_name -> google.protobuf.Timestamp
+	10, // 3: weir.observer.v1.DirectionStats.last:type_name -> google.protobuf.Timestamp
+	11, // 4: weir.observer.v1.Gap.place:type_name -> weir.flow.v1.Place
+	12, // 5: weir.observer.v1.Gap.cause:type_name -> weir.flow.v1.Cause
+	10, // 6: weir.observer.v1.Gap.first_time:type_name -> google.protobuf.Timestamp
+	10, // 7: weir.observer.v1.Gap.last_time:type_name -> google.protobuf.Timestamp
+	13, // 8: weir.observer.v1.GetFlowsRequest.request:type_name -> observer.GetFlowsRequest
+	14, // 9: weir.observer.v1.GetFlowsResponse.response:type_name -> observer.GetFlowsResponse
 	2,  // 10: weir.observer.v1.GetFlowsResponse.gap:type_name -> weir.observer.v1.Gap
 	7,  // 11: weir.observer.v1.GetLossesResponse.losses:type_name -> weir.observer.v1.LossCount
 	8,  // 12: weir.observer.v1.GetLossesResponse.nodes:type_name -> weir.observer.v1.NodeCount
-	10, // 13: weir.observer.v1.LossCount.place:type_name -> weir.flow.v1.Place
-	11, // 14: weir.observer.v1.LossCount.cause:type_name -> weir.flow.v1.Cause
-	9,  // 15: weir.observer.v1.NodeCount.last_time:type_name -> google.protobuf.Timestamp
-	3,  // 16: weir.observer.v1.ObserverService.GetFlows:input_type -> weir.observer.v1.GetFlowsRequest
-	5,  // 17: weir.observer.v1.ObserverService.GetLosses:input_type -> weir.observer.v1.GetLossesRequest
-	4,  // 18: weir.observer.v1.ObserverService.GetFlows:output_type -> weir.observer.v1.GetFlowsResponse
-	6,  // 19: weir.observer.v1.ObserverService.GetLosses:output_type -> weir.observer.v1.GetLossesResponse
-	18, // [18:20] is the sub-list for method output_type
-	16, // [16:18] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	11, // 13: weir.observer.v1.LossCount.place:type_name -> weir.flow.v1.Place
+	12, // 14: weir.observer.v1.LossCount.cause:type_name -> weir.flow.v1.Cause
+	10, // 15: weir.observer.v1.NodeCount.last_time:type_name -> google.protobuf.Timestamp
+	9,  // 16: weir.observer.v1.NodeCount.epochs:type_name -> weir.observer.v1.EpochCount
+	3,  // 17: weir.observer.v1.ObserverService.GetFlows:input_type -> weir.observer.v1.GetFlowsRequest
+	5,  // 18: weir.observer.v1.ObserverService.GetLosses:input_type -> weir.observer.v1.GetLossesRequest
+	4,  // 19: weir.observer.v1.ObserverService.GetFlows:output_type -> weir.observer.v1.GetFlowsResponse
+	6,  // 20: weir.observer.v1.ObserverService.GetLosses:output_type -> weir.observer.v1.GetLossesResponse
+	19, // [19:21] is the sub-list for method output_type
+	17, // [17:19] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_weir_observer_v1_observer_proto_init() }
@@ -840,7 +930,7 @@ func file_weir_observer_v1_observer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_observer_v1_observer_proto_rawDesc), len(file_weir_observer_v1_observer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
