@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"path/filepath"
 	"sort"
 	"strings"
 	"testing"
@@ -55,6 +54,9 @@ var truthSet = []pod{
 	{"c", "node2", []netip.Addr{netip.MustParseAddr("10.244.2.103"), netip.MustParseAddr("fd00:10:244:2::103")}},
 }
 
+// shortTimeouts let connections end, and their final flows come, within seconds.
+const shortTimeouts = "--agent-arg=--ct-timeouts=tcp-closed=1s,tcp-handshake=3s,tcp-closing=3s,udp=3s,udp-answered=3s,icmp=3s"
+
 // TestTruth compares every connection that packet sockets inside the pods saw with the flows.
 func TestTruth(t *testing.T) {
 	t.Run("segments", func(t *testing.T) { truth(t, false) })
@@ -62,10 +64,25 @@ func TestTruth(t *testing.T) {
 }
 
 func truth(t *testing.T, offload bool) {
-	lab := cluster.Up(t, truthPods, "--agent-arg=--ct-timeouts=tcp-closed=1s,tcp-syn=3s,udp=3s,udp-replied=3s,icmp=3s")
+	lab := cluster.Up(t, truthPods, shortTimeouts)
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
+	want := observe(ctx, t, lab, offload, 120, func() {})
+	cluster.Eventually(t, 60*time.Second, func() error {
+		a, err := lab.Flows(ctx, &observerpb.GetFlowsRequest{Number: 1 << 40})
+		if err != nil {
+			return err
+		}
+		if len(a.Gaps) > 0 {
+			t.Fatalf("flows were lost: %v", a.Gaps)
+		}
+		return compare(want, a.Flows)
+	})
+}
 
+// observe makes random traffic between all pods, calls meanwhile while it runs, and returns what packet sockets in the pods saw.
+func observe(ctx context.Context, t *testing.T, lab *cluster.Lab, offload bool, count int, meanwhile func()) sums {
+	t.Helper()
 	captures := map[string]*capture.Capture{}
 	for _, p := range truthSet {
 		if !offload {
@@ -73,7 +90,7 @@ func truth(t *testing.T, offload bool) {
 				t.Fatal(err)
 			}
 		}
-		c, err := capture.Start(filepath.Join("/run/netns", "weir-"+lab.Name+"-default-"+p.name), "eth0")
+		c, err := capture.Start(lab.Netns(ctx, "default", p.name), "eth0")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -86,7 +103,7 @@ func truth(t *testing.T, offload bool) {
 		from, out string
 		err       error
 	}
-	results := make(chan result)
+	results := make(chan result, len(truthSet))
 	for i, p := range truthSet {
 		var targets []string
 		for _, q := range truthSet {
@@ -96,12 +113,13 @@ func truth(t *testing.T, offload bool) {
 				}
 			}
 		}
-		args := []string{"e2e-traffic", "run", fmt.Sprintf("--seed=%d", seed+uint64(i)), "--count=120", "--targets=" + strings.Join(targets, ","), "--unanswered=172.30.0.251"}
+		args := []string{"e2e-traffic", "run", fmt.Sprintf("--seed=%d", seed+uint64(i)), fmt.Sprintf("--count=%d", count), "--targets=" + strings.Join(targets, ","), "--unanswered=172.30.0.251"}
 		go func() {
 			out, err := lab.Exec(ctx, "default/"+p.name, args...)
 			results <- result{p.name, out, err}
 		}()
 	}
+	meanwhile()
 	for range truthSet {
 		r := <-results
 		if r.err != nil {
@@ -110,7 +128,6 @@ func truth(t *testing.T, offload bool) {
 		t.Logf("%s made %s", r.from, strings.TrimSpace(r.out))
 	}
 
-	// Every connection ends and is collected; then the captures stop, so that stragglers are in both.
 	want := sums{}
 	for name, c := range captures {
 		conns, other, err := c.Stop()
@@ -122,16 +139,7 @@ func truth(t *testing.T, offload bool) {
 			want.add(connKey(name, w.Key.Proto, w.Source, w.Destination), sum{1, w.Packets, w.Bytes, w.Flags})
 		}
 	}
-	cluster.Eventually(t, 60*time.Second, func() error {
-		a, err := lab.Flows(ctx, &observerpb.GetFlowsRequest{Number: 1 << 40})
-		if err != nil {
-			return err
-		}
-		if len(a.Gaps) > 0 {
-			t.Fatalf("flows were lost: %v", a.Gaps)
-		}
-		return compare(want, a.Flows)
-	})
+	return want
 }
 
 // sum is what the connections of one key did together: a flow of an echo does not tell its identifier.
@@ -161,8 +169,8 @@ func connKey(pod string, proto uint8, src, dst netip.AddrPort) string {
 	return fmt.Sprintf("%s %d %s>%s", pod, proto, src, dst)
 }
 
-// compare checks the final flows of every connection, and that nothing else was reported.
-func compare(want sums, flows []*observerpb.GetFlowsResponse) error {
+// finals sums the final flows of every connection of the test's pods, by observation point.
+func finals(flows []*observerpb.GetFlowsResponse) (sums, error) {
 	byAddr := map[netip.Addr]pod{}
 	for _, p := range truthSet {
 		for _, a := range p.addrs {
@@ -170,8 +178,6 @@ func compare(want sums, flows []*observerpb.GetFlowsResponse) error {
 		}
 	}
 	got := sums{}
-	var faults []string
-	fault := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
 	for _, r := range flows {
 		f := r.GetFlow()
 		if f.GetExtensions() == nil {
@@ -179,14 +185,14 @@ func compare(want sums, flows []*observerpb.GetFlowsResponse) error {
 		}
 		stats := new(observerv1.FlowStats)
 		if err := f.GetExtensions().UnmarshalTo(stats); err != nil {
-			return fmt.Errorf("extension: %w", err)
+			return nil, fmt.Errorf("extension: %w", err)
 		}
 		if !stats.Final {
 			continue
 		}
 		l4, src, dst, err := tuple(f)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		at := byAddr[src.Addr()]
 		if f.TrafficDirection == flowpb.TrafficDirection_INGRESS {
@@ -197,14 +203,25 @@ func compare(want sums, flows []*observerpb.GetFlowsResponse) error {
 		}
 		k := connKey(at.name, l4, src, dst)
 		if f.NodeName != "default/"+at.node {
-			fault("%s %s: seen on %s, the pod is on %s", k, f.TrafficDirection, f.NodeName, at.node)
+			return nil, fmt.Errorf("%s %s: seen on %s, the pod is on %s", k, f.TrafficDirection, f.NodeName, at.node)
 		}
 		if f.GetIsReply() == nil || f.GetIsReply().GetValue() {
-			fault("%s: is_reply of the final flow is %v, want false", k, f.GetIsReply())
+			return nil, fmt.Errorf("%s: is_reply of the final flow is %v, want false", k, f.GetIsReply())
 		}
 		fw, rv := stats.GetForward(), stats.GetReverse()
 		got.add(k, sum{1, [2]uint64{fw.GetPackets(), rv.GetPackets()}, [2]uint64{fw.GetBytes(), rv.GetBytes()}, [2]uint8{uint8(fw.GetTcpFlags()), uint8(rv.GetTcpFlags())}})
 	}
+	return got, nil
+}
+
+// compare checks the final flows of every connection, and that nothing else was reported.
+func compare(want sums, flows []*observerpb.GetFlowsResponse) error {
+	got, err := finals(flows)
+	if err != nil {
+		return err
+	}
+	var faults []string
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
 	for k, w := range want {
 		if got[k] != w {
 			fault("%s: flows say %+v, captured %+v", k, got[k], w)

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	observerpb "github.com/weirmesh/weir/gen/observer"
+	labv1 "github.com/weirmesh/weir/gen/weir/lab/v1"
 	observerv1 "github.com/weirmesh/weir/gen/weir/observer/v1"
 )
 
@@ -33,6 +34,7 @@ type Lab struct {
 	// Server is the observer's address on the host's loopback.
 	Server string
 	conn   *grpc.ClientConn
+	lab    labv1.LabServiceClient
 }
 
 // Root is the folder of the repository.
@@ -88,8 +90,12 @@ func Up(t testing.TB, manifests string, flags ...string) *Lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.conn = conn
-	t.Cleanup(func() { conn.Close() })
+	control, err := grpc.NewClient("unix:///run/weir/"+l.Name+"/lab.sock", grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.conn, l.lab = conn, labv1.NewLabServiceClient(control)
+	t.Cleanup(func() { conn.Close(); control.Close() })
 	return l
 }
 
@@ -115,6 +121,36 @@ func freePort(t testing.TB) string {
 	}
 	defer ln.Close()
 	return ln.Addr().String()
+}
+
+// State is what the lab says of itself.
+func (l *Lab) State(ctx context.Context) *labv1.GetLabResponse {
+	l.t.Helper()
+	s, err := l.lab.GetLab(ctx, &labv1.GetLabRequest{})
+	if err != nil {
+		l.t.Fatalf("state of the lab: %v", err)
+	}
+	return s
+}
+
+// Netns is the path of a pod's network namespace.
+func (l *Lab) Netns(ctx context.Context, namespace, pod string) string {
+	l.t.Helper()
+	for _, p := range l.State(ctx).Pods {
+		if p.Namespace == namespace && p.Name == pod {
+			return p.Netns
+		}
+	}
+	l.t.Fatalf("the lab has no pod %s/%s", namespace, pod)
+	return ""
+}
+
+// Control kills (SIGKILL), stops or starts one of Weir's own parts, such as "relay" or "agent/node1".
+func (l *Lab) Control(ctx context.Context, part string, action labv1.ControlPartRequest_Action) {
+	l.t.Helper()
+	if _, err := l.lab.ControlPart(ctx, &labv1.ControlPartRequest{Part: part, Action: action}); err != nil {
+		l.t.Fatalf("%s of %s: %v", action, part, err)
+	}
 }
 
 // Conn is a connection to the observer.
