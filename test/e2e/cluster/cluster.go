@@ -73,7 +73,7 @@ func Up(t testing.TB, manifests string, flags ...string) *Lab {
 	if err := os.WriteFile(filepath.Join(dir, "pods.yaml"), []byte(manifests), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l := &Lab{t: t, Name: fmt.Sprintf("t%06x", rand.Uint32()&0xffffff), Server: freePort(t)}
+	l := &Lab{t: t, Name: fmt.Sprintf("t%06x", rand.Uint32()&0xffffff), Server: FreePort(t)}
 	args := append([]string{"up", "-d", "--name", l.Name, "--manifests", dir, "--observer-listen", l.Server}, flags...)
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -113,7 +113,8 @@ func (l *Lab) keepLogs() {
 	}
 }
 
-func freePort(t testing.TB) string {
+// FreePort is an address on loopback that was free a moment ago.
+func FreePort(t testing.TB) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
