@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -38,11 +39,14 @@ func run(ctx context.Context, args []string) error {
 	if len(args) == 4 && args[0] == "measure" {
 		return measure(args[1], args[2], args[3])
 	}
+	if len(args) == 4 && args[0] == "load" {
+		return load(ctx, args[1], args[2], args[3])
+	}
 	if len(args) == 2 && args[0] == "offload-off" {
 		return traffic.OffloadOff(args[1])
 	}
 	if len(args) == 0 || args[0] != "run" {
-		return errors.New("usage: e2e-traffic serve | run [flags] | offload-off INTERFACE | measure-serve | measure rtt|throughput|connections ADDRESS DURATION")
+		return errors.New("usage: e2e-traffic serve | run [flags] | offload-off INTERFACE | measure-serve | load ADDRESS RATE DURATION | measure rtt|throughput|connections ADDRESS DURATION")
 	}
 	args = args[1:]
 	fs := flag.NewFlagSet("e2e-traffic", flag.ContinueOnError)
@@ -98,5 +102,23 @@ func measure(what, to, d string) error {
 		return err
 	}
 	_, err = fmt.Println(v)
+	return err
+}
+
+func load(ctx context.Context, to, rate, d string) error {
+	addr, err := netip.ParseAddr(to)
+	if err != nil {
+		return fmt.Errorf("address %q: %w", to, err)
+	}
+	n, err := strconv.Atoi(rate)
+	if err != nil || n <= 0 {
+		return fmt.Errorf("rate %q: want a number above 0", rate)
+	}
+	duration, err := time.ParseDuration(d)
+	if err != nil {
+		return fmt.Errorf("duration %q: %w", d, err)
+	}
+	made, err := traffic.Load(ctx, addr, n, duration)
+	fmt.Println(made)
 	return err
 }

@@ -55,51 +55,95 @@ func main() {
 	}
 }
 
-func run(ctx context.Context) (err error) {
+// bench is what all parts of the run share.
+type bench struct {
+	bin, manifests string
+	pairs          int
+	duration       time.Duration
+}
+
+func run(ctx context.Context) error {
+	if len(os.Args) > 1 && os.Args[1] == "follow" { // the client of the flow path, in a process of its own
+		return follow(ctx, os.Args[2])
+	}
 	bin := flag.String("bin", "bin", "folder of the binaries")
-	n := flag.Int("pairs", 10, "interleaved pairs of each measurement")
-	d := flag.Duration("duration", time.Second, "length of one measurement")
+	parts := flag.String("parts", "path,flows", "what to measure, comma separated: path (a), flows (b, d, e)")
+	b := bench{}
+	flag.IntVar(&b.pairs, "pairs", 10, "interleaved pairs of each measurement")
+	flag.DurationVar(&b.duration, "duration", time.Second, "length of one measurement of the packet path")
+	flowTime := flag.Duration("flow-duration", 30*time.Second, "length of one run of the flow path")
+	rates := flag.String("rates", "50,300,600,900,1200", "connections a second to try on the flow path, rising")
 	flag.Parse()
 
-	dir, err := filepath.Abs(*bin)
-	if err != nil {
+	var err error
+	if b.bin, err = filepath.Abs(*bin); err != nil {
 		return err
 	}
-	tmp, err := os.MkdirTemp("", "weir-bench")
-	if err != nil {
+	if b.manifests, err = os.MkdirTemp("", "weir-bench"); err != nil {
 		return err
 	}
-	defer os.RemoveAll(tmp)
-	if err := os.WriteFile(filepath.Join(tmp, "pods.yaml"), []byte(pods), 0o600); err != nil {
+	defer os.RemoveAll(b.manifests)
+	if err := os.WriteFile(filepath.Join(b.manifests, "pods.yaml"), []byte(pods), 0o600); err != nil {
 		return err
 	}
-	name := fmt.Sprintf("b%06x", rand.Uint32()&0xffffff)
-	weirLab := filepath.Join(dir, "weir-lab")
-	tool := filepath.Join(dir, "e2e-traffic")
+	for part := range strings.SplitSeq(*parts, ",") {
+		switch part {
+		case "path":
+			err = b.path(ctx)
+		case "flows":
+			err = b.flows(ctx, *flowTime, *rates)
+		default:
+			err = fmt.Errorf("part %q: want path or flows", part)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
-	base, err := plain.New("plain-" + name + "-")
+func (b bench) tool() string { return filepath.Join(b.bin, "e2e-traffic") }
+
+// lab starts a lab of separate processes; the function it returns ends it.
+func (b bench) lab(ctx context.Context, server string) (name string, down func(), err error) {
+	name = fmt.Sprintf("b%06x", rand.Uint32()&0xffffff)
+	weirLab := filepath.Join(b.bin, "weir-lab")
+	down = func() { _ = exec.Command(weirLab, "down", "--name", name).Run() }
+	up := exec.CommandContext(ctx, weirLab, "up", "-d", "--separate", "--name", name, "--manifests", b.manifests, "--observer-listen", server)
+	up.Stderr = os.Stderr
+	if err := up.Run(); err != nil {
+		down()
+		return "", nil, fmt.Errorf("weir lab up: %w", err)
+	}
+	return name, down, nil
+}
+
+func (b bench) exec(ctx context.Context, lab, pod string, args ...string) ([]byte, error) {
+	return exec.CommandContext(ctx, filepath.Join(b.bin, "weir-lab"), append([]string{"exec", "--name", lab, pod, "--"}, args...)...).Output()
+}
+
+// path is part (a): the packet path.
+func (b bench) path(ctx context.Context) (err error) {
+	base, err := plain.New(fmt.Sprintf("plain-%06x-", rand.Uint32()&0xffffff))
 	if err != nil {
 		return fmt.Errorf("baseline: %w", err)
 	}
 	defer func() { err = errors.Join(err, base.Close()) }()
 	for pod := range plain.Pods {
-		if err := base.Start(pod, tool, "measure-serve"); err != nil {
+		if err := base.Start(pod, b.tool(), "measure-serve"); err != nil {
 			return err
 		}
 	}
-	defer func() { _ = exec.Command(weirLab, "down", "--name", name).Run() }()
-	up := exec.CommandContext(ctx, weirLab, "up", "-d", "--separate", "--name", name, "--manifests", tmp, "--observer-listen", "127.0.0.1:14245")
-	up.Stderr = os.Stderr
-	if err := up.Run(); err != nil {
-		return fmt.Errorf("weir lab up: %w", err)
+	lab, down, err := b.lab(ctx, "127.0.0.1:14245")
+	if err != nil {
+		return err
 	}
-
+	defer down()
 	mesh := func(what, to string) (float64, error) {
-		out, err := exec.CommandContext(ctx, weirLab, "exec", "--name", name, "default/a", "--", tool, "measure", what, to, d.String()).Output()
-		return number(out, err)
+		return number(b.exec(ctx, lab, "default/a", b.tool(), "measure", what, to, b.duration.String()))
 	}
 	bare := func(what, to string) (float64, error) {
-		out, err := base.Exec(ctx, "a", tool, "measure", what, to, d.String())
+		out, err := base.Exec(ctx, "a", b.tool(), "measure", what, to, b.duration.String())
 		return number([]byte(out), err)
 	}
 	fmt.Println("pod to pod, flows on, against the same namespaces joined by plain kernel routing without eBPF")
@@ -110,20 +154,20 @@ func run(ctx context.Context) (err error) {
 	} {
 		for _, m := range []struct{ what, unit string }{{"rtt", "us"}, {"throughput", "MB/s"}, {"connections", "/s"}} {
 			var p ratio.Pairs
-			for i := range *n {
-				var w, b float64
+			for i := range b.pairs {
+				var with, without float64
 				var werr, berr error
 				if i%2 == 0 { // who goes first alternates
-					w, werr = mesh(m.what, path.mesh)
-					b, berr = bare(m.what, path.bare)
+					with, werr = mesh(m.what, path.mesh)
+					without, berr = bare(m.what, path.bare)
 				} else {
-					b, berr = bare(m.what, path.bare)
-					w, werr = mesh(m.what, path.mesh)
+					without, berr = bare(m.what, path.bare)
+					with, werr = mesh(m.what, path.mesh)
 				}
 				if err := errors.Join(werr, berr); err != nil {
 					return fmt.Errorf("%s, %s: %w", m.what, path.name, err)
 				}
-				p.Add(w, b)
+				p.Add(with, without)
 			}
 			s := p.Summary()
 			fmt.Printf("%-14s %-12s %14s %14s   %s\n", m.what, path.name, fmt.Sprintf("%.1f %s", s.Subject, m.unit), fmt.Sprintf("%.1f %s", s.Baseline, m.unit), s)
