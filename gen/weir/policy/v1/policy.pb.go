@@ -470,7 +470,9 @@ type Spread struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Uid   string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
 	// Nodes that had not acknowledged when the wait ended (1 s); empty = every connected node holds the address.
-	LateNodes     []string `protobuf:"bytes,2,rep,name=late_nodes,json=lateNodes,proto3" json:"late_nodes,omitempty"`
+	LateNodes []string `protobuf:"bytes,2,rep,name=late_nodes,json=lateNodes,proto3" json:"late_nodes,omitempty"`
+	// Why the endpoint does not spread; absent = it does. "not known yet" ends by itself when the pod's object arrives.
+	Error         string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -517,6 +519,13 @@ func (x *Spread) GetLateNodes() []string {
 		return x.LateNodes
 	}
 	return nil
+}
+
+func (x *Spread) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
 }
 
 // Update is one atomic change.
@@ -865,6 +874,7 @@ func (x *Node) GetHealthAddresses() []string {
 type Endpoint struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Pod uid.
+	// In a registration, "health" stands for the node's health endpoint, which is no pod.
 	Uid       string `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
 	Node      string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
 	Namespace string `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -874,7 +884,8 @@ type Endpoint struct {
 	Identity  uint32   `protobuf:"varint,6,opt,name=identity,proto3" json:"identity,omitempty"`
 	// Owner, such as Deployment/todoui; absent = the pod stands alone.
 	Workload *Workload `protobuf:"bytes,7,opt,name=workload,proto3" json:"workload,omitempty"`
-	// Host network: addresses are the node's, and belong to the node's identity.
+	// Host network: addresses are the node's, several endpoints share them, and they belong to the node's identity: `identity` is 1, which
+	// on other nodes means 6.
 	HostNetwork   bool              `protobuf:"varint,8,opt,name=host_network,json=hostNetwork,proto3" json:"host_network,omitempty"`
 	NamedPorts    map[string]uint32 `protobuf:"bytes,9,rep,name=named_ports,json=namedPorts,proto3" json:"named_ports,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
@@ -1468,11 +1479,12 @@ const file_weir_policy_v1_policy_proto_rawDesc = "" +
 	"\x06spread\x18\x03 \x01(\v2\x16.weir.policy.v1.SpreadH\x00R\x06spreadB\t\n" +
 	"\amessage\"$\n" +
 	"\x06Synced\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x04R\brevision\"9\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\"O\n" +
 	"\x06Spread\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x1d\n" +
 	"\n" +
-	"late_nodes\x18\x02 \x03(\tR\tlateNodes\"\x91\x01\n" +
+	"late_nodes\x18\x02 \x03(\tR\tlateNodes\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"\x91\x01\n" +
 	"\x06Update\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x122\n" +
 	"\aupserts\x18\x02 \x03(\v2\x18.weir.policy.v1.ResourceR\aupserts\x127\n" +
