@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package broker keeps the numbers of the label sets in use: it asks the identity broker for them,
+// asks again at intervals so that a set in use is never collected, and releases sets out of use.
+package broker
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	identityv1 "github.com/weirmesh/weir/gen/weir/identity/v1"
+	"github.com/weirmesh/weir/internal/status"
+	"github.com/weirmesh/weir/services/policy/internal/label"
+)
+
+// Config bounds the calls.
+type Config struct {
+	// Workers is how many calls run at once; default 8.
+	Workers int
+	// Timeout of one call; default 5 s.
+	Timeout time.Duration
+	// Refresh is how often the number of a set in use is asked for again, which takes back a release by
+	// another policy service that did not know of the use. It must be well under the broker's wait
+	// before it deletes; default 1 min, where the broker waits 10 min.
+	Refresh time.Duration
+	// Sweep is how often sets that nobody seems to use are looked for and released; default 10 min.
+	Sweep time.Duration
+	// MinBackoff and MaxBackoff bound the pause after a failed call; default 100 ms and 5 s.
+	MinBackoff, MaxBackoff time.Duration
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	return Config{
+		Workers: 8, Timeout: 5 * time.Second, Refresh: time.Minute, Sweep: 10 * time.Minute,
+		MinBackoff: 100 * time.Millisecond, MaxBackoff: 5 * time.Second,
+	}
+}
+
+// Broker is the client of the identity broker. Want, Unwant and Run are safe together.
+type Broker struct {
+	config Config
+	client identityv1.IdentityServiceClient
+	log    *slog.Logger
+	failed *status.Loss
+	// number is told each answer. It may block, which slows the calls.
+	number func(label.Set, uint32)
+
+	mu   sync.Mutex
+	sets map[string]*entry
+	wake chan struct{}
+	// firstError is when calls began to fail; zero while they succeed.
+	failing bool
+}
+
+// entry is one set. Its next call is due at due unless one runs.
+type entry struct {
+	labels  label.Set
+	wanted  bool
+	running bool
+	due     time.Time
+	backoff time.Duration
+}
+
+// New makes a client; number is called with each answer, from several goroutines.
+func New(config Config, conn grpc.ClientConnInterface, log *slog.Logger, report *status.Reporter, number func(label.Set, uint32)) *Broker {
+	return &Broker{
+		config: config,
+		client: identityv1.NewIdentityServiceClient(conn),
+		log:    log.With("component", "broker"),
+		failed: report.Loss("identity broker", "call failed (tried again)"),
+		number: number,
+		sets:   map[string]*entry{},
+		wake:   make(chan struct{}, 1),
+	}
+}
+
+// Want asks for a set's number as soon as possible, and keeps it in use until Unwant.
+func (b *Broker) Want(labels label.Set) { b.set(labels, true) }
+
+// Unwant releases a set.
+func (b *Broker) Unwant(labels label.Set) { b.set(labels, false) }
+
+func (b *Broker) set(labels label.Set, wanted bool) {
+	b.mu.Lock()
+	e := b.sets[labels.Key()]
+	if e == nil {
+		e = &entry{labels: labels}
+		b.sets[labels.Key()] = e
+	}
+	e.wanted, e.due, e.backoff = wanted, time.Time{}, 0
+	b.mu.Unlock()
+	b.poke()
+}
+
+func (b *Broker) poke() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run makes the calls until ctx ends.
+func (b *Broker) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(b.config.Workers + 1)
+	group.Go(func() error { return b.sweepLoop(ctx) })
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		next := b.startDue(ctx, group)
+		timer.Reset(time.Until(next))
+		select {
+		case <-ctx.Done():
+			return group.Wait()
+		case <-b.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// startDue starts the calls that are due, as many as there are workers, and returns when to look
+// again.
+func (b *Broker) startDue(ctx context.Context, group *errgroup.Group) time.Time {
+	now := time.Now()
+	next := now.Add(time.Minute)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for key, e := range b.sets {
+		if e.running {
+			continue
+		}
+		if e.due.After(now) {
+			if e.due.Before(next) {
+				next = e.due
+			}
+			continue
+		}
+		wanted, due := e.wanted, e.due
+		e.running = true
+		if !group.TryGo(func() error { b.call(ctx, key, e, wanted, due); return nil }) {
+			e.running = false
+			return now.Add(time.Minute) // all workers are busy; one that ends wakes us
+		}
+	}
+	return next
+}
+
+// call makes one call for a set and says when the next is due.
+func (b *Broker) call(ctx context.Context, key string, e *entry, wanted bool, due time.Time) {
+	callCtx, cancel := context.WithTimeout(ctx, b.config.Timeout)
+	defer cancel()
+	var err error
+	if wanted {
+		var response *identityv1.AllocateResponse
+		response, err = b.client.Allocate(callCtx, &identityv1.AllocateRequest{Labels: e.labels})
+		if err == nil {
+			err = b.deliver(e.labels, response.GetIdentity())
+		}
+	} else {
+		_, err = b.client.Release(callCtx, &identityv1.ReleaseRequest{Labels: e.labels})
+	}
+	defer b.poke()
+	if ctx.Err() != nil {
+		return
+	}
+	b.note(err)
+
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e.running = false
+	switch {
+	case e.wanted != wanted || e.due != due:
+		// It was changed meanwhile and is due at once.
+	case err != nil:
+		e.backoff = min(max(2*e.backoff, b.config.MinBackoff), b.config.MaxBackoff)
+		e.due = time.Now().Add(jitter(e.backoff))
+	case wanted:
+		e.backoff = 0
+		e.due = time.Now().Add(jitter(b.config.Refresh))
+	default:
+		delete(b.sets, key)
+	}
+}
+
+func (b *Broker) deliver(labels label.Set, identity *identityv1.Identity) error {
+	if !slices.Equal(identity.GetLabels(), labels) {
+		return fmt.Errorf("the broker answered for %v when asked for %v", identity.GetLabels(), labels)
+	}
+	b.number(labels, identity.GetNumber())
+	return nil
+}
+
+// note counts failures, and logs the first of a row and its end.
+func (b *Broker) note(err error) {
+	if err != nil {
+		b.failed.Add(1)
+	}
+	b.mu.Lock()
+	changed := b.failing != (err != nil)
+	b.failing = err != nil
+	b.mu.Unlock()
+	if !changed {
+		return
+	}
+	if err != nil {
+		b.log.Warn("identity broker does not answer, will try again; known identities stay", "error", err)
+	} else {
+		b.log.Info("identity broker answers")
+	}
+}
+
+// sweepLoop releases what the broker holds and no pod here uses: sets that went out of use while no
+// policy service ran. Another replica that does use one takes the release back by its next refresh.
+func (b *Broker) sweepLoop(ctx context.Context) error {
+	ticker := time.NewTicker(b.config.Sweep)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		if err := b.sweep(ctx); err != nil && ctx.Err() == nil {
+			b.log.Warn("unused identities could not be looked for", "error", err)
+		}
+	}
+}
+
+func (b *Broker) sweep(ctx context.Context) error {
+	callCtx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	response, err := b.client.List(callCtx, &identityv1.ListRequest{}, grpc.MaxCallRecvMsgSize(1<<30))
+	if err != nil {
+		return err
+	}
+	for _, identity := range response.GetIdentities() {
+		set := label.Set(identity.GetLabels())
+		if identity.GetNumber() < firstAllocated {
+			continue
+		}
+		b.mu.Lock()
+		_, known := b.sets[set.Key()]
+		b.mu.Unlock()
+		if !known {
+			b.Unwant(set)
+		}
+	}
+	return nil
+}
+
+// firstAllocated is the first number that is not reserved or fixed.
+const firstAllocated = 256
+
+// jitter returns 75 to 100 % of d, so that calls do not come in bursts.
+func jitter(d time.Duration) time.Duration {
+	return d - rand.N(d/4+1)
+}

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package state decides what agents are told: it takes the cluster's objects, the identity numbers
+// and what agents registered, and computes the resources of a node. It knows neither gRPC nor a
+// Kubernetes client, starts nothing and waits for nothing.
+//
+// A State is changed by one goroutine through its methods; Commit then computes the parts that the
+// changes touched and returns an immutable Snapshot with the Change since the last one.
+package state
+
+import (
+	"fmt"
+	"strconv"
+
+	"github.com/weirmesh/weir/services/policy/internal/label"
+	"github.com/weirmesh/weir/services/policy/internal/object"
+)
+
+// Reserved identity numbers (policy specification, section 6.1) that this package gives.
+const (
+	IdentityHost      = 1
+	IdentityUnmanaged = 3
+	IdentityHealth    = 4
+)
+
+// Numbers that the identity broker may give.
+const (
+	minNumber = 256
+	maxNumber = 1<<24 - 1
+)
+
+// State is everything known. Make it with New; not safe for concurrent use.
+type State struct {
+	cluster string
+
+	nodes      map[string]*object.Node
+	namespaces map[string]*object.Namespace
+	services   map[object.Key]*object.Service
+	slices     map[object.Key]*object.EndpointSlice
+	pods       map[object.Key]*pod
+	byUID      map[string]*pod
+
+	sets     map[string]*set   // by Set.Key; those that a pod uses
+	byNumber map[uint32]*set   // those of sets that have a number
+	acquire  []label.Set       // sets that came into use since the last TakeIdentityChanges
+	release  []label.Set       // sets that went out of use
+	agents   map[string]*agent // by node
+	sequence uint64            // of registrations
+
+	synced  bool
+	missing map[string]bool // sets without a number at the time of the first sync
+
+	dirty    [kinds]bool
+	snapshot *Snapshot
+}
+
+// pod is a pod and its identity: the one that its labels ask for, and the one in force, which stays
+// until the new one has a number.
+type pod struct {
+	object *object.Pod
+	wanted *set
+	inUse  *set
+}
+
+// set is a label set that pods use.
+type set struct {
+	labels label.Set
+	key    string
+	number uint32 // 0 = not known yet
+	fixed  bool
+	refs   int
+}
+
+// New returns an empty state of a cluster.
+func New(cluster string) *State {
+	return &State{
+		cluster:    cluster,
+		nodes:      map[string]*object.Node{},
+		namespaces: map[string]*object.Namespace{},
+		services:   map[object.Key]*object.Service{},
+		slices:     map[object.Key]*object.EndpointSlice{},
+		pods:       map[object.Key]*pod{},
+		byUID:      map[string]*pod{},
+		sets:       map[string]*set{},
+		byNumber:   map[uint32]*set{},
+		agents:     map[string]*agent{},
+		missing:    map[string]bool{},
+		snapshot:   &Snapshot{},
+	}
+}
+
+func (s *State) touch(kinds ...Kind) {
+	for _, k := range kinds {
+		s.dirty[k] = true
+	}
+}
+
+// Upsert takes an object in.
+func (s *State) Upsert(o object.Object) {
+	switch o := o.(type) {
+	case *object.Node:
+		s.nodes[o.Name] = o
+		s.touch(KindNode, KindEndpoint)
+	case *object.Namespace:
+		s.namespaces[o.Name] = o
+		s.touch(KindNamespace)
+		s.relabel(o.Name)
+	case *object.Pod:
+		s.upsertPod(o)
+	case *object.Service:
+		s.services[o.Key()] = o
+		s.touch(KindService)
+	case *object.EndpointSlice:
+		s.slices[o.Key()] = o
+		s.touch(KindService)
+	}
+}
+
+// Delete forgets an object; one that is not there is fine.
+func (s *State) Delete(key object.Key) {
+	switch key.Kind {
+	case object.KindNode:
+		delete(s.nodes, key.Name)
+		// What its agent registered goes with it: a node of that name that comes back is a new one.
+		delete(s.agents, key.Name)
+		s.touch(KindNode, KindEndpoint)
+	case object.KindNamespace:
+		delete(s.namespaces, key.Name)
+		s.touch(KindNamespace)
+		s.relabel(key.Name)
+	case object.KindPod:
+		if p, ok := s.pods[key]; ok {
+			s.dropPod(p)
+		}
+	case object.KindService:
+		delete(s.services, key)
+		s.touch(KindService)
+	case object.KindEndpointSlice:
+		delete(s.slices, key)
+		s.touch(KindService)
+	}
+}
+
+func (s *State) upsertPod(o *object.Pod) {
+	p, ok := s.pods[o.Key()]
+	if ok && p.object.UID != o.UID {
+		s.dropPod(p) // another pod of the same name
+		ok = false
+	}
+	if !ok {
+		p = &pod{}
+		s.pods[o.Key()] = p
+	}
+	p.object = o
+	s.byUID[o.UID] = p
+	s.identify(p)
+	s.touch(KindPod, KindEndpoint)
+}
+
+func (s *State) dropPod(p *pod) {
+	s.unref(p.wanted)
+	s.unref(p.inUse)
+	p.wanted, p.inUse = nil, nil
+	delete(s.pods, p.object.Key())
+	delete(s.byUID, p.object.UID)
+	if a := s.agents[p.object.Node]; a != nil {
+		delete(a.endpoints, p.object.UID)
+	}
+	s.touch(KindPod, KindEndpoint)
+}
+
+// relabel computes the identities of all pods of a namespace anew.
+func (s *State) relabel(namespace string) {
+	for key, p := range s.pods {
+		if key.Namespace == namespace {
+			s.identify(p)
+		}
+	}
+}
+
+// identify finds the set that a pod's labels ask for.
+func (s *State) identify(p *pod) {
+	var want *set
+	if o := p.object; !o.HostNetwork && !o.Unmanaged && !o.Finished {
+		want = s.ref(s.labelsOf(o))
+	}
+	s.unref(p.wanted)
+	p.wanted = want
+	s.settle(p)
+}
+
+// labelsOf returns a pod's label set, and its number if that is fixed.
+func (s *State) labelsOf(o *object.Pod) (label.Set, uint32) {
+	if set, number, ok := wellKnown(o, s.cluster); ok {
+		return set, number
+	}
+	l := label.Pod{Labels: o.Labels, Namespace: o.Namespace, ServiceAccount: o.ServiceAccount, Cluster: s.cluster}
+	if ns := s.namespaces[o.Namespace]; ns != nil {
+		l.NamespaceLabels = ns.Labels
+	}
+	return l.Identity(), 0
+}
+
+// settle puts the wanted set in force when it has a number, or when the pod needs none.
+func (s *State) settle(p *pod) {
+	if p.wanted == p.inUse || p.wanted != nil && p.wanted.number == 0 {
+		return
+	}
+	if p.wanted != nil {
+		p.wanted.refs++
+	}
+	s.unref(p.inUse)
+	p.inUse = p.wanted
+	s.touch(KindPod, KindEndpoint, KindIdentity)
+}
+
+func (s *State) ref(labels label.Set, fixed uint32) *set {
+	key := labels.Key()
+	u, ok := s.sets[key]
+	if !ok {
+		u = &set{labels: labels, key: key}
+		s.sets[key] = u
+		if fixed != 0 {
+			u.fixed, u.number = true, fixed
+			s.byNumber[fixed] = u
+			s.touch(KindIdentity)
+		} else {
+			s.acquire = append(s.acquire, labels)
+			if !s.synced {
+				s.missing[key] = true
+			}
+		}
+	}
+	u.refs++
+	return u
+}
+
+func (s *State) unref(u *set) {
+	if u == nil {
+		return
+	}
+	if u.refs--; u.refs > 0 {
+		return
+	}
+	delete(s.sets, u.key)
+	delete(s.missing, u.key)
+	if u.number != 0 {
+		delete(s.byNumber, u.number)
+		s.touch(KindIdentity)
+	}
+	if !u.fixed {
+		s.release = append(s.release, u.labels)
+	}
+}
+
+// TakeIdentityChanges returns the label sets that came into use and those that went out of use
+// since the last call. A set may be in both: what it is now is what counts, see Uses.
+func (s *State) TakeIdentityChanges() (acquire, release []label.Set) {
+	acquire, release = s.acquire, s.release
+	s.acquire, s.release = nil, nil
+	return acquire, release
+}
+
+// Uses reports whether a pod uses a label set.
+func (s *State) Uses(labels label.Set) bool { return s.sets[labels.Key()] != nil }
+
+// SetNumber takes in the number that the identity broker gave a set. A number outside the broker's
+// range, or one that already means another set, is refused: the pods concerned then wait, since
+// the wrong identity would be worse than none.
+func (s *State) SetNumber(labels label.Set, number uint32) error {
+	u := s.sets[labels.Key()]
+	if u == nil || u.fixed || u.number == number {
+		return nil // no longer used, or no news
+	}
+	if number < minNumber || number > maxNumber {
+		return fmt.Errorf("identity number %d of %v is out of range", number, labels)
+	}
+	if other := s.byNumber[number]; other != nil {
+		return fmt.Errorf("identity number %d of %v already means %v", number, labels, other.labels)
+	}
+	if u.number != 0 {
+		delete(s.byNumber, u.number)
+	}
+	u.number = number
+	s.byNumber[number] = u
+	delete(s.missing, u.key)
+	for _, p := range s.pods {
+		if p.wanted == u {
+			s.settle(p)
+		}
+	}
+	s.touch(KindPod, KindEndpoint, KindIdentity)
+	return nil
+}
+
+// MarkSynced says that all objects that the source had at the start are in.
+func (s *State) MarkSynced() { s.synced = true }
+
+// Synced reports whether MarkSynced was called.
+func (s *State) Synced() bool { return s.synced }
+
+// Complete reports whether the state is whole: the source is synced, and every set that it used
+// then has a number. Until it is, agents must not drop what they have from before.
+func (s *State) Complete() bool { return s.synced && len(s.missing) == 0 }
+
+// MissingNumbers returns how many sets in use have no number.
+func (s *State) MissingNumbers() int {
+	n := 0
+	for _, u := range s.sets {
+		if u.number == 0 {
+			n++
+		}
+	}
+	return n
+}
+
+func identityKey(number uint32) Key {
+	return Key{KindIdentity, strconv.FormatUint(uint64(number), 10)}
+}

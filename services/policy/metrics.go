@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/weirmesh/weir/services/policy/internal/hub"
+	"github.com/weirmesh/weir/services/policy/internal/state"
+)
+
+// collector exports what the hub knows at the time of the scrape.
+type collector struct {
+	hub       *hub.Hub
+	resources *prometheus.Desc
+	missing   *prometheus.Desc
+	revision  *prometheus.Desc
+	lag       *prometheus.Desc
+}
+
+func newCollector(h *hub.Hub) *collector {
+	return &collector{
+		hub:       h,
+		resources: prometheus.NewDesc("weir_policy_resources", "Resources by kind.", []string{"kind"}, nil),
+		missing:   prometheus.NewDesc("weir_policy_label_sets_without_number", "Label sets in use that have no identity number.", nil, nil),
+		revision:  prometheus.NewDesc("weir_policy_revision", "Revision of the state.", nil, nil),
+		lag:       prometheus.NewDesc("weir_policy_agent_lag", "Revisions that a connected agent does not hold yet.", []string{"node"}, nil),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	st := c.hub.Status()
+	for name, kind := range map[string]state.Kind{
+		"node": state.KindNode, "namespace": state.KindNamespace, "identity": state.KindIdentity,
+		"service": state.KindService, "pod": state.KindPod, "endpoint": state.KindEndpoint,
+	} {
+		ch <- prometheus.MustNewConstMetric(c.resources, prometheus.GaugeValue, float64(st.Snapshot.Count(kind)), name)
+	}
+	ch <- prometheus.MustNewConstMetric(c.missing, prometheus.GaugeValue, float64(st.MissingNumbers))
+	ch <- prometheus.MustNewConstMetric(c.revision, prometheus.GaugeValue, float64(st.Revision))
+	for _, a := range st.Agents {
+		ch <- prometheus.MustNewConstMetric(c.lag, prometheus.GaugeValue, float64(st.Revision-min(a.Held, st.Revision)), a.Node)
+	}
+}

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package policy is Weir's policy service: it watches the cluster's objects, has the identity
+// broker number their label sets, and streams to each node's agent what that node needs.
+package policy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
+	"github.com/weirmesh/weir/internal/client"
+	"github.com/weirmesh/weir/internal/flags"
+	weirserver "github.com/weirmesh/weir/internal/server"
+	"github.com/weirmesh/weir/internal/spiffe"
+	"github.com/weirmesh/weir/internal/status"
+	"github.com/weirmesh/weir/services/policy/internal/broker"
+	"github.com/weirmesh/weir/services/policy/internal/hub"
+	"github.com/weirmesh/weir/services/policy/internal/label"
+	"github.com/weirmesh/weir/services/policy/internal/server"
+	"github.com/weirmesh/weir/services/policy/internal/source"
+	"github.com/weirmesh/weir/services/policy/internal/state"
+)
+
+// Config is the configuration of a policy service.
+type Config struct {
+	flags.Common
+	// Source is the address of the weir.source.v1 server that has the cluster's objects.
+	Source string
+	// Identity are the addresses of the identity broker's replicas.
+	Identity []string
+	// Listeners, if not empty, are served with mutual TLS instead of Listen, which a process with several
+	// network namespaces needs. The service closes them.
+	Listeners []net.Listener
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	return Config{Common: flags.Default(":18001")}
+}
+
+// Validate reports all faults joined.
+func (c *Config) Validate() error {
+	errs := []error{
+		c.Common.Validate(),
+		c.TLS.Validate(),
+		client.CheckAddresses("source", nonEmpty(c.Source)),
+		client.CheckAddresses("identity", c.Identity),
+	}
+	if c.Listen == "" && len(c.Listeners) == 0 {
+		errs = append(errs, errors.New("listen is empty"))
+	}
+	return errors.Join(errs...)
+}
+
+func nonEmpty(s string) []string {
+	if s == "" {
+		return nil
+	}
+	return []string{s}
+}
+
+// Service is a policy service. Make it with New; call Run once.
+type Service struct {
+	config Config
+	log    *slog.Logger
+	tls    *spiffe.Source
+	report *status.Reporter
+}
+
+// New checks the configuration and reads the certificate.
+func New(config Config, log *slog.Logger) (*Service, error) {
+	if err := config.Validate(); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	tls, err := spiffe.Load(config.TLS)
+	if err != nil {
+		return nil, err
+	}
+	return &Service{config: config, log: log, tls: tls, report: status.New("policy", "")}, nil
+}
+
+// Run serves until ctx ends.
+func (s *Service) Run(ctx context.Context) error {
+	sourceConn, err := client.New(client.Config{Addresses: []string{s.config.Source}, TLS: s.tls, Service: "source"})
+	if err != nil {
+		return err
+	}
+	defer sourceConn.Close()
+	identityConn, err := client.New(client.Config{Addresses: s.config.Identity, TLS: s.tls, Service: "identity"})
+	if err != nil {
+		return err
+	}
+	defer identityConn.Close()
+	listeners, err := s.listen(ctx)
+	if err != nil {
+		return err
+	}
+
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(s.report)
+	rpc := weirserver.New(weirserver.Config{
+		Name: "policy", Log: s.log, TLS: s.tls, Authorize: server.Authorize(), Metrics: registry,
+	})
+	s.report.OnReady(func(ready bool) { rpc.SetServing("", ready) })
+	s.report.Register(rpc.GRPC())
+
+	group, ctx := errgroup.WithContext(ctx)
+	objects := source.NewStream(sourceConn, s.log, s.report)
+	var h *hub.Hub
+	numbers := broker.New(broker.DefaultConfig(), identityConn, s.log, s.report, func(set label.Set, number uint32) {
+		s.numbered(ctx, h, set, number)
+	})
+	h = hub.New(hub.DefaultConfig(), s.log, numbers, s.report)
+	policyv1.RegisterPolicyServiceServer(rpc.GRPC(), server.New(h, s.log, s.report, rpc.Draining()))
+	s.report.Details(func() []status.Detail { return details(h.Status()) })
+	registry.MustRegister(newCollector(h))
+
+	group.Go(func() error { return h.Run(ctx, state.New(s.config.ClusterName)) })
+	group.Go(func() error { return numbers.Run(ctx) })
+	group.Go(func() error {
+		return objects.Run(ctx, func(e source.Event) { s.apply(ctx, h, e) })
+	})
+	group.Go(func() error { return rpc.Serve(ctx, listeners...) })
+	group.Go(func() error { return status.ServeHTTP(ctx, s.config.MetricsListen, s.report.Handler(registry)) })
+	s.log.Info("policy service runs", "listen", listeners[0].Addr().String(), "source", s.config.Source, "identity", s.config.Identity)
+	return group.Wait()
+}
+
+func (s *Service) listen(ctx context.Context) ([]net.Listener, error) {
+	listeners := s.config.Listeners
+	if len(listeners) == 0 {
+		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.config.Listen)
+		if err != nil {
+			return nil, fmt.Errorf("listen: %w", err)
+		}
+		listeners = append(listeners, ln)
+	}
+	if s.config.Socket != "" {
+		ln, err := weirserver.ListenUnix(s.config.Socket)
+		if err != nil {
+			for _, l := range listeners {
+				err = errors.Join(err, l.Close())
+			}
+			return nil, err
+		}
+		listeners = append(listeners, ln)
+	}
+	return listeners, nil
+}
+
+// apply hands an event of the source to the hub. It fails only when the service ends.
+func (s *Service) apply(ctx context.Context, h *hub.Hub, e source.Event) {
+	err := h.Post(ctx, func(st *state.State) {
+		switch {
+		case e.Upsert != nil:
+			st.Upsert(e.Upsert)
+		case e.Delete != nil:
+			st.Delete(*e.Delete)
+		case e.Synced:
+			st.MarkSynced()
+		}
+	})
+	if err != nil && ctx.Err() == nil {
+		s.log.Error("an object was not taken in", "error", err)
+	}
+}
+
+func (s *Service) numbered(ctx context.Context, h *hub.Hub, set label.Set, number uint32) {
+	refused := s.report.Loss("identity", "number refused")
+	err := h.Post(ctx, func(st *state.State) {
+		if err := st.SetNumber(set, number); err != nil {
+			refused.Add(1)
+			s.log.Error("identity number refused, its pods keep waiting", "error", err)
+		}
+	})
+	if err != nil && ctx.Err() == nil {
+		s.log.Error("an identity number was not taken in", "error", err)
+	}
+}
+
+// details is what an operator reads first.
+func details(st hub.Status) []status.Detail {
+	d := []status.Detail{
+		{Name: "revision", Value: strconv.FormatUint(st.Revision, 10)},
+		{Name: "nodes", Value: strconv.Itoa(st.Snapshot.Count(state.KindNode))},
+		{Name: "endpoints", Value: strconv.Itoa(st.Snapshot.Count(state.KindEndpoint))},
+		{Name: "identities", Value: strconv.Itoa(st.Snapshot.Count(state.KindIdentity))},
+		{Name: "services", Value: strconv.Itoa(st.Snapshot.Count(state.KindService))},
+		{Name: "namespaces", Value: strconv.Itoa(st.Snapshot.Count(state.KindNamespace))},
+		{Name: "label sets without number", Value: strconv.Itoa(st.MissingNumbers)},
+		{Name: "agents", Value: strconv.Itoa(len(st.Agents))},
+	}
+	for _, a := range st.Agents {
+		value := fmt.Sprintf("revision %d, behind %d, unacknowledged %d, connected %s", a.Held, st.Revision-min(a.Held, st.Revision),
+			a.Unacknowledged, time.Since(a.Since).Round(time.Second))
+		if !a.Synced {
+			value += ", first state under way"
+		}
+		d = append(d, status.Detail{Name: "agent " + a.Node, Value: value})
+	}
+	return d
+}
