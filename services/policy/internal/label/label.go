@@ -10,6 +10,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/weirmesh/weir/internal/labelset"
 )
 
 // Keys that Weir adds to a pod's own labels. Their names are those that existing policies use.
@@ -25,12 +27,8 @@ const (
 // Source is the source of labels that come from Kubernetes.
 const Source = "k8s"
 
-// Set is a label set in its one written form: `source:key=value`, sorted, without duplicates. Equal
-// sets are equal slices. It is never changed.
-type Set []string
-
-// Key returns a text that is equal for equal sets only, for use as a map's key.
-func (s Set) Key() string { return strings.Join(s, "\x00") }
+// Set is a label set in its one written form.
+type Set = labelset.Set
 
 // Pod is what the labels of a pod follow from.
 type Pod struct {
@@ -63,7 +61,7 @@ func (p Pod) Identity() Set {
 	}
 	set := make(Set, 0, len(all))
 	for _, key := range slices.Sorted(maps.Keys(all)) {
-		set = append(set, Source+":"+key+"="+all[key])
+		set = append(set, labelset.Label{Source: Source, Key: key, Value: all[key]}.String())
 	}
 	slices.Sort(set) // '=' sorts after some characters of keys
 	return set
@@ -89,33 +87,6 @@ func Relevant(key string) bool {
 		return false
 	}
 	return !slices.ContainsFunc(droppedPrefix, func(p string) bool { return strings.HasPrefix(key, p) })
-}
-
-// Label is one label of a set.
-type Label struct {
-	Source string
-	Key    string
-	Value  string
-}
-
-// String returns the written form.
-func (l Label) String() string { return l.Source + ":" + l.Key + "=" + l.Value }
-
-// Parse reads the written form of one label. The source ends at the first colon, the key at the
-// first `=` after it.
-func Parse(s string) (Label, error) {
-	source, rest, ok := strings.Cut(s, ":")
-	if !ok || source == "" {
-		return Label{}, fmt.Errorf("label %q has no source", s)
-	}
-	key, value, ok := strings.Cut(rest, "=")
-	if !ok {
-		return Label{}, fmt.Errorf("label %q has no value", s)
-	}
-	if key == "" {
-		return Label{}, fmt.Errorf("label %q has no key", s)
-	}
-	return Label{Source: source, Key: key, Value: value}, nil
 }
 
 // maxKey and maxValue are the limits of Kubernetes: a prefix of 253, a slash, a name of 63.
