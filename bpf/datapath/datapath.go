@@ -3,73 +3,138 @@
 // Package datapath owns Weir's eBPF programs and maps on one node: it loads and pins them, attaches them to interfaces and cgroups, and
 // gives each map a typed owner. Traffic goes on while no process holds a Datapath: programs, maps and links are pinned.
 //
-// All methods may be called concurrently, except that Rings and Conntrack.Sweep have one caller each. Functions that name an
-// interface look it up in the network namespace of the calling thread.
+// All methods may be called concurrently, except that Rings has one reader. Functions that name an interface look it up in the network
+// namespace of the calling thread.
 package datapath
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
+	"os"
+	"sync"
+
+	"github.com/cilium/ebpf"
 )
+
+// ErrIncompatible means that what is pinned was made by a version with another layout; see Remove.
+var ErrIncompatible = errors.New("pinned maps have another layout")
 
 // Datapath is a loaded datapath.
 type Datapath struct {
 	cfg Config
 	log *slog.Logger
+
+	// The collection holds every map and program: an object that nothing refers to is closed by the garbage collector.
+	coll  *ebpf.Collection
+	rings []*ebpf.Map
+
+	endpoints *Endpoints
+	ipcache   *IPCache
+	services  *Services
+	conntrack *Conntrack
+	reader    *Rings
+
+	mu     sync.Mutex // guards what is below, and attaching
+	links  map[string]heldLink
+	clsact bool // some hook is a clsact filter
+	tcx    bool // some hook is a tcx link
+	cgroup bool
 }
 
 // Load creates the maps under cfg.PinPath, or takes over those of an earlier process, and replaces the programs of every hook that is
-// still attached, each atomically. A pinned map of another layout is an error: ErrIncompatible.
+// still attached by a link, each atomically. (Hooks attached by clsact filters are replaced by the next Attach call.) A pinned map of another
+// layout is an error: ErrIncompatible.
 func Load(cfg Config, log *slog.Logger) (*Datapath, error) {
-	return nil, errors.ErrUnsupported
+	cfg.Timeouts.fill()
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("datapath config: %w", err)
+	}
+	d := &Datapath{cfg: cfg, log: log.With("component", "datapath"), links: map[string]heldLink{}}
+	if err := d.load(); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
 }
 
-// ErrIncompatible means that what is pinned was made by a version with another layout; see Remove.
-var ErrIncompatible = errors.New("pinned maps have another layout")
-
-// Remove detaches and unpins everything under a pin path, including clsact filters in the calling thread's network namespace. Nothing
-// there is not an error.
-func Remove(pinPath string) error { return errors.ErrUnsupported }
+func (d *Datapath) load() error {
+	if err := os.MkdirAll(d.linkDir(), 0o700); err != nil {
+		return fmt.Errorf("pin folder: %w", err)
+	}
+	if err := d.loadCollection(); err != nil {
+		return err
+	}
+	if err := d.openRings(); err != nil {
+		return err
+	}
+	maps := d.coll.Maps
+	d.endpoints = &Endpoints{endpoints: maps[tcMapEndpoints], interfaces: maps[tcMapInterfaces]}
+	d.ipcache = &IPCache{m: maps[tcMapIpcache]}
+	d.conntrack = newConntrack(maps[tcMapCt], d.coll.Programs[tcProgSweep])
+	var err error
+	if d.services, err = newServices(maps[tcMapServices], maps[tcMapBackends]); err != nil {
+		return err
+	}
+	if d.reader, err = newRings(d.rings, maps[tcMapFlowstate]); err != nil {
+		return err
+	}
+	return d.takeOverLinks()
+}
 
 // Close lets go of maps and programs; what is pinned or attached stays.
-func (d *Datapath) Close() error { return errors.ErrUnsupported }
+func (d *Datapath) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var errs []error
+	if d.reader != nil {
+		errs = append(errs, d.reader.close())
+	}
+	for name, l := range d.links {
+		errs = append(errs, l.link.Close())
+		delete(d.links, name)
+	}
+	for _, m := range d.rings {
+		errs = append(errs, m.Close())
+	}
+	d.rings = nil
+	if d.coll != nil {
+		d.coll.Close()
+	}
+	return errors.Join(errs...)
+}
 
-// AttachPod attaches the programs of a pod's host-side interface. Idempotent.
-func (d *Datapath) AttachPod(ifname string) error { return errors.ErrUnsupported }
-
-// DetachPod undoes AttachPod. It succeeds when the interface is gone already.
-func (d *Datapath) DetachPod(ifname string) error { return errors.ErrUnsupported }
-
-// AttachUplink attaches the programs of the interface to the other nodes. Idempotent.
-func (d *Datapath) AttachUplink(ifname string) error { return errors.ErrUnsupported }
-
-// AttachHost attaches the program that delivers what the node's own stack sends to pods, at the receiving end of the node's veth pair
-// (weir_net). Idempotent.
-func (d *Datapath) AttachHost(ifname string) error { return errors.ErrUnsupported }
-
-// AttachCgroup attaches the socket hooks to a cgroup v2 folder; they follow every process below it. Idempotent.
-func (d *Datapath) AttachCgroup(path string) error { return errors.ErrUnsupported }
-
-// Path names, in words for a person, the kernel features in use: "tcx", "redirect_peer", "ring buffer per cpu", ...
-func (d *Datapath) Path() []string { return nil }
+// Path names, in words for a person, the kernel features in use.
+func (d *Datapath) Path() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var words []string
+	if d.tcx {
+		words = append(words, "tcx")
+	}
+	if d.clsact {
+		words = append(words, "clsact")
+	}
+	words = append(words, "redirect_peer", "ring buffer per cpu")
+	if d.cgroup {
+		words = append(words, "socket translation")
+	}
+	if d.cfg.Masquerade {
+		words = append(words, "bpf masquerade")
+	}
+	return words
+}
 
 // Endpoints owns the map of local endpoints.
-func (d *Datapath) Endpoints() *Endpoints { return nil }
+func (d *Datapath) Endpoints() *Endpoints { return d.endpoints }
 
 // IPCache owns the map of identities.
-func (d *Datapath) IPCache() *IPCache { return nil }
+func (d *Datapath) IPCache() *IPCache { return d.ipcache }
 
 // Services owns the maps of services and backends.
-func (d *Datapath) Services() *Services { return nil }
+func (d *Datapath) Services() *Services { return d.services }
 
-// Conntrack reads the connection table.
-func (d *Datapath) Conntrack() *Conntrack { return nil }
+// Conntrack reads and sweeps the connection table.
+func (d *Datapath) Conntrack() *Conntrack { return d.conntrack }
 
 // Rings reads the records.
-func (d *Datapath) Rings() *Rings { return nil }
-
-// Counters reads what the programs count.
-func (d *Datapath) Counters() (Counters, error) { return Counters{}, errors.ErrUnsupported }
-
-// Drops reads the rows of dropped traffic.
-func (d *Datapath) Drops() ([]DropRow, error) { return nil, errors.ErrUnsupported }
+func (d *Datapath) Rings() *Rings { return d.reader }

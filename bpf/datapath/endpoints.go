@@ -4,8 +4,12 @@ package datapath
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
+	"sync"
+
+	"github.com/cilium/ebpf"
 )
 
 // Endpoint is a local endpoint as the programs know it.
@@ -26,14 +30,83 @@ type EndpointRow struct {
 	Endpoint
 }
 
-// Endpoints owns the map address -> endpoint. A packet with another source than the addresses of its interface is dropped.
-type Endpoints struct{}
+// Endpoints owns the maps address -> endpoint and interface -> endpoint. A packet with another source than the addresses of its
+// interface is dropped.
+type Endpoints struct {
+	mu         sync.Mutex // makes a change of both maps one
+	endpoints  *ebpf.Map
+	interfaces *ebpf.Map
+}
 
 // Upsert makes or replaces the row of an address.
-func (e *Endpoints) Upsert(addr netip.Addr, ep Endpoint) error { return errors.ErrUnsupported }
+func (e *Endpoints) Upsert(addr netip.Addr, ep Endpoint) error {
+	if !addr.IsValid() || ep.ID == 0 || ep.IfIndex == 0 {
+		return fmt.Errorf("endpoint %v: address, id and interface are needed", addr)
+	}
+	row := tcEndpoint{Ifindex: ep.IfIndex, Identity: ep.Identity, Id: ep.ID}
+	if ep.MAC != nil && copy(row.Mac[:], ep.MAC) != len(row.Mac) {
+		return fmt.Errorf("endpoint %v: MAC %v: want 6 bytes", addr, ep.MAC)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.interfaces.Put(row.Ifindex, row); err != nil {
+		return fmt.Errorf("interface of endpoint %v: %w", addr, err)
+	}
+	if err := e.endpoints.Put(addrOf(addr), row); err != nil {
+		return fmt.Errorf("endpoint %v: %w", addr, err)
+	}
+	return nil
+}
 
 // Delete removes the row of an address; no such row is not an error.
-func (e *Endpoints) Delete(addr netip.Addr) error { return errors.ErrUnsupported }
+func (e *Endpoints) Delete(addr netip.Addr) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var row tcEndpoint
+	err := e.endpoints.Lookup(addrOf(addr), &row)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("endpoint %v: %w", addr, err)
+	}
+	if err := e.endpoints.Delete(addrOf(addr)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("delete endpoint %v: %w", addr, err)
+	}
+	rows, err := e.list()
+	if err != nil {
+		return err
+	}
+	for _, r := range rows {
+		if r.IfIndex == row.Ifindex {
+			return nil
+		}
+	}
+	if err := e.interfaces.Delete(row.Ifindex); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("delete interface of endpoint %v: %w", addr, err)
+	}
+	return nil
+}
 
 // List returns all rows.
-func (e *Endpoints) List() ([]EndpointRow, error) { return nil, errors.ErrUnsupported }
+func (e *Endpoints) List() ([]EndpointRow, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.list()
+}
+
+func (e *Endpoints) list() ([]EndpointRow, error) {
+	var rows []EndpointRow
+	var key tcAddr
+	var value tcEndpoint
+	it := e.endpoints.Iterate()
+	for it.Next(&key, &value) {
+		rows = append(rows, EndpointRow{key.netip(), Endpoint{
+			ID: value.Id, Identity: value.Identity, IfIndex: value.Ifindex, MAC: append(net.HardwareAddr{}, value.Mac[:]...),
+		}})
+	}
+	if err := it.Err(); err != nil {
+		return nil, fmt.Errorf("list endpoints: %w", err)
+	}
+	return rows, nil
+}

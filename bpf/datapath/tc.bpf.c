@@ -1,13 +1,208 @@
 //go:build ignore
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+// The tc programs: every packet of a pod passes one of them at an ingress hook. README.md says where each is attached.
 #include "vmlinux.h"
-#include "events.h"
+#include "deliver.h"
 #include "exported.h"
-#include "maps.h"
-#include "nat_types.h"
+#include "frags.h"
+#include "sweep.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
+// icmp6_control handles what keeps a link going rather than a connection: true when *verdict says what becomes of the packet, or
+// *reason why it is dropped.
+static __always_inline bool icmp6_control(const struct packet *p, int *verdict, int *reason)
+{
+	switch (p->icmp_type) {
+	case 135: // neighbour solicitation
+	case 136: // neighbour advertisement
+		metric_add(METRIC_ND, 1, p->bytes);
+		*verdict = TC_ACT_OK;
+		return true;
+	case 130: // multicast listener messages
+	case 131:
+	case 132:
+	case 143:
+	case 133: // router solicitation
+		metric_add(METRIC_MULTICAST_CONTROL, 1, p->bytes);
+		*verdict = TC_ACT_SHOT;
+		return true;
+	case 134: // router advertisement
+	case 137: // redirect
+		*reason = DROP_FORBIDDEN_ICMP6;
+	}
+	return false;
+}
 
-SEC("tc") int from_pod(struct __sk_buff *skb) { return 0; }
+// from_pod: everything that a pod sends, at the ingress of the host side of its veth pair.
+SEC("tc")
+int from_pod(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct endpoint *src = NULL, *dst;
+	int reason, fault = 0, verdict;
+	struct packet *p;
+	struct pass *o;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	p = &s->packet;
+	o = &s->pass;
+	__builtin_memset(o, 0, sizeof(*o));
+	o->sent = 1;
+	o->ifindex = skb->ifindex;
+	if (skb->protocol == bpf_htons(ETH_P_ARP)) {
+		metric_add(METRIC_ARP, 1, skb->len);
+		return TC_ACT_OK;
+	}
+	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)) {
+		packet_none(skb, p);
+		reason = DROP_UNSUPPORTED_L3;
+		goto refuse;
+	}
+	reason = packet_l3(skb, p);
+	if (!reason && p->fragment != FRAGMENT_LATER)
+		reason = packet_l4(skb, p);
+	if (p->proto == IPPROTO_ICMPV6 && !p->v4 && !reason && icmp6_control(p, &verdict, &fault))
+		return verdict;
+	if (p->proto == IPPROTO_IGMP && p->v4) {
+		metric_add(METRIC_MULTICAST_CONTROL, 1, p->bytes);
+		return TC_ACT_SHOT;
+	}
+	src = endpoint_find(&p->src);
+	if (!src || src->ifindex != skb->ifindex) {
+		reason = DROP_INVALID_SOURCE_IP;
+		src = NULL;
+		goto refuse;
+	}
+	o->self_identity = src->identity;
+	o->endpoint = src->id;
+	if (!reason)
+		reason = fault;
+	if (!reason && p->fragment)
+		reason = frags_resolve(p);
+	if (reason)
+		goto refuse;
+	dst = endpoint_find(&p->dst);
+	if (dst) {
+		o->local_peer = 1;
+		o->peer_identity = dst->identity;
+	}
+	reason = ct_update(skb, s);
+	if (reason)
+		goto refuse;
+	if (dst)
+		return deliver(skb, s, dst, src, false);
+	if (o->masquerade)
+		skb->mark |= MARK_MASQUERADE;
+	return TC_ACT_OK;
+
+refuse:
+	if (!src) {
+		__u32 ifindex = skb->ifindex;
+
+		src = bpf_map_lookup_elem(&interfaces, &ifindex);
+		if (src) {
+			o->self_identity = src->identity;
+			o->endpoint = src->id;
+		}
+	}
+	dst = endpoint_find(&p->dst);
+	if (dst)
+		o->peer_identity = dst->identity;
+	return drop(skb, reason);
+}
+
+// inbound delivers what comes from the uplink or from the node's own stack to a local endpoint.
+static __always_inline int inbound(struct __sk_buff *skb, struct scratch *s, bool from_uplink)
+{
+	struct packet *p = &s->packet;
+	struct ipcache_entry *range;
+	struct endpoint *dst;
+	int reason;
+
+	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
+		return TC_ACT_OK;
+	reason = packet_l3(skb, p);
+	dst = endpoint_find(&p->dst);
+	if (dst) {
+		if (!reason)
+			reason = p->fragment == FRAGMENT_LATER ? 0 : packet_l4(skb, p);
+		if (!reason && p->fragment)
+			reason = frags_resolve(p);
+		if (!reason)
+			return deliver(skb, s, dst, NULL, from_uplink);
+		inbound_fault(s, dst);
+		return drop(skb, reason);
+	}
+	if (from_uplink) {
+		const volatile struct addr *own = p->v4 ? &cfg_node_v4 : &cfg_node_v6;
+
+		if (p->dst.hi == own->hi && p->dst.lo == own->lo)
+			return TC_ACT_OK;
+	} else if (!p->v4 && (p->dst.lo || p->dst.hi) && (bpf_ntohl((__u32)p->dst.hi) >> 24) == 0xff) {
+		metric_add(METRIC_MULTICAST_CONTROL, 1, p->bytes);
+		return TC_ACT_SHOT;
+	}
+	range = ipcache_find(&p->dst);
+	if (range && (range->flags & IPCACHE_LOCAL_PODS)) {
+		if (!reason && p->fragment != FRAGMENT_LATER)
+			packet_l4(skb, p);
+		inbound_fault(s, NULL);
+		return drop(skb, DROP_UNROUTABLE);
+	}
+	return TC_ACT_OK;
+}
+
+// from_network: what comes from other machines, at the ingress of the uplink.
+SEC("tc")
+int from_network(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+
+	if (!s)
+		return TC_ACT_SHOT;
+	return inbound(skb, s, true);
+}
+
+// from_host: what the node's own stack sends to local pods, at the ingress of the receiving end of the node's veth pair.
+SEC("tc")
+int from_host(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+
+	if (!s)
+		return TC_ACT_SHOT;
+	return inbound(skb, s, false);
+}
+
+// to_pod: what comes to a pod round the ingress hooks, at the egress of the host side of its veth pair. bpf_redirect_peer does not pass
+// here, so that nothing should.
+SEC("tc")
+int to_pod(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct endpoint *dst;
+	struct packet *p;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	p = &s->packet;
+	if (skb->protocol == bpf_htons(ETH_P_ARP) || (skb->mark & MARK_MASK) == MARK_DELIVERED)
+		return TC_ACT_OK;
+	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)) {
+		metric_add(METRIC_BYPASSED, 1, skb->len);
+		return TC_ACT_SHOT;
+	}
+	if (!packet_l3(skb, p) && p->fragment != FRAGMENT_LATER && !packet_l4(skb, p) && p->proto == IPPROTO_ICMPV6) {
+		int verdict, reason;
+
+		if (icmp6_control(p, &verdict, &reason))
+			return verdict;
+	}
+	metric_add(METRIC_BYPASSED, 1, p->bytes);
+	dst = endpoint_find(&p->dst);
+	inbound_fault(s, dst);
+	return drop(skb, DROP_UNROUTABLE);
+}

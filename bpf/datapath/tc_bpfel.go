@@ -32,13 +32,8 @@ type tcBackendKey struct {
 	Slot uint32
 }
 
-type tcCtEntry struct {
-	_    structs.HostLayout
-	Lock struct {
-		_   structs.HostLayout
-		Val uint32
-	}
-	PeerIdentity    uint32
+type tcCtConn struct {
+	_               structs.HostLayout
 	Tail            uint64
 	Connection      uint64
 	Expires         uint64
@@ -61,7 +56,18 @@ type tcCtEntry struct {
 	Fins            uint8
 	IcmpType        uint8
 	IcmpCode        uint8
-	Pad             [6]uint8
+	Pad             [2]uint8
+	PeerIdentity    uint32
+}
+
+type tcCtEntry struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Pad  uint32
+	Conn tcCtConn
 }
 
 type tcCtFlags uint32
@@ -142,6 +148,7 @@ const (
 
 type tcDropValue struct {
 	_       structs.HostLayout
+	Records uint64
 	Packets uint64
 	Bytes   uint64
 }
@@ -160,6 +167,25 @@ type tcFlowstate struct {
 	NextSequence uint64
 	Reserved     [6]uint64
 	Positions    [256]uint64
+}
+
+type tcFrag struct {
+	_        structs.HostLayout
+	Sport    uint16
+	Dport    uint16
+	Kind     uint8
+	IcmpType uint8
+	IcmpCode uint8
+	Pad      uint8
+}
+
+type tcFragKey struct {
+	_     structs.HostLayout
+	Src   tcAddr
+	Dst   tcAddr
+	Id    uint32
+	Proto uint8
+	Pad   [3]uint8
 }
 
 type tcIdentity uint32
@@ -298,6 +324,62 @@ const (
 	tcRecordTypeRECORD_TYPES       tcRecordType = 5
 )
 
+type tcScratch struct {
+	_      structs.HostLayout
+	Packet struct {
+		_          structs.HostLayout
+		Src        tcAddr
+		Dst        tcAddr
+		Now        uint64
+		Length     uint32
+		Segments   uint32
+		Bytes      uint32
+		L4         uint32
+		Payload    uint32
+		Seq        uint32
+		Ack        uint32
+		FragmentId uint32
+		Sport      uint16
+		Dport      uint16
+		Proto      uint8
+		Kind       uint8
+		TcpFlags   uint8
+		IcmpType   uint8
+		IcmpCode   uint8
+		Chunk      uint8
+		Fragment   uint8
+		Ttl        uint8
+		V4         uint8
+		Starts     uint8
+		IcmpError  uint8
+		Pad        uint8
+		Cpu        uint32
+		_          [4]byte
+	}
+	Pass struct {
+		_            structs.HostLayout
+		SelfIdentity uint32
+		PeerIdentity uint32
+		Ifindex      uint32
+		Endpoint     uint16
+		Sent         uint8
+		LocalPeer    uint8
+		FromUplink   uint8
+		Point        uint8
+		Classified   uint8
+		Masquerade   uint8
+	}
+	_     [4]byte
+	Key   tcCtKey
+	Entry struct {
+		_    structs.HostLayout
+		Lock uint64
+		Conn tcCtConn
+	}
+	Record tcRecord
+	Final  tcRecord
+}
+
 type tcService struct {
 	_     structs.HostLayout
 	Id    uint32
@@ -361,12 +443,18 @@ const (
 	tcMapEndpoints         = "endpoints"
 	tcMapEvents            = "events"
 	tcMapFlowstate         = "flowstate"
+	tcMapFrags             = "frags"
 	tcMapInterfaces        = "interfaces"
 	tcMapIpcache           = "ipcache"
 	tcMapMetrics           = "metrics"
+	tcMapScratch           = "scratch"
 	tcMapServices          = "services"
 	tcMapSvcconn           = "svcconn"
+	tcProgFromHost         = "from_host"
+	tcProgFromNetwork      = "from_network"
 	tcProgFromPod          = "from_pod"
+	tcProgSweep            = "sweep"
+	tcProgToPod            = "to_pod"
 	tcVarCfgEveryPacket    = "cfg_every_packet"
 	tcVarCfgIcmp           = "cfg_icmp"
 	tcVarCfgMasquerade     = "cfg_masquerade"
@@ -429,7 +517,11 @@ type tcSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcProgramSpecs struct {
-	FromPod *ebpf.ProgramSpec `ebpf:"from_pod"`
+	FromHost    *ebpf.ProgramSpec `ebpf:"from_host"`
+	FromNetwork *ebpf.ProgramSpec `ebpf:"from_network"`
+	FromPod     *ebpf.ProgramSpec `ebpf:"from_pod"`
+	Sweep       *ebpf.ProgramSpec `ebpf:"sweep"`
+	ToPod       *ebpf.ProgramSpec `ebpf:"to_pod"`
 }
 
 // tcMapSpecs contains maps before they are loaded into the kernel.
@@ -442,9 +534,11 @@ type tcMapSpecs struct {
 	Endpoints  *ebpf.MapSpec `ebpf:"endpoints"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
 	Flowstate  *ebpf.MapSpec `ebpf:"flowstate"`
+	Frags      *ebpf.MapSpec `ebpf:"frags"`
 	Interfaces *ebpf.MapSpec `ebpf:"interfaces"`
 	Ipcache    *ebpf.MapSpec `ebpf:"ipcache"`
 	Metrics    *ebpf.MapSpec `ebpf:"metrics"`
+	Scratch    *ebpf.MapSpec `ebpf:"scratch"`
 	Services   *ebpf.MapSpec `ebpf:"services"`
 	Svcconn    *ebpf.MapSpec `ebpf:"svcconn"`
 }
@@ -499,9 +593,11 @@ type tcMaps struct {
 	Endpoints  *ebpf.Map `ebpf:"endpoints"`
 	Events     *ebpf.Map `ebpf:"events"`
 	Flowstate  *ebpf.Map `ebpf:"flowstate"`
+	Frags      *ebpf.Map `ebpf:"frags"`
 	Interfaces *ebpf.Map `ebpf:"interfaces"`
 	Ipcache    *ebpf.Map `ebpf:"ipcache"`
 	Metrics    *ebpf.Map `ebpf:"metrics"`
+	Scratch    *ebpf.Map `ebpf:"scratch"`
 	Services   *ebpf.Map `ebpf:"services"`
 	Svcconn    *ebpf.Map `ebpf:"svcconn"`
 }
@@ -514,9 +610,11 @@ func (m *tcMaps) Close() error {
 		m.Endpoints,
 		m.Events,
 		m.Flowstate,
+		m.Frags,
 		m.Interfaces,
 		m.Ipcache,
 		m.Metrics,
+		m.Scratch,
 		m.Services,
 		m.Svcconn,
 	)
@@ -550,12 +648,20 @@ type tcVariables struct {
 //
 // It can be passed to loadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcPrograms struct {
-	FromPod *ebpf.Program `ebpf:"from_pod"`
+	FromHost    *ebpf.Program `ebpf:"from_host"`
+	FromNetwork *ebpf.Program `ebpf:"from_network"`
+	FromPod     *ebpf.Program `ebpf:"from_pod"`
+	Sweep       *ebpf.Program `ebpf:"sweep"`
+	ToPod       *ebpf.Program `ebpf:"to_pod"`
 }
 
 func (p *tcPrograms) Close() error {
 	return _TcClose(
+		p.FromHost,
+		p.FromNetwork,
 		p.FromPod,
+		p.Sweep,
+		p.ToPod,
 	)
 }
 

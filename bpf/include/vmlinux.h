@@ -265,4 +265,11 @@ struct tcphdr {
 	__be16 urg_ptr;
 };
 
+struct udphdr {
+	__be16 source;
+	__be16 dest;
+	__be16 len;
+	__sum16 check;
+};
+
 #endif

@@ -35,11 +35,9 @@ struct ct_key {
 	__u8 kind;      /* 0; 1 = ICMP that is not echo */
 };
 
-/* ct_entry: [0] is originator to responder, [1] is back. Everything in it changes under the lock, except identities and what the local
- * socket tells (single words, last writer wins). */
-struct ct_entry {
-	struct bpf_spin_lock lock;
-	__u32 peer_identity;
+/* ct_conn: [0] is originator to responder, [1] is back. Everything in it changes under the entry's lock, except identities and what
+ * the local socket tells (single words, last writer wins). */
+struct ct_conn {
 	__u64 tail;       /* the last 8 bytes of the key: tells an element that was freed and used again */
 	__u64 connection;
 	__u64 expires;    /* CLOCK_MONOTONIC ns */
@@ -62,8 +60,23 @@ struct ct_entry {
 	__u8 fins;        /* bit d: FIN seen from direction d; bit d+2: acknowledged */
 	__u8 icmp_type;
 	__u8 icmp_code;
-	__u8 pad[6];
+	__u8 pad[2];
+	__u32 peer_identity;
 };
+
+struct ct_entry {
+	struct bpf_spin_lock lock;
+	__u32 pad;
+	struct ct_conn conn;
+};
+
+/* ct_template is laid out like ct_entry, for memory in which the kernel allows no lock. */
+struct ct_template {
+	__u64 lock;
+	struct ct_conn conn;
+};
+
+_Static_assert(sizeof(struct ct_template) == sizeof(struct ct_entry), "same layout");
 
 _Static_assert(sizeof(struct ct_key) == 40, "no padding");
 

@@ -16,7 +16,8 @@ struct drop_key {
 };
 
 struct drop_value {
-	__u64 packets;
+	__u64 records; /* drops, each with a record written or lost */
+	__u64 packets; /* segments as on the wire */
 	__u64 bytes;
 };
 

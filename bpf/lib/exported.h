@@ -17,6 +17,7 @@ struct exported {
 	enum known_bits known_bits;
 	enum record_flags record_flags;
 	enum drop_reason drop_reason;
+	struct ct_conn ct_conn;
 	enum ct_state ct_state;
 	enum ct_flags ct_flags;
 	enum ipcache_flags ipcache_flags;

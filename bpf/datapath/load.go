@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/bits"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/cilium/ebpf"
+)
+
+// layouts gives the layout version of every pinned map. A change of a key or value type raises the number, so that two versions never share a
+// pin by accident.
+var layouts = map[string]int{
+	tcMapCt:         1,
+	tcMapEndpoints:  1,
+	tcMapInterfaces: 1,
+	tcMapIpcache:    1,
+	tcMapDrops:      1,
+	tcMapServices:   1,
+	tcMapBackends:   1,
+	tcMapSvcconn:    1,
+	tcMapFrags:      1,
+	tcMapMetrics:    1,
+	tcMapEvents:     1,
+	tcMapFlowstate:  1,
+}
+
+// maxRings is MAX_RINGS of lib/events.h.
+const maxRings = len(tcFlowstate{}.Positions)
+
+func pinName(name string) string { return fmt.Sprintf("%s_v%d", name, layouts[name]) }
+
+func (d *Datapath) linkDir() string { return filepath.Join(d.cfg.PinPath, "links") }
+
+func (d *Datapath) ringPin(cpu int) string {
+	return filepath.Join(d.cfg.PinPath, fmt.Sprintf("ring_v%d_%d", layouts[tcMapEvents], cpu))
+}
+
+// ringBytes is one CPU's share of the configured total.
+func ringBytes(total, cpus int) int {
+	share := max(total/cpus, os.Getpagesize())
+	return 1 << (bits.Len(uint(share)) - 1)
+}
+
+func (d *Datapath) loadCollection() error {
+	spec, err := loadTc()
+	if err != nil {
+		return fmt.Errorf("read programs: %w", err)
+	}
+	if err := d.configure(spec); err != nil {
+		return err
+	}
+	if err := d.sizes(spec); err != nil {
+		return err
+	}
+	d.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: d.cfg.PinPath}})
+	if errors.Is(err, ebpf.ErrMapIncompatible) {
+		return fmt.Errorf("%w (%s): %w", ErrIncompatible, d.cfg.PinPath, err)
+	}
+	if err != nil {
+		return fmt.Errorf("load programs: %w", err)
+	}
+	return nil
+}
+
+// configure sets the load-time constants.
+func (d *Datapath) configure(spec *ebpf.CollectionSpec) error {
+	flag := func(b bool) uint32 {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	ns := func(t time.Duration) uint64 { return uint64(t.Nanoseconds()) }
+	var node4, node6 tcAddr
+	if d.cfg.NodeIPv4.IsValid() {
+		node4 = addrOf(d.cfg.NodeIPv4)
+	}
+	if d.cfg.NodeIPv6.IsValid() {
+		node6 = addrOf(d.cfg.NodeIPv6)
+	}
+	ring := ringBytes(d.cfg.RingBytes, ebpf.MustPossibleCPU())
+	t := d.cfg.Timeouts
+	for name, value := range map[string]any{
+		tcVarCfgReportInterval: ns(d.cfg.ReportInterval),
+		tcVarCfgTcpHandshake:   ns(t.TCPHandshake),
+		tcVarCfgTcpEstablished: ns(t.TCPEstablished),
+		tcVarCfgTcpClosing:     ns(t.TCPClosing),
+		tcVarCfgTcpClosed:      ns(t.TCPClosed),
+		tcVarCfgUdp:            ns(t.UDP),
+		tcVarCfgUdpAnswered:    ns(t.UDPAnswered),
+		tcVarCfgIcmp:           ns(t.ICMP),
+		tcVarCfgEveryPacket:    flag(d.cfg.Aggregation == AggregationNone),
+		tcVarCfgMasquerade:     flag(d.cfg.Masquerade),
+		tcVarCfgWakeupBytes:    uint32(min(ring/4, 65536)),
+		tcVarCfgWorldV4:        d.cfg.WorldIPv4,
+		tcVarCfgWorldV6:        d.cfg.WorldIPv6,
+		tcVarCfgNodeV4:         node4,
+		tcVarCfgNodeV6:         node6,
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return fmt.Errorf("constant %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// sizes names and sizes the maps. A map that is pinned keeps its size, since connections and records in it are worth more than a flag.
+func (d *Datapath) sizes(spec *ebpf.CollectionSpec) error {
+	cpus := ebpf.MustPossibleCPU()
+	if cpus > maxRings {
+		return fmt.Errorf("%d possible CPUs: %d are supported", cpus, maxRings)
+	}
+	for name, size := range map[string]int{
+		tcMapCt:         d.cfg.ConntrackMax,
+		tcMapIpcache:    d.cfg.IPCacheMax,
+		tcMapEndpoints:  d.cfg.EndpointsMax,
+		tcMapInterfaces: d.cfg.EndpointsMax,
+		tcMapServices:   d.cfg.ServicesMax,
+		tcMapBackends:   d.cfg.BackendsMax,
+		tcMapFrags:      d.cfg.FragmentsMax,
+		tcMapDrops:      d.cfg.DropsMax,
+		tcMapEvents:     cpus,
+	} {
+		spec.Maps[name].MaxEntries = uint32(size)
+	}
+	spec.Maps[tcMapEvents].InnerMap.MaxEntries = uint32(ringBytes(d.cfg.RingBytes, cpus))
+	for name := range layouts {
+		m := spec.Maps[name]
+		m.Name = pinName(name)
+		m.Pinning = ebpf.PinByName
+		pinned, err := ebpf.LoadPinnedMap(filepath.Join(d.cfg.PinPath, m.Name), nil)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("pinned map %s: %w", m.Name, err)
+		}
+		if have := pinned.MaxEntries(); have != m.MaxEntries {
+			d.log.Warn("pinned map keeps its size", "map", m.Name, "size", have, "configured", m.MaxEntries)
+			m.MaxEntries = have
+		}
+		if err := pinned.Close(); err != nil {
+			return fmt.Errorf("pinned map %s: %w", m.Name, err)
+		}
+	}
+	return nil
+}
+
+// openRings takes the pinned ring of each CPU, or makes it.
+func (d *Datapath) openRings() error {
+	events := d.coll.Maps[tcMapEvents]
+	size := ringBytes(d.cfg.RingBytes, ebpf.MustPossibleCPU())
+	for cpu := range int(events.MaxEntries()) {
+		pin := d.ringPin(cpu)
+		ring, err := ebpf.LoadPinnedMap(pin, nil)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			if ring, err = d.makeRing(cpu, size, pin); err != nil {
+				return fmt.Errorf("ring of cpu %d: %w", cpu, err)
+			}
+		case err != nil:
+			return fmt.Errorf("ring of cpu %d: %w", cpu, err)
+		case int(ring.MaxEntries()) != size:
+			d.log.Warn("pinned ring keeps its size", "cpu", cpu, "size", ring.MaxEntries(), "configured", size)
+		}
+		d.rings = append(d.rings, ring)
+	}
+	return nil
+}
+
+func (d *Datapath) makeRing(cpu, size int, pin string) (*ebpf.Map, error) {
+	ring, err := ebpf.NewMap(&ebpf.MapSpec{Name: fmt.Sprintf("ring_%d", cpu), Type: ebpf.RingBuf, MaxEntries: uint32(size)})
+	if err != nil {
+		return nil, err
+	}
+	// In the array first: a pin without its place in the array would never be put there.
+	if err := d.coll.Maps[tcMapEvents].Put(uint32(cpu), ring); err != nil {
+		return nil, errors.Join(err, ring.Close())
+	}
+	if err := ring.Pin(pin); err != nil {
+		return nil, errors.Join(err, ring.Close())
+	}
+	return ring, nil
+}
