@@ -1,0 +1,3 @@
+module github.com/weirmesh/weir/examples/todo
+
+go 1.26
