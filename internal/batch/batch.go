@@ -161,3 +161,15 @@ func (b *Batch) Stats(i int) []byte {
 func (b *Batch) Size() int {
 	return cap(b.data) + cap(b.refs)*int(unsafe.Sizeof(ref{})) + int(unsafe.Sizeof(*b))
 }
+
+// Extract returns a batch of record i alone, with a copy of its bytes and the number that it has.
+func (b *Batch) Extract(i int) *Batch {
+	r := b.refs[i]
+	single := &Batch{Header: b.Header, ordered: true}
+	single.First, single.Count = b.First+uint64(i), 1
+	single.MinTime, single.MaxTime = r.time, r.time
+	single.data = append(append(make([]byte, 0, r.itemLen+r.statsLen), b.Item(i)...), b.Stats(i)...)
+	r.item, r.stats = 0, r.itemLen
+	single.refs = []ref{r}
+	return single
+}

@@ -66,7 +66,11 @@ func Connect(url string, tlsConfig *tls.Config, log *slog.Logger, options ...nat
 		nats.Timeout(3 * time.Second),
 		nats.ConnectHandler(func(*nats.Conn) { log.Info("connected to nats") }),
 		nats.ReconnectHandler(func(*nats.Conn) { log.Info("connected to nats again") }),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { log.Warn("connection to nats lost", "error", err) }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil { // nil = we closed it
+				log.Warn("connection to nats lost", "error", err)
+			}
+		}),
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
 			subject := ""
 			if sub != nil {
