@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package command
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	labv1 "github.com/weirmesh/weir/gen/weir/lab/v1"
+	"github.com/weirmesh/weir/lab"
+)
+
+// readyFD is where a detached lab says that it is ready, or why it is not. The number comes by the environment, so that the command line
+// of both processes is the same.
+const readyEnv = "WEIR_LAB_READY_FD"
+
+func upCommand() *cobra.Command {
+	config := lab.DefaultConfig()
+	var detach bool
+	var aggregation, ringBytes, reportInterval string
+	command := &cobra.Command{
+		Use:   "up",
+		Short: "Build a cluster and run it until Ctrl-C",
+		Args:  cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			self, err := os.Executable()
+			if err != nil {
+				return fmt.Errorf("find this program: %w", err)
+			}
+			config.Self = self
+			for flag, value := range map[string]string{"--aggregation": aggregation, "--ring-bytes": ringBytes, "--report-interval": reportInterval} {
+				if value != "" {
+					// First, so that --agent-arg can still differ for one node.
+					config.AgentArgs = append([]string{flag + "=" + value}, config.AgentArgs...)
+				}
+			}
+			if detach && os.Getenv(readyEnv) == "" {
+				return upDetached(command, config)
+			}
+			return up(command.Context(), config)
+		},
+	}
+	flags := command.Flags()
+	nameFlag(command, &config.Name)
+	flags.IntVar(&config.Nodes, "nodes", config.Nodes, "`number` of nodes")
+	flags.StringArrayVar(&config.Manifests, "manifests", nil, "`file or folder` of Kubernetes manifests; changes are followed; repeatable")
+	flags.StringVar(&config.ObserverListen, "observer-listen", config.ObserverListen, "`address` of the observer's API on this machine")
+	flags.BoolVarP(&detach, "detach", "d", false, "return when everything is ready; end it with `weir lab down`")
+	flags.BoolVar(&config.Separate, "separate", false, "run NATS and each central service as a process of its own")
+	flags.IntVar(&config.Policies, "policies", config.Policies, "`number` of policy services (with --separate)")
+	flags.IntVar(&config.Brokers, "brokers", config.Brokers, "`number` of identity brokers (with --separate)")
+	flags.IntVar(&config.Relays, "relays", config.Relays, "`number` of relays (with --separate)")
+	flags.StringVar(&aggregation, "aggregation", "", "the agents' aggregation of flows: none or medium (default: the agents' own)")
+	flags.StringVar(&ringBytes, "ring-bytes", "", "`bytes` of all ring buffers of a node (default: the agents' own)")
+	flags.StringVar(&reportInterval, "report-interval", "", "`time` between reports of a live connection (default: the agents' own)")
+	flags.StringArrayVar(&config.AgentArgs, "agent-arg", nil, "further `argument` of every agent, or of one: node1:--flag=value; repeatable")
+	flags.StringArrayVar(&config.RelayArgs, "relay-arg", nil, "further `argument` of the relays (with --separate); repeatable")
+	flags.StringArrayVar(&config.ObserverArgs, "observer-arg", nil, "further `argument` of the observer (with --separate); repeatable")
+	flags.IntVar(&config.MTU, "mtu", config.MTU, "`bytes` of the fabric's largest packet")
+	flags.StringVar(&config.LogLevel, "log-level", config.LogLevel, "of Weir's parts: debug, info, warn or error")
+	flags.DurationVar(&config.Timeout, "timeout", config.Timeout, "`time` that Weir, and then the pods, may take to be ready")
+	flags.StringVar(&config.BinDir, "bin", "", "`folder` of Weir's programs (default: where weir-lab is)")
+	return command
+}
+
+// up runs a lab in this process.
+func up(ctx context.Context, config lab.Config) error {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	ready := func() { fmt.Fprintln(os.Stdout, "Ctrl-C ends the lab and removes everything.") }
+	fail := func(error) {}
+	config.Output = os.Stdout
+	if text := os.Getenv(readyEnv); text != "" {
+		fd, err := strconv.Atoi(text)
+		if err != nil {
+			return fmt.Errorf("%s: %w", readyEnv, err)
+		}
+		pipe := os.NewFile(uintptr(fd), "ready")
+		syscall.CloseOnExec(fd)
+		config.Output = io.MultiWriter(os.Stdout, prefixed{pipe})
+		ready = func() { fmt.Fprintln(pipe, "ready"); pipe.Close() }
+		fail = func(err error) { fmt.Fprintf(pipe, "failed\n%v\n", err); pipe.Close() }
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	l, err := lab.New(config, log)
+	if err != nil {
+		fail(err)
+		return err
+	}
+	err = l.Run(ctx, ready)
+	if err != nil {
+		fail(err)
+	}
+	return err
+}
+
+// prefixed marks lines for whoever waits for a detached lab. After the pipe is closed there is nobody.
+type prefixed struct{ w io.Writer }
+
+func (p prefixed) Write(data []byte) (int, error) {
+	_, err := fmt.Fprintf(p.w, "say %s", data)
+	if err != nil && !errors.Is(err, os.ErrClosed) && !errors.Is(err, syscall.EPIPE) {
+		return 0, err
+	}
+	return len(data), nil
+}
+
+// upDetached starts this command again in the background, and waits until that says that it is ready.
+func upDetached(command *cobra.Command, config lab.Config) error {
+	if err := config.Validate(); err != nil {
+		return err
+	}
+	// The manifests' paths stay valid: the working folder is inherited.
+	output, path, err := detachedLog(config.Name)
+	if err != nil {
+		return err
+	}
+	defer output.Close()
+	read, write, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("start lab: %w", err)
+	}
+	defer read.Close()
+	child := exec.Command(config.Self, os.Args[1:]...)
+	child.Env = append(os.Environ(), readyEnv+"=3")
+	child.Stdout, child.Stderr = output, output
+	child.ExtraFiles = []*os.File{write}
+	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = child.Start()
+	write.Close()
+	if err != nil {
+		return fmt.Errorf("start lab: %w", err)
+	}
+	stop := context.AfterFunc(command.Context(), func() { _ = child.Process.Signal(syscall.SIGTERM) })
+	defer stop()
+	lines := bufio.NewScanner(read)
+	for lines.Scan() {
+		switch line := lines.Text(); {
+		case line == "ready":
+			os.Remove(path)
+			return child.Process.Release()
+		case line == "failed":
+			for lines.Scan() {
+				fmt.Fprintln(os.Stderr, lines.Text())
+			}
+			_ = child.Wait()
+			os.Remove(path)
+			return ErrSaid
+		default:
+			fmt.Println(trimSay(line))
+		}
+	}
+	err = child.Wait()
+	data, _ := os.ReadFile(path)
+	os.Remove(path)
+	return fmt.Errorf("the lab ended before it was ready: %v\n%s", err, data)
+}
+
+func trimSay(line string) string {
+	if len(line) > 4 && line[:4] == "say " {
+		return line[4:]
+	}
+	return line
+}
+
+// detachedLog is where a detached lab's own words go. The file is unlinked when the lab is ready; see the parts' logs for what comes
+// later.
+func detachedLog(name string) (*os.File, string, error) {
+	file, err := os.CreateTemp("", "weir-lab-"+name+"-*.log")
+	if err != nil {
+		return nil, "", fmt.Errorf("open the lab's log: %w", err)
+	}
+	return file, filepath.Clean(file.Name()), nil
+}
+
+func downCommand() *cobra.Command {
+	var name string
+	command := &cobra.Command{
+		Use:   "down",
+		Short: "End a lab and remove everything of it, also after a crash",
+		Args:  cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			return down(command.Context(), name)
+		},
+	}
+	nameFlag(command, &name)
+	return command
+}
+
+// downDeadline bounds the wait for a supervisor to end.
+const downDeadline = time.Minute
+
+func down(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, downDeadline)
+	defer cancel()
+	asked := false
+	for {
+		found, err := lab.Clean(name)
+		switch {
+		case err == nil && !found && !asked:
+			fmt.Printf("lab %s is not up\n", name)
+			return nil
+		case err == nil:
+			fmt.Printf("lab %s is down\n", name)
+			return nil
+		case !errors.Is(err, lab.ErrRunning):
+			return err
+		}
+		if !asked {
+			err := call(ctx, name, func(ctx context.Context, client labv1.LabServiceClient) error {
+				_, err := client.Shutdown(ctx, &labv1.ShutdownRequest{})
+				return err
+			})
+			// Until its socket is there, it is only starting: ask again.
+			asked = err == nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("lab %s did not end within %s: %w", name, downDeadline, err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package source serves the cluster's objects as list-and-watch to Weir's services.
+package source
+
+import (
+	"errors"
+	"fmt"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	sourcev1 "github.com/weirmesh/weir/gen/weir/source/v1"
+	"github.com/weirmesh/weir/lab/internal/cluster"
+	"github.com/weirmesh/weir/lab/internal/object"
+)
+
+// Server is weir.source.v1.SourceService over a cluster.
+type Server struct {
+	sourcev1.UnimplementedSourceServiceServer
+	cluster *cluster.Cluster
+}
+
+// New serves c.
+func New(c *cluster.Cluster) *Server { return &Server{cluster: c} }
+
+// Watch sends what exists, then what changes, until the client goes or falls behind.
+func (s *Server) Watch(request *sourcev1.WatchRequest, stream grpc.ServerStreamingServer[sourcev1.WatchResponse]) error {
+	for _, kind := range request.GetKinds() {
+		if _, ok := object.ByName(kind); !ok {
+			return status.Errorf(codes.InvalidArgument, "kind %q is not one of the lab's", kind)
+		}
+	}
+	watch := s.cluster.Watch(request.GetKinds()...)
+	defer watch.Close()
+	for {
+		events, err := watch.Next(stream.Context())
+		if errors.Is(err, cluster.ErrBehind) {
+			return status.Error(codes.Unavailable, "the watch fell behind: watch again, from the start")
+		}
+		if err != nil {
+			return status.FromContextError(err).Err()
+		}
+		for _, event := range events {
+			response, err := message(event)
+			if err != nil {
+				return status.Error(codes.Internal, err.Error())
+			}
+			if err := stream.Send(response); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func message(event cluster.Event) (*sourcev1.WatchResponse, error) {
+	if event.Type == cluster.Synced {
+		return &sourcev1.WatchResponse{Type: sourcev1.WatchResponse_TYPE_SYNCED}, nil
+	}
+	types := map[cluster.EventType]sourcev1.WatchResponse_Type{
+		cluster.Added:    sourcev1.WatchResponse_TYPE_ADDED,
+		cluster.Modified: sourcev1.WatchResponse_TYPE_MODIFIED,
+		cluster.Deleted:  sourcev1.WatchResponse_TYPE_DELETED,
+	}
+	data, err := object.JSON(event.Object)
+	if err != nil {
+		return nil, fmt.Errorf("watch: %w", err)
+	}
+	return &sourcev1.WatchResponse{Type: types[event.Type], Kind: object.KindOf(event.Object), Object: data}, nil
+}
