@@ -24,8 +24,8 @@ func Authorize() server.Table {
 		identityv1.IdentityService_Allocate_FullMethodName: {"policy"},
 		identityv1.IdentityService_Release_FullMethodName:  {"policy"},
 		// Reading is for the command line too, as root on this machine.
-		identityv1.IdentityService_Get_FullMethodName:                {"policy", server.Local},
-		identityv1.IdentityService_List_FullMethodName:               {"policy", server.Local},
+		identityv1.IdentityService_Get_FullMethodName:              {"policy", server.Local},
+		identityv1.IdentityService_List_FullMethodName:             {"policy", server.Local},
 		"/" + statusv1.StatusService_ServiceDesc.ServiceName + "/": {server.Local},
 	}
 }
