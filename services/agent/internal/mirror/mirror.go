@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package mirror makes the kernel's maps and routes hold what is desired: identities of all addresses, services and their backends, routes to the
+// other nodes' pods. It also names peers and services for the flows. Applying the same state again changes nothing; what failed is tried again
+// with the next change or Retry.
+package mirror
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/weirmesh/weir/bpf/datapath"
+	"github.com/weirmesh/weir/services/agent/internal/desired"
+	"github.com/weirmesh/weir/services/agent/internal/event"
+	"github.com/weirmesh/weir/services/agent/internal/flow"
+	"github.com/weirmesh/weir/services/agent/internal/netdev"
+)
+
+// IPCache is the map of identities (datapath.IPCache).
+type IPCache interface {
+	Upsert(netip.Prefix, datapath.IPCacheEntry) error
+	Delete(netip.Prefix) error
+	List() ([]datapath.IPCacheRow, error)
+}
+
+// Services are the maps of services (datapath.Services).
+type Services interface {
+	Upsert(datapath.Service) error
+	Delete(datapath.Frontend) error
+	List() ([]datapath.Service, error)
+}
+
+// Identities with fixed meanings that the mirror gives out itself.
+const (
+	identityHost       = 1
+	identityUnmanaged  = 3
+	identityHealth     = 4
+	identityRemoteNode = 6
+)
+
+// Config says what a mirror works on.
+type Config struct {
+	// Node is this node's name.
+	Node string
+	// World identities of both families, for service addresses.
+	WorldIPv4, WorldIPv6 uint32
+	IPCache              IPCache
+	Services             Services
+	// Routes makes the routes to pod CIDRs exactly these.
+	Routes func([]netdev.Route) error
+	// Source addresses of the node, for routes to its own pods.
+	NodeIPv4, NodeIPv6 netip.Addr
+	Directory          *flow.Directory
+	Events             *event.Queue
+	// ServiceIDs finds and keeps numbers of frontends.
+	ServiceIDs *ServiceIDs
+	// NodeChanged is called with this node's own resource when it changes.
+	NodeChanged func(*desired.Node)
+	// PodChanged is called when a pod of this node changes.
+	PodChanged func(*desired.Pod)
+	Log        *slog.Logger
+}
+
+// Mirror is safe for concurrent use.
+type Mirror struct {
+	cfg Config
+	log *slog.Logger
+
+	mu         sync.Mutex
+	claims     claims
+	nodes      map[string]*desired.Node
+	identities map[uint32]struct{} // in use by endpoints that were seen
+	frontends  map[datapath.Frontend]*serviceRow
+	routesBad  bool
+	local      map[netip.Addr]flow.Peer
+}
+
+type serviceRow struct {
+	desired, written datapath.Service
+	service          *desired.Service
+	dirty, gone      bool
+}
+
+// New makes a mirror.
+func New(cfg Config) *Mirror {
+	return &Mirror{
+		cfg: cfg, log: cfg.Log.With("component", "mirror"), claims: newClaims(), nodes: map[string]*desired.Node{},
+		identities: map[uint32]struct{}{}, frontends: map[datapath.Frontend]*serviceRow{}, local: map[netip.Addr]flow.Peer{},
+	}
+}
+
+// Apply makes the maps follow the changes. quiet suppresses events, for state that is not news (read from disk).
+func (m *Mirror) Apply(changes []desired.Change, quiet bool) error {
+	m.mu.Lock()
+	var pods []*desired.Pod
+	var self *desired.Node
+	routes := false
+	for _, c := range changes {
+		switch c.Key.Kind {
+		case desired.KindNode:
+			if n := m.applyNode(c); n != nil && n.Name == m.cfg.Node {
+				self = n
+			}
+			routes = true
+		case desired.KindEndpoint:
+			m.applyEndpoint(c, quiet)
+		case desired.KindIdentity:
+			if n, ok := c.New.(*desired.Identity); ok {
+				m.cfg.Directory.SetIdentity(n.Number, n.Labels)
+			} else if o, ok := c.Old.(*desired.Identity); ok {
+				m.cfg.Directory.RemoveIdentity(o.Number)
+				delete(m.identities, o.Number)
+			}
+		case desired.KindService:
+			m.applyService(c)
+		case desired.KindPod:
+			if p, ok := c.New.(*desired.Pod); ok {
+				pods = append(pods, p)
+			}
+		}
+	}
+	m.routesBad = m.routesBad || routes
+	err := m.flushLocked(quiet)
+	m.mu.Unlock()
+
+	if self != nil && m.cfg.NodeChanged != nil {
+		m.cfg.NodeChanged(self)
+	}
+	if m.cfg.PodChanged != nil {
+		for _, p := range pods {
+			m.cfg.PodChanged(p)
+		}
+	}
+	return err
+}
+
+// Retry writes again what failed.
+func (m *Mirror) Retry() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.flushLocked(false)
+}
+
+// Prune removes from the maps what is not desired. Call it when the state is complete.
+func (m *Mirror) Prune() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	errs := []error{m.claims.prune(m.cfg.IPCache)}
+	rows, err := m.cfg.Services.List()
+	errs = append(errs, err)
+	for _, r := range rows {
+		if _, ok := m.frontends[r.Frontend]; !ok {
+			errs = append(errs, m.cfg.Services.Delete(r.Frontend))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (m *Mirror) flushLocked(quiet bool) error {
+	var errs []error
+	if err := m.claims.flush(m.cfg.IPCache); err != nil {
+		errs = append(errs, fmt.Errorf("write ipcache: %w", err))
+	}
+	if err := m.flushServices(quiet); err != nil {
+		errs = append(errs, fmt.Errorf("write services: %w", err))
+	}
+	if m.routesBad {
+		if err := m.cfg.Routes(m.routes()); err != nil {
+			errs = append(errs, err)
+		} else {
+			m.routesBad = false
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (m *Mirror) applyNode(c desired.Change) *desired.Node {
+	owner := "node/" + c.Key.Name
+	if old := m.nodes[c.Key.Name]; old != nil {
+		for _, p := range nodePrefixes(old) {
+			m.claims.unset(owner, p)
+		}
+		delete(m.nodes, c.Key.Name)
+	}
+	n, ok := c.New.(*desired.Node)
+	if !ok {
+		return nil
+	}
+	m.nodes[n.Name] = n
+	own := n.Name == m.cfg.Node
+	for _, a := range n.Addresses {
+		e := datapath.IPCacheEntry{Identity: identityRemoteNode, NodeAddr: a}
+		if own {
+			e = datapath.IPCacheEntry{Identity: identityHost}
+		}
+		m.claims.set(owner, hostPrefix(a), e)
+	}
+	for _, a := range n.Health {
+		e := datapath.IPCacheEntry{Identity: identityHealth, NodeAddr: nodeAddr(n, a, own)}
+		m.claims.set(owner, hostPrefix(a), e)
+	}
+	// What is in a pod CIDR and not registered is a pod that the mesh does not manage, as far as anyone knows. It must not be taken for the
+	// world, or its traffic would be masqueraded.
+	for _, p := range n.PodCIDRs {
+		e := datapath.IPCacheEntry{Identity: identityUnmanaged, NodeAddr: nodeAddr(n, p.Addr(), own)}
+		if own {
+			e.Flags = datapath.IPCacheLocalPods
+		}
+		m.claims.set(owner, p.Masked(), e)
+	}
+	return n
+}
+
+func nodePrefixes(n *desired.Node) []netip.Prefix {
+	var all []netip.Prefix
+	for _, a := range slices.Concat(n.Addresses, n.Health) {
+		all = append(all, hostPrefix(a))
+	}
+	for _, p := range n.PodCIDRs {
+		all = append(all, p.Masked())
+	}
+	return all
+}
+
+// nodeAddr is the node's address of the same family as a; invalid for the own node, as the datapath wants it.
+func nodeAddr(n *desired.Node, a netip.Addr, own bool) netip.Addr {
+	if own {
+		return netip.Addr{}
+	}
+	for _, x := range n.Addresses {
+		if x.Is4() == a.Is4() {
+			return x
+		}
+	}
+	return netip.Addr{}
+}
+
+// routes lists the routes to all pod CIDRs.
+func (m *Mirror) routes() []netdev.Route {
+	var all []netdev.Route
+	for _, n := range m.nodes {
+		for _, p := range n.PodCIDRs {
+			r := netdev.Route{Prefix: p.Masked()}
+			if n.Name == m.cfg.Node {
+				r.Source = m.cfg.NodeIPv6
+				if p.Addr().Is4() {
+					r.Source = m.cfg.NodeIPv4
+				}
+			} else if r.Via = nodeAddr(n, p.Addr(), false); !r.Via.IsValid() {
+				m.log.Warn("node has no address of its pod CIDR's family", "node", n.Name, "podCIDR", p)
+				continue
+			}
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+func (m *Mirror) applyEndpoint(c desired.Change, quiet bool) {
+	owner := "endpoint/" + c.Key.Name
+	old, _ := c.Old.(*desired.Endpoint)
+	e, _ := c.New.(*desired.Endpoint)
+	if old != nil && !old.HostNetwork {
+		for _, a := range old.Addresses {
+			if e == nil || !slices.Contains(e.Addresses, a) {
+				m.claims.unset(owner, hostPrefix(a))
+				if _, local := m.local[a]; !local {
+					m.cfg.Directory.RemovePeer(a)
+				}
+			}
+		}
+	}
+	// A pod on the host's network has the node's addresses, which belong to the node's identity.
+	if e == nil || e.HostNetwork {
+		return
+	}
+	node := m.nodes[e.Node]
+	own := e.Node == m.cfg.Node
+	for _, a := range e.Addresses {
+		// Local endpoints are claimed by SetLocal, by what is really on the node.
+		if _, local := m.local[a]; local {
+			continue
+		}
+		entry := datapath.IPCacheEntry{Identity: e.Identity}
+		if node != nil {
+			entry.NodeAddr = nodeAddr(node, a, own)
+		}
+		m.claims.set(owner, hostPrefix(a), entry)
+		m.cfg.Directory.SetPeer(a, flow.Peer{Identity: e.Identity, Namespace: e.Namespace, Pod: e.Name,
+			WorkloadName: e.Workload.Name, WorkloadKind: e.Workload.Kind})
+		m.firstUse(e.Identity, a, entry.NodeAddr, e.Namespace, e.Name, quiet)
+	}
+}
+
+func (m *Mirror) firstUse(identity uint32, a, node netip.Addr, namespace, pod string, quiet bool) {
+	if _, seen := m.identities[identity]; seen || identity < 256 {
+		return
+	}
+	m.identities[identity] = struct{}{}
+	if !quiet {
+		m.cfg.Events.IdentityAllocated(a, identity, node, namespace, pod)
+	}
+}
+
+// SetLocal says that a local endpoint has an address. Nothing that the policy service sends overrides it.
+func (m *Mirror) SetLocal(uid string, a netip.Addr, p flow.Peer) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.local[a] = p
+	m.cfg.Directory.SetPeer(a, p)
+	// Another owner of the same word may have claimed before and must not count: take it away and claim anew, as the last one.
+	m.claims.unset("local/"+uid, hostPrefix(a))
+	m.claims.set("local/"+uid, hostPrefix(a), datapath.IPCacheEntry{Identity: p.Identity})
+	m.firstUse(p.Identity, a, netip.Addr{}, p.Namespace, p.Pod, false)
+	if err := m.claims.flush(m.cfg.IPCache); err != nil {
+		return fmt.Errorf("write ipcache: %w", err)
+	}
+	return nil
+}
+
+// RemoveLocal takes the claim of a local endpoint away.
+func (m *Mirror) RemoveLocal(uid string, a netip.Addr) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.local, a)
+	m.cfg.Directory.RemovePeer(a)
+	m.claims.unset("local/"+uid, hostPrefix(a))
+	m.claims.unset("endpoint/"+uid, hostPrefix(a))
+	if err := m.claims.flush(m.cfg.IPCache); err != nil {
+		return fmt.Errorf("write ipcache: %w", err)
+	}
+	return nil
+}
+
+func hostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

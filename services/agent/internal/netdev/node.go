@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netdev
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// The node's own veth pair. What the node's stack sends to local pods is routed into HostLink and comes out at NetLink, whose program delivers it.
+const (
+	HostLink = "weir_host"
+	NetLink  = "weir_net"
+)
+
+// routeProtocol marks the routes that are ours, so that a new agent finds what an old one left. 0x77 is unassigned (rt_protos).
+const routeProtocol = 0x77
+
+// Uplink is the interface that leads to the other nodes.
+type Uplink struct {
+	Name  string
+	Index int
+	MTU   int
+	// First global address of each family; invalid = none.
+	IPv4, IPv6 netip.Addr
+}
+
+// FindUplink reads the uplink's MTU and addresses.
+func FindUplink(name string) (Uplink, error) {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return Uplink{}, fmt.Errorf("find uplink %s: %w", name, err)
+	}
+	u := Uplink{Name: name, Index: link.Attrs().Index, MTU: link.Attrs().MTU}
+	addresses, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return Uplink{}, fmt.Errorf("list addresses of %s: %w", name, err)
+	}
+	for _, a := range addresses {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		ip = ip.Unmap()
+		if !ok || a.Scope != int(netlink.SCOPE_UNIVERSE) {
+			continue
+		}
+		if ip.Is4() && !u.IPv4.IsValid() {
+			u.IPv4 = ip
+		} else if ip.Is6() && !u.IPv6.IsValid() {
+			u.IPv6 = ip
+		}
+	}
+	if !u.IPv4.IsValid() && !u.IPv6.IsValid() {
+		return Uplink{}, fmt.Errorf("uplink %s has no global address", name)
+	}
+	return u, nil
+}
+
+// SetupNode makes the node's veth pair and sets what forwarding of pods needs.
+func SetupNode(u Uplink) error {
+	if err := ensureHostPair(u.MTU); err != nil {
+		return err
+	}
+	err := setSysctls(
+		"ipv4/ip_forward=1",
+		"ipv6/conf/all/disable_ipv6=0",
+		"ipv6/conf/all/forwarding=1",
+		// The higher of "all" and the interface's own value counts.
+		"ipv4/conf/all/rp_filter=0",
+		"ipv4/conf/default/rp_filter=0",
+		"ipv4/conf/"+u.Name+"/rp_filter=0",
+		"ipv4/conf/all/send_redirects=0",
+		"ipv4/conf/"+u.Name+"/send_redirects=0",
+	)
+	for _, name := range []string{HostLink, NetLink} {
+		err = errors.Join(err, setSysctls(
+			"ipv6/conf/"+name+"/disable_ipv6=0",
+			"ipv6/conf/"+name+"/addr_gen_mode=1",
+			"ipv6/conf/"+name+"/accept_ra=0",
+			"ipv6/conf/"+name+"/accept_dad=0",
+			"ipv4/conf/"+name+"/rp_filter=0",
+			"ipv4/conf/"+name+"/forwarding=1",
+			"ipv4/conf/"+name+"/send_redirects=0",
+		))
+	}
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{HostLink, NetLink} {
+		if err := SetUp(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func ensureHostPair(mtu int) error {
+	host, err := netlink.LinkByName(HostLink)
+	if err == nil {
+		peer, peerErr := netlink.LinkByName(NetLink)
+		if peerErr == nil && host.Attrs().ParentIndex == peer.Attrs().Index {
+			for _, l := range []netlink.Link{host, peer} {
+				if l.Attrs().MTU == mtu {
+					continue
+				}
+				if err := netlink.LinkSetMTU(l, mtu); err != nil {
+					return fmt.Errorf("set MTU of %s: %w", l.Attrs().Name, err)
+				}
+			}
+			return nil
+		}
+	} else if !isNoLink(err) {
+		return fmt.Errorf("find %s: %w", HostLink, err)
+	}
+	for _, name := range []string{HostLink, NetLink} {
+		if err := DeleteLink(name); err != nil {
+			return err
+		}
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.TxQLen = HostLink, mtu, 1000
+	// The kernel fills in a NOARP device's own MAC as destination, so both ends bear the same one: what arrives is then addressed to this host.
+	mac := net.HardwareAddr{0x02, 'w', 'e', 'i', 'r', 0x01}
+	attrs.HardwareAddr = mac
+	err = netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: NetLink, PeerHardwareAddr: mac, PeerMTU: uint32(mtu)})
+	if err != nil {
+		return fmt.Errorf("create %s: %w", HostLink, err)
+	}
+	for _, name := range []string{HostLink, NetLink} {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", name, err)
+		}
+		if err := netlink.LinkSetARPOff(link); err != nil {
+			return fmt.Errorf("switch ARP off on %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// Route leads to a prefix: through the node's pair when Via is invalid (a local pod CIDR, with Source as the node's own address), else
+// to another node by its address.
+type Route struct {
+	Prefix netip.Prefix
+	Via    netip.Addr
+	Source netip.Addr
+}
+
+// SyncRoutes makes the node's routes to pod CIDRs exactly these. Host routes of plain pods are left alone.
+func SyncRoutes(u Uplink, want []Route) error {
+	host, err := netlink.LinkByName(HostLink)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", HostLink, err)
+	}
+	wanted := map[netip.Prefix]bool{}
+	var errs []error
+	for _, r := range want {
+		wanted[r.Prefix] = true
+		route := &netlink.Route{Family: netlink.FAMILY_V6, Dst: prefixNet(r.Prefix), Protocol: routeProtocol}
+		if r.Prefix.Addr().Is4() {
+			route.Family = netlink.FAMILY_V4
+		}
+		if r.Via.IsValid() {
+			route.LinkIndex, route.Gw = u.Index, r.Via.AsSlice()
+		} else {
+			route.LinkIndex, route.Scope = host.Attrs().Index, linkScope(route.Family)
+			if r.Source.IsValid() {
+				route.Src = r.Source.AsSlice()
+			}
+		}
+		if err := netlink.RouteReplace(route); err != nil {
+			errs = append(errs, fmt.Errorf("set route to %s: %w", r.Prefix, err))
+		}
+	}
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		present, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("list routes: %w", err))
+			continue
+		}
+		for _, r := range present {
+			p, ok := prefixOf(r.Dst)
+			if !ok || wanted[p] || p.Bits() == p.Addr().BitLen() {
+				continue
+			}
+			if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+				errs = append(errs, fmt.Errorf("remove route to %s: %w", p, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	a, ok := netip.AddrFromSlice(n.IP)
+	ones, _ := n.Mask.Size()
+	return netip.PrefixFrom(a.Unmap(), ones), ok
+}

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package pipeline is the way of a flow through the agent: it reads the kernel's records in the order of their time, encodes, numbers and seals
+// them, and hands the batches to the spool. One goroutine does all of it.
+//
+// Order matters: a batch is sealed, then the pinned state says what it covers, then it may be sent, and last the rings' room is given back. A
+// process that dies in between loses nothing that it has not numbered, and the next one can say which numbers may be missing.
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/weirmesh/weir/bpf/datapath"
+	flowv1 "github.com/weirmesh/weir/gen/weir/flow/v1"
+	"github.com/weirmesh/weir/services/agent/internal/batch"
+	"github.com/weirmesh/weir/services/agent/internal/event"
+	"github.com/weirmesh/weir/services/agent/internal/flow"
+	"github.com/weirmesh/weir/services/agent/internal/spool"
+)
+
+// Rings are the kernel's rings and their pinned state (datapath.Rings).
+type Rings interface {
+	Count() int
+	Read(ctx context.Context, max int, f func(cpu int, rec *datapath.Record, pos uint64)) (int, error)
+	SaveState(datapath.State) error
+	LoadState() (datapath.State, error)
+	Commit(positions []uint64) error
+}
+
+// Losses are the kernel's counts of records that found a ring full (losses.Tracker).
+type Losses interface {
+	// New returns what was not told yet; it counts as told from then on.
+	New(now time.Time) ([]*flowv1.Loss, error)
+}
+
+// Config says what a pipeline works on.
+type Config struct {
+	Node, Cluster string
+	Rings         Rings
+	Losses        Losses
+	Encoder       *flow.Encoder
+	Spool         *spool.Spool
+	Events        *event.Queue
+	// Ended says up to which number of which epoch everything was acknowledged when the last agent ended; zero = not known.
+	Ended Ended
+	// Observe, if set, sees every record before it is encoded. It must not keep the record nor block.
+	Observe func(cpu int, r *datapath.Record)
+	// Lost counts losses for status and metrics.
+	Lost func(place flowv1.Place, cause flowv1.Cause, n uint64)
+	Now  func() time.Time
+	Log  *slog.Logger
+}
+
+// Ended is a watermark.
+type Ended struct {
+	Epoch uint64 `json:"epoch"`
+	Last  uint64 `json:"last"`
+}
+
+const (
+	// sealAfter bounds how long a record waits for others.
+	sealAfter = 100 * time.Millisecond
+	// lossInterval is how often the kernel's loss counters are read.
+	lossInterval = time.Second
+)
+
+// Stats counts since the start.
+type Stats struct {
+	Epoch, Next, Flows, Records, Batches, Invalid uint64
+}
+
+// Pipeline runs once.
+type Pipeline struct {
+	cfg Config
+	log *slog.Logger
+
+	node      atomic.Pointer[flow.Node] // to be taken over by the encoder
+	sealer    *batch.Sealer
+	positions []uint64
+	opened    time.Time // of the first record in the sealer
+	lossesDue time.Time
+	emit      func(*flow.Flow)
+	invalid   uint64 // not told yet
+
+	epoch, next, flows, records, batches, invalidAll atomic.Uint64
+}
+
+// New makes a pipeline.
+func New(cfg Config) *Pipeline {
+	p := &Pipeline{cfg: cfg, log: cfg.Log.With("component", "pipeline")}
+	p.emit = func(f *flow.Flow) { p.sealer.AddFlow(f.Time, f.Body, f.Stats, f.Meta) }
+	return p
+}
+
+// Stats returns the counters.
+func (p *Pipeline) Stats() Stats {
+	return Stats{Epoch: p.epoch.Load(), Next: p.next.Load(), Flows: p.flows.Load(), Records: p.records.Load(),
+		Batches: p.batches.Load(), Invalid: p.invalidAll.Load()}
+}
+
+// SetNode changes what all flows have in common, from the next read on. Safe for concurrent use.
+func (p *Pipeline) SetNode(n flow.Node) { p.node.Store(&n) }
+
+// Begin takes over from the last agent and starts a new epoch, whose first record says what of the old one may be missing.
+func (p *Pipeline) Begin() error {
+	old, err := p.cfg.Rings.LoadState()
+	if err != nil {
+		return fmt.Errorf("load flow state: %w", err)
+	}
+	now := p.cfg.Now()
+	// Higher than the last one even when the pinned state is gone: time goes on.
+	epoch := max(old.Epoch+1, uint64(now.UnixMilli()))
+	p.positions = make([]uint64, p.cfg.Rings.Count())
+	copy(p.positions, old.Positions)
+	p.sealer = batch.NewSealer(p.cfg.Node, p.cfg.Cluster, epoch)
+	p.epoch.Store(epoch)
+	p.next.Store(1)
+	if last := old.NextSequence - 1; old.Epoch != 0 && old.NextSequence > 1 {
+		first := uint64(1)
+		if p.cfg.Ended.Epoch == old.Epoch {
+			first = p.cfg.Ended.Last + 1
+		}
+		if first <= last {
+			// How many of them did not arrive, only the observer can tell.
+			p.sealer.AddLoss(now.UnixNano(), &flowv1.Loss{Place: flowv1.Place_PLACE_SPOOL, Cause: flowv1.Cause_CAUSE_RESTART,
+				Count: last - first + 1, Epoch: old.Epoch, First: first, Last: last, LastTime: now.UnixNano()})
+			p.opened = now
+		}
+	}
+	p.log.Info("epoch begins", "epoch", epoch, "lastEpoch", old.Epoch, "lastNext", old.NextSequence)
+	return nil
+}
+
+// Run reads until ctx ends, then seals what it has. Call Begin before.
+func (p *Pipeline) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if err := p.step(ctx); err != nil {
+			return err
+		}
+	}
+	p.collect(true)
+	return p.seal()
+}
+
+// step reads once, at most a batch's records or for the time that a batch may wait.
+func (p *Pipeline) step(ctx context.Context) error {
+	if n := p.node.Swap(nil); n != nil {
+		p.cfg.Encoder.SetNode(*n)
+	}
+	readCtx, cancel := context.WithTimeout(ctx, sealAfter)
+	n, err := p.cfg.Rings.Read(readCtx, max(batch.MaxRecords-p.sealer.Len(), 1), p.record)
+	cancel()
+	if err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("read rings: %w", err)
+	}
+	p.collect(false)
+	now := p.cfg.Now()
+	if p.sealer.Len() == 0 {
+		return nil
+	}
+	if p.opened.IsZero() {
+		p.opened = now
+	}
+	// A clock that was set back must not hold a batch.
+	if waited := now.Sub(p.opened); p.sealer.Full() || waited >= sealAfter || waited < 0 || n == 0 && waited >= sealAfter/2 {
+		return p.seal()
+	}
+	return nil
+}
+
+// record takes one record of the kernel.
+func (p *Pipeline) record(cpu int, r *datapath.Record, pos uint64) {
+	if p.sealer.Full() {
+		if err := p.sealAt(false); err != nil {
+			p.log.Error("batch was not sealed", "error", err)
+		}
+	}
+	p.records.Add(1)
+	if r != nil && p.cfg.Observe != nil {
+		p.cfg.Observe(cpu, r)
+	}
+	before := p.sealer.Len()
+	if r == nil || !p.cfg.Encoder.Encode(r, p.emit) {
+		p.invalid++
+		p.invalidAll.Add(1)
+	}
+	p.flows.Add(uint64(p.sealer.Len() - before))
+	p.positions[cpu] = pos
+}
+
+// collect adds what is no record of the kernel: events and losses.
+func (p *Pipeline) collect(last bool) {
+	for !p.sealer.Full() {
+		e, ok := p.cfg.Events.Next()
+		if !ok {
+			break
+		}
+		p.sealer.AddAgentEvent(e.Time.UnixNano(), e.Body)
+	}
+	now := p.cfg.Now()
+	at := now.UnixNano()
+	if n := p.cfg.Events.TakeDropped(); n > 0 {
+		p.lose(at, &flowv1.Loss{Place: flowv1.Place_PLACE_AGENT, Cause: flowv1.Cause_CAUSE_FULL, Count: n, LastTime: at})
+	}
+	if p.invalid > 0 {
+		p.lose(at, &flowv1.Loss{Place: flowv1.Place_PLACE_AGENT, Cause: flowv1.Cause_CAUSE_INVALID, Count: p.invalid, LastTime: at})
+		p.invalid = 0
+	}
+	for _, l := range p.cfg.Spool.TakeLosses() {
+		if l.First != 0 && l.Cause != flowv1.Cause_CAUSE_RESTART {
+			p.cfg.Lost(l.Place, l.Cause, l.Count)
+		}
+		p.sealer.AddLoss(at, l)
+	}
+	if last || now.After(p.lossesDue) || p.lossesDue.Sub(now) > lossInterval {
+		p.lossesDue = now.Add(lossInterval)
+		losses, err := p.cfg.Losses.New(now)
+		if err != nil {
+			p.log.Error("loss counters were not read", "error", err)
+		}
+		for _, l := range losses {
+			p.lose(at, l)
+		}
+	}
+}
+
+// lose counts a loss and tells of it in the batch.
+func (p *Pipeline) lose(at int64, l *flowv1.Loss) {
+	p.cfg.Lost(l.Place, l.Cause, l.Count)
+	p.sealer.AddLoss(at, l)
+}
+
+func (p *Pipeline) seal() error { return p.sealAt(true) }
+
+// sealAt finishes the batch. Within a Read the rings' room is not given back, as the record at hand still lies in it.
+func (p *Pipeline) sealAt(commit bool) error {
+	sealed, ok := p.sealer.Seal()
+	p.opened = time.Time{}
+	if !ok {
+		return nil
+	}
+	p.next.Store(p.sealer.Next())
+	err := p.cfg.Rings.SaveState(datapath.State{Epoch: p.sealer.Epoch(), NextSequence: p.sealer.Next(), Positions: p.positions})
+	p.cfg.Spool.Push(sealed)
+	p.batches.Add(1)
+	if err != nil {
+		// The rings keep what is covered; the next state that is saved covers it too.
+		return fmt.Errorf("save flow state: %w", err)
+	}
+	if commit {
+		if err := p.cfg.Rings.Commit(p.positions); err != nil {
+			return fmt.Errorf("give back ring space: %w", err)
+		}
+	}
+	return nil
+}

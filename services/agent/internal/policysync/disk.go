@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policysync
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/weirmesh/weir/services/agent/internal/desired"
+	"github.com/weirmesh/weir/services/agent/internal/statefile"
+)
+
+// The state on disk.
+const (
+	stateKind    = "policy-state"
+	stateVersion = 1
+	// saveInterval bounds how much disk a busy cluster takes; a change younger than this is missing after a kill, and comes again with the
+	// next stream.
+	saveInterval = 2 * time.Second
+)
+
+type stateFile struct {
+	Time       time.Time            `json:"time"`
+	Nodes      []*desired.Node      `json:"nodes,omitempty"`
+	Identities []*desired.Identity  `json:"identities,omitempty"`
+	Namespaces []*desired.Namespace `json:"namespaces,omitempty"`
+	Endpoints  []*desired.Endpoint  `json:"endpoints,omitempty"`
+	Services   []*desired.Service   `json:"services,omitempty"`
+	Pods       []*desired.Pod       `json:"pods,omitempty"`
+}
+
+// Load reads the last state from disk into the store and the sink. No file is not an error. Call it before Run.
+func (c *Client) Load() error {
+	if c.cfg.StateFile == "" {
+		return nil
+	}
+	b, err := statefile.Read(c.cfg.StateFile, stateKind, stateVersion)
+	if err != nil {
+		return err
+	}
+	var f stateFile
+	if err := json.Unmarshal(b, &f); err != nil {
+		return fmt.Errorf("read %s: %w: %w", c.cfg.StateFile, statefile.ErrDamaged, err)
+	}
+	var all []desired.Upsert
+	for _, x := range f.Nodes {
+		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindNode, Name: x.Name}, Resource: x})
+	}
+	for _, x := range f.Identities {
+		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindIdentity, Name: fmt.Sprint(x.Number)}, Resource: x})
+	}
+	for _, x := range f.Namespaces {
+		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindNamespace, Name: x.Name}, Resource: x})
+	}
+	for _, x := range f.Endpoints {
+		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindEndpoint, Name: x.UID}, Resource: x})
+	}
+	for _, x := range f.Services {
+		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindService, Name: x.Namespace + "/" + x.Name}, Resource: x})
+	}
+	for _, x := range f.Pods {
+		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindPod, Name: x.UID}, Resource: x})
+	}
+	c.setStatus(func(s *Status) { s.StateTime = f.Time })
+	if err := c.cfg.Sink.Apply(c.cfg.Store.Apply(all, nil), true); err != nil {
+		return fmt.Errorf("apply the state on disk: %w", err)
+	}
+	return nil
+}
+
+// keepSaved writes the state now and then while it changes, and a last time at the end.
+func (c *Client) keepSaved(ctx context.Context) {
+	tick := time.NewTicker(saveInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			c.save()
+			return
+		case <-tick.C:
+			c.save()
+		}
+	}
+}
+
+func (c *Client) save() {
+	c.mu.Lock()
+	// A state that is not complete would lose, at the next start, what this stream has not sent yet.
+	due := c.dirty && c.status.Complete && c.cfg.StateFile != ""
+	if due {
+		c.dirty = false
+	}
+	c.mu.Unlock()
+	if !due {
+		return
+	}
+	f := stateFile{Time: c.cfg.Now()}
+	for _, u := range c.cfg.Store.All() {
+		switch x := u.Resource.(type) {
+		case *desired.Node:
+			f.Nodes = append(f.Nodes, x)
+		case *desired.Identity:
+			f.Identities = append(f.Identities, x)
+		case *desired.Namespace:
+			f.Namespaces = append(f.Namespaces, x)
+		case *desired.Endpoint:
+			f.Endpoints = append(f.Endpoints, x)
+		case *desired.Service:
+			f.Services = append(f.Services, x)
+		case *desired.Pod:
+			f.Pods = append(f.Pods, x)
+		}
+	}
+	b, err := json.Marshal(f)
+	if err == nil {
+		err = statefile.Write(c.cfg.StateFile, stateKind, stateVersion, b)
+	}
+	if err != nil {
+		c.log.Error("state was not saved", "error", err)
+		c.mu.Lock()
+		c.dirty = true
+		c.mu.Unlock()
+	}
+}

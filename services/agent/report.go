@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/weirmesh/weir/internal/status"
+	"github.com/weirmesh/weir/services/agent/internal/desired"
+	"github.com/weirmesh/weir/services/agent/internal/policysync"
+)
+
+const waitPolicy = "policy state"
+
+// word turns PLACE_KERNEL into kernel.
+func word(enum, prefix string) string { return strings.ToLower(strings.TrimPrefix(enum, prefix)) }
+
+// policyChanged keeps readiness: an agent is ready when it has state, be it the last one from disk.
+func (n *node) policyChanged(s policysync.Status) {
+	if s.Complete || !s.StateTime.IsZero() {
+		n.report.Done(waitPolicy)
+	}
+}
+
+// ready says why a pod could not be started now.
+func (n *node) ready() error {
+	d := n.store.Node(n.config.Node)
+	if d == nil || len(d.PodCIDRs) == 0 {
+		return errors.New("the policy service has not named this node and its pod CIDRs yet")
+	}
+	return nil
+}
+
+// details is what an operator reads first.
+func (n *node) details() []status.Detail {
+	p, sp, fl := n.policy.Status(), n.spool.Stats(), n.pipeline.Stats()
+	endpoints := n.endpoints.List()
+	details := []status.Detail{
+		{Name: "endpoints", Value: fmt.Sprint(len(endpoints))},
+		{Name: "kernel path", Value: strings.Join(n.datapath.Path(), ", ")},
+		{Name: "policy", Value: policyWords(p, time.Now())},
+		{Name: "identities", Value: fmt.Sprint(n.store.Count(desired.KindIdentity))},
+		{Name: "services", Value: fmt.Sprint(len(n.mirror.ServiceRows()))},
+		{Name: "connections", Value: fmt.Sprintf("%d of %d (%d half-open, %d wait for collection)",
+			n.sweeps.live.Load(), n.config.ConntrackMax, n.sweeps.halfOpen.Load(), n.sweeps.left.Load())},
+		{Name: "relay", Value: orElse(n.publisher.Relay(), "not connected")},
+		{Name: "spool", Value: fmt.Sprintf("%d of %d KiB, %d batches", sp.Bytes>>10, sp.MaxBytes>>10, sp.Batches)},
+		{Name: "flows", Value: fmt.Sprintf("%d since the start, epoch %d, next number %d", fl.Flows, fl.Epoch, fl.Next)},
+	}
+	if c, err := n.datapath.Counters(); err != nil {
+		details = append(details, status.Detail{Name: "kernel counters", Value: err.Error()})
+	} else {
+		lost := c.Lost.Trace + c.Lost.Drop + c.Lost.Translation + c.Lost.Final
+		details = append(details, status.Detail{Name: "kernel records", Value: fmt.Sprintf("%d written, %d lost in full rings",
+			c.Written.Trace+c.Written.Drop+c.Written.Translation+c.Written.Final, lost)})
+		if c.ConnsRefused > 0 {
+			details = append(details, status.Detail{Name: "connections refused", Value: fmt.Sprintf("%d packets, since the table was full", c.ConnsRefused)})
+		}
+	}
+	for name, count := range n.endpoints.LateNodes() {
+		details = append(details, status.Detail{Name: "late node " + name, Value: fmt.Sprintf("%d addresses", count)})
+	}
+	return details
+}
+
+func orElse(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}
+
+func policyWords(p policysync.Status, now time.Time) string {
+	switch {
+	case p.Connected && p.Complete:
+		return fmt.Sprintf("connected to %s, revision %d", p.Address, p.Revision)
+	case p.StateTime.IsZero():
+		return "no state yet"
+	}
+	return fmt.Sprintf("not connected, state is %s old", now.Sub(p.StateTime).Round(time.Second))
+}
+
+// collector exports what the agent knows at the time of the scrape. Losses are the reporter's.
+type collector struct {
+	node  *node
+	descs map[string]*prometheus.Desc
+}
+
+var help = map[string]string{
+	"weir_agent_endpoints":                 "Endpoints of this node.",
+	"weir_agent_flows_total":               "Flows encoded.",
+	"weir_agent_records_total":             "Kernel records read.",
+	"weir_agent_batches_total":             "Batches sealed.",
+	"weir_agent_spool_bytes":               "Bytes that wait for a relay.",
+	"weir_agent_spool_bytes_max":           "Bound of the spool.",
+	"weir_agent_policy_connected":          "1 with a stream to a policy service.",
+	"weir_agent_policy_state_age_seconds":  "Age of the policy state in use.",
+	"weir_agent_relay_connected":           "1 with a stream to a relay.",
+	"weir_agent_connections":               "Live entries of the connection table.",
+	"weir_agent_connections_max":           "Bound of the connection table.",
+	"weir_agent_connections_created_total": "Connections that the kernel has tracked.",
+	"weir_agent_connections_refused_total": "Packets dropped since the connection table was full.",
+	"weir_agent_kernel_records_lost_total": "Records that found a ring full.",
+}
+
+func newCollector(n *node) *collector {
+	c := &collector{node: n, descs: map[string]*prometheus.Desc{}}
+	for name, text := range help {
+		c.descs[name] = prometheus.NewDesc(name, text, nil, nil)
+	}
+	return c
+}
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range c.descs {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	n := c.node
+	put := func(kind prometheus.ValueType, name string, v float64) {
+		ch <- prometheus.MustNewConstMetric(c.descs[name], kind, v)
+	}
+	flag := func(b bool) float64 {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	p, sp, fl := n.policy.Status(), n.spool.Stats(), n.pipeline.Stats()
+	put(prometheus.GaugeValue, "weir_agent_endpoints", float64(len(n.endpoints.List())))
+	put(prometheus.CounterValue, "weir_agent_flows_total", float64(fl.Flows))
+	put(prometheus.CounterValue, "weir_agent_records_total", float64(fl.Records))
+	put(prometheus.CounterValue, "weir_agent_batches_total", float64(fl.Batches))
+	put(prometheus.GaugeValue, "weir_agent_spool_bytes", float64(sp.Bytes))
+	put(prometheus.GaugeValue, "weir_agent_spool_bytes_max", float64(sp.MaxBytes))
+	put(prometheus.GaugeValue, "weir_agent_policy_connected", flag(p.Connected))
+	if !p.StateTime.IsZero() {
+		put(prometheus.GaugeValue, "weir_agent_policy_state_age_seconds", time.Since(p.StateTime).Seconds())
+	}
+	put(prometheus.GaugeValue, "weir_agent_relay_connected", flag(n.publisher.Relay() != ""))
+	put(prometheus.GaugeValue, "weir_agent_connections", float64(n.sweeps.live.Load()))
+	put(prometheus.GaugeValue, "weir_agent_connections_max", float64(n.config.ConntrackMax))
+	if k, err := n.datapath.Counters(); err == nil {
+		put(prometheus.CounterValue, "weir_agent_connections_created_total", float64(k.ConnsCreated))
+		put(prometheus.CounterValue, "weir_agent_connections_refused_total", float64(k.ConnsRefused))
+		put(prometheus.CounterValue, "weir_agent_kernel_records_lost_total", float64(k.Lost.Trace+k.Lost.Drop+k.Lost.Translation+k.Lost.Final))
+	}
+}
