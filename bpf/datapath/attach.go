@@ -14,6 +14,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // hook is a tc program and the side of an interface where it runs.
@@ -72,6 +73,56 @@ func (d *Datapath) attach(ifname string, hooks []hook) error {
 		}
 	}
 	return nil
+}
+
+// cgroupHooks are the socket hooks.
+var cgroupHooks = []struct {
+	program string
+	at      ebpf.AttachType
+}{
+	{sockProgConnect4, ebpf.AttachCGroupInet4Connect},
+	{sockProgConnect6, ebpf.AttachCGroupInet6Connect},
+	{sockProgSendmsg4, ebpf.AttachCGroupUDP4Sendmsg},
+	{sockProgSendmsg6, ebpf.AttachCGroupUDP6Sendmsg},
+	{sockProgRecvmsg4, ebpf.AttachCGroupUDP4Recvmsg},
+	{sockProgRecvmsg6, ebpf.AttachCGroupUDP6Recvmsg},
+	{sockProgGetpeername4, ebpf.AttachCgroupInet4GetPeername},
+	{sockProgGetpeername6, ebpf.AttachCgroupInet6GetPeername},
+	{sockProgSockOps, ebpf.AttachCGroupSockOps},
+}
+
+// AttachCgroup attaches the socket hooks to a cgroup v2 folder; they follow every process below it. Idempotent.
+func (d *Datapath) AttachCgroup(path string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return fmt.Errorf("attach cgroup %s: %w", path, err)
+	}
+	for _, h := range cgroupHooks {
+		// The inode of a cgroup is its id.
+		name := linkName(h.program, fmt.Sprintf("cgroup-%d", st.Ino))
+		if _, ok := d.links[name]; ok {
+			continue
+		}
+		l, err := link.AttachCgroup(link.CgroupOptions{Path: path, Attach: h.at, Program: d.sock.Programs[h.program]})
+		if err != nil {
+			return fmt.Errorf("attach %s to cgroup %s: %w", h.program, path, err)
+		}
+		if err := d.hold(name, l, st.Ino); err != nil {
+			return fmt.Errorf("attach %s to cgroup %s: %w", h.program, path, err)
+		}
+	}
+	d.cgroup = true
+	return nil
+}
+
+// program finds a program of either collection, or nil.
+func (d *Datapath) program(name string) *ebpf.Program {
+	if p := d.coll.Programs[name]; p != nil {
+		return p
+	}
+	return d.sock.Programs[name]
 }
 
 // attachHook attaches by tcx where there is tcx. While a hook changes from one way to the other both are attached; tcx comes first
@@ -158,7 +209,7 @@ func (d *Datapath) takeOverLinks() error {
 	for _, e := range entries {
 		pin := filepath.Join(d.linkDir(), e.Name())
 		program, _, ok := strings.Cut(e.Name(), "@")
-		prog := d.coll.Programs[program]
+		prog := d.program(program)
 		if !ok || prog == nil {
 			d.log.Warn("pinned link of an unknown program is removed", "pin", pin)
 			if err := os.Remove(pin); err != nil {

@@ -26,7 +26,8 @@ type Datapath struct {
 	log *slog.Logger
 
 	// The collection holds every map and program: an object that nothing refers to is closed by the garbage collector.
-	coll  *ebpf.Collection
+	coll  *ebpf.Collection // tc programs, and all maps
+	sock  *ebpf.Collection // socket hooks
 	rings []*ebpf.Map
 
 	endpoints *Endpoints
@@ -61,14 +62,14 @@ func (d *Datapath) load() error {
 	if err := os.MkdirAll(d.linkDir(), 0o700); err != nil {
 		return fmt.Errorf("pin folder: %w", err)
 	}
-	if err := d.loadCollection(); err != nil {
+	if err := d.loadCollections(); err != nil {
 		return err
 	}
 	if err := d.openRings(); err != nil {
 		return err
 	}
 	maps := d.coll.Maps
-	d.endpoints = &Endpoints{endpoints: maps[tcMapEndpoints], interfaces: maps[tcMapInterfaces]}
+	d.endpoints = &Endpoints{endpoints: maps[tcMapEndpoints], interfaces: maps[tcMapInterfaces], netns: maps[tcMapNetns]}
 	d.ipcache = &IPCache{m: maps[tcMapIpcache]}
 	d.conntrack = newConntrack(maps[tcMapCt], d.coll.Programs[tcProgSweep])
 	var err error
@@ -97,8 +98,10 @@ func (d *Datapath) Close() error {
 		errs = append(errs, m.Close())
 	}
 	d.rings = nil
-	if d.coll != nil {
-		d.coll.Close()
+	for _, c := range []*ebpf.Collection{d.coll, d.sock} {
+		if c != nil {
+			c.Close()
+		}
 	}
 	return errors.Join(errs...)
 }

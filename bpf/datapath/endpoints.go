@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // Endpoint is a local endpoint as the programs know it.
@@ -22,6 +23,9 @@ type Endpoint struct {
 	IfIndex uint32
 	// MAC of the pod's interface; 6 bytes or nil.
 	MAC net.HardwareAddr
+	// NetnsCookie of the pod's network namespace (see NetnsCookie); 0 = not known. It tells whose a UDP socket is: without it, UDP
+	// translation records have no source.
+	NetnsCookie uint64
 }
 
 // EndpointRow is one address of an endpoint.
@@ -36,6 +40,7 @@ type Endpoints struct {
 	mu         sync.Mutex // makes a change of both maps one
 	endpoints  *ebpf.Map
 	interfaces *ebpf.Map
+	netns      *ebpf.Map
 }
 
 // Upsert makes or replaces the row of an address.
@@ -49,6 +54,11 @@ func (e *Endpoints) Upsert(addr netip.Addr, ep Endpoint) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if ep.NetnsCookie != 0 {
+		if err := e.putNetns(addr.Unmap(), ep); err != nil {
+			return fmt.Errorf("network namespace of endpoint %v: %w", addr, err)
+		}
+	}
 	if err := e.interfaces.Put(row.Ifindex, row); err != nil {
 		return fmt.Errorf("interface of endpoint %v: %w", addr, err)
 	}
@@ -56,6 +66,24 @@ func (e *Endpoints) Upsert(addr netip.Addr, ep Endpoint) error {
 		return fmt.Errorf("endpoint %v: %w", addr, err)
 	}
 	return nil
+}
+
+// putNetns adds an address to the row of the endpoint's network namespace.
+func (e *Endpoints) putNetns(addr netip.Addr, ep Endpoint) error {
+	var row tcNetnsEndpoint
+	if err := e.netns.Lookup(ep.NetnsCookie, &row); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return err
+	}
+	if row.Id != ep.ID {
+		row = tcNetnsEndpoint{}
+	}
+	row.Id, row.Identity, row.Ifindex = ep.ID, ep.Identity, ep.IfIndex
+	if addr.Is4() {
+		row.V4 = addrOf(addr)
+	} else {
+		row.V6 = addrOf(addr)
+	}
+	return e.netns.Put(ep.NetnsCookie, row)
 }
 
 // Delete removes the row of an address; no such row is not an error.
@@ -82,13 +110,36 @@ func (e *Endpoints) Delete(addr netip.Addr) error {
 			return nil
 		}
 	}
+	if err := e.deleteNetns(row.Id); err != nil {
+		return fmt.Errorf("delete network namespace of endpoint %v: %w", addr, err)
+	}
 	if err := e.interfaces.Delete(row.Ifindex); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("delete interface of endpoint %v: %w", addr, err)
 	}
 	return nil
 }
 
-// List returns all rows.
+// deleteNetns removes the namespace rows of an endpoint that has no address left.
+func (e *Endpoints) deleteNetns(id uint16) error {
+	var stale []uint64
+	var cookie uint64
+	var row tcNetnsEndpoint
+	it := e.netns.Iterate()
+	for it.Next(&cookie, &row) {
+		if row.Id == id {
+			stale = append(stale, cookie)
+		}
+	}
+	errs := []error{it.Err()}
+	for _, c := range stale {
+		if err := e.netns.Delete(c); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// List returns all rows. NetnsCookie is left out.
 func (e *Endpoints) List() ([]EndpointRow, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -109,4 +160,18 @@ func (e *Endpoints) list() ([]EndpointRow, error) {
 		return nil, fmt.Errorf("list endpoints: %w", err)
 	}
 	return rows, nil
+}
+
+// NetnsCookie returns the cookie of the calling thread's network namespace, by which the kernel knows it.
+func NetnsCookie() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("netns cookie: %w", err)
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0, fmt.Errorf("netns cookie: %w", err)
+	}
+	return cookie, nil
 }

@@ -26,6 +26,8 @@ var layouts = map[string]int{
 	tcMapBackends:   1,
 	tcMapSvcconn:    1,
 	tcMapFrags:      1,
+	tcMapNetns:      1,
+	sockMapSockrev:  1,
 	tcMapMetrics:    1,
 	tcMapEvents:     1,
 	tcMapFlowstate:  1,
@@ -48,25 +50,56 @@ func ringBytes(total, cpus int) int {
 	return 1 << (bits.Len(uint(share)) - 1)
 }
 
-func (d *Datapath) loadCollection() error {
+func (d *Datapath) loadCollections() error {
 	spec, err := loadTc()
 	if err != nil {
-		return fmt.Errorf("read programs: %w", err)
+		return fmt.Errorf("read tc programs: %w", err)
 	}
-	if err := d.configure(spec); err != nil {
+	if err := d.setSizes(spec); err != nil {
 		return err
 	}
-	if err := d.sizes(spec); err != nil {
-		return err
+	if d.coll, err = d.loadCollection(spec, nil); err != nil {
+		return fmt.Errorf("load tc programs: %w", err)
 	}
-	d.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: d.cfg.PinPath}})
-	if errors.Is(err, ebpf.ErrMapIncompatible) {
-		return fmt.Errorf("%w (%s): %w", ErrIncompatible, d.cfg.PinPath, err)
+	if spec, err = loadSock(); err != nil {
+		return fmt.Errorf("read socket hooks: %w", err)
 	}
-	if err != nil {
-		return fmt.Errorf("load programs: %w", err)
+	shared := map[string]*ebpf.Map{}
+	for name, m := range spec.Maps {
+		if have := d.coll.Maps[name]; have != nil && layouts[name] != 0 {
+			shared[name] = have
+			m.MaxEntries = have.MaxEntries()
+			if m.InnerMap != nil {
+				m.InnerMap.MaxEntries = uint32(ringBytes(d.cfg.RingBytes, ebpf.MustPossibleCPU()))
+			}
+		}
+	}
+	if d.sock, err = d.loadCollection(spec, shared); err != nil {
+		return fmt.Errorf("load socket hooks: %w", err)
 	}
 	return nil
+}
+
+// loadCollection sets the constants of a spec and loads it; its maps with a layout version are pinned.
+func (d *Datapath) loadCollection(spec *ebpf.CollectionSpec, shared map[string]*ebpf.Map) (*ebpf.Collection, error) {
+	if err := d.configure(spec); err != nil {
+		return nil, err
+	}
+	for name, m := range spec.Maps {
+		if layouts[name] == 0 || shared[name] != nil {
+			continue
+		}
+		if err := d.pinMap(name, m); err != nil {
+			return nil, err
+		}
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
+		Maps: ebpf.MapOptions{PinPath: d.cfg.PinPath}, MapReplacements: shared,
+	})
+	if errors.Is(err, ebpf.ErrMapIncompatible) {
+		return nil, fmt.Errorf("%w (%s): %w", ErrIncompatible, d.cfg.PinPath, err)
+	}
+	return coll, err
 }
 
 // configure sets the load-time constants.
@@ -104,15 +137,19 @@ func (d *Datapath) configure(spec *ebpf.CollectionSpec) error {
 		tcVarCfgNodeV4:         node4,
 		tcVarCfgNodeV6:         node6,
 	} {
-		if err := spec.Variables[name].Set(value); err != nil {
+		v := spec.Variables[name]
+		if v == nil {
+			continue // not used by these programs
+		}
+		if err := v.Set(value); err != nil {
 			return fmt.Errorf("constant %s: %w", name, err)
 		}
 	}
 	return nil
 }
 
-// sizes names and sizes the maps. A map that is pinned keeps its size, since connections and records in it are worth more than a flag.
-func (d *Datapath) sizes(spec *ebpf.CollectionSpec) error {
+// setSizes sizes the maps.
+func (d *Datapath) setSizes(spec *ebpf.CollectionSpec) error {
 	cpus := ebpf.MustPossibleCPU()
 	if cpus > maxRings {
 		return fmt.Errorf("%d possible CPUs: %d are supported", cpus, maxRings)
@@ -122,6 +159,7 @@ func (d *Datapath) sizes(spec *ebpf.CollectionSpec) error {
 		tcMapIpcache:    d.cfg.IPCacheMax,
 		tcMapEndpoints:  d.cfg.EndpointsMax,
 		tcMapInterfaces: d.cfg.EndpointsMax,
+		tcMapNetns:      d.cfg.EndpointsMax,
 		tcMapServices:   d.cfg.ServicesMax,
 		tcMapBackends:   d.cfg.BackendsMax,
 		tcMapFrags:      d.cfg.FragmentsMax,
@@ -131,24 +169,26 @@ func (d *Datapath) sizes(spec *ebpf.CollectionSpec) error {
 		spec.Maps[name].MaxEntries = uint32(size)
 	}
 	spec.Maps[tcMapEvents].InnerMap.MaxEntries = uint32(ringBytes(d.cfg.RingBytes, cpus))
-	for name := range layouts {
-		m := spec.Maps[name]
-		m.Name = pinName(name)
-		m.Pinning = ebpf.PinByName
-		pinned, err := ebpf.LoadPinnedMap(filepath.Join(d.cfg.PinPath, m.Name), nil)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("pinned map %s: %w", m.Name, err)
-		}
-		if have := pinned.MaxEntries(); have != m.MaxEntries {
-			d.log.Warn("pinned map keeps its size", "map", m.Name, "size", have, "configured", m.MaxEntries)
-			m.MaxEntries = have
-		}
-		if err := pinned.Close(); err != nil {
-			return fmt.Errorf("pinned map %s: %w", m.Name, err)
-		}
+	return nil
+}
+
+// pinMap gives a map its pin. One that is pinned already keeps its size, since connections and records in it are worth more than a flag.
+func (d *Datapath) pinMap(name string, m *ebpf.MapSpec) error {
+	m.Name = pinName(name)
+	m.Pinning = ebpf.PinByName
+	pinned, err := ebpf.LoadPinnedMap(filepath.Join(d.cfg.PinPath, m.Name), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("pinned map %s: %w", m.Name, err)
+	}
+	if have := pinned.MaxEntries(); have != m.MaxEntries {
+		d.log.Warn("pinned map keeps its size", "map", m.Name, "size", have, "configured", m.MaxEntries)
+		m.MaxEntries = have
+	}
+	if err := pinned.Close(); err != nil {
+		return fmt.Errorf("pinned map %s: %w", m.Name, err)
 	}
 	return nil
 }

@@ -89,14 +89,21 @@ func (w *world) do(errs ...error) {
 	}
 }
 
-// inNode runs f in the node's namespace, in whichever one the thread is.
+// in runs f in a network namespace, on a thread that goes nowhere else meanwhile: subtests are goroutines of their own.
 func (w *world) in(ns netns.NsHandle, f func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	was, err := netns.Get()
+	if err != nil {
+		return err
+	}
+	defer was.Close()
 	if err := netns.Set(ns); err != nil {
 		return err
 	}
-	err := f()
-	if berr := netns.Set(w.node); berr != nil {
-		w.Fatalf("back to the node's namespace: %v", berr)
+	err = f()
+	if berr := netns.Set(was); berr != nil {
+		w.Fatalf("back to the network namespace: %v", berr)
 	}
 	return err
 }
@@ -111,7 +118,11 @@ func (w *world) plug(name string, id uint16, identity uint32, v4, v6 netip.Addr)
 	w.do(addPair(p.host, "tmp"+name))
 	inner, err := netlink.LinkByName("tmp" + name)
 	w.do(err, netlink.LinkSetNsFd(inner, int(ns)))
+	var cookie uint64
 	w.do(w.in(ns, func() error {
+		if cookie, err = NetnsCookie(); err != nil {
+			return err
+		}
 		sysctl(w, "net/ipv6/conf/default/accept_dad", "0")
 		l, err := netlink.LinkByName("tmp" + name)
 		if err != nil {
@@ -136,7 +147,7 @@ func (w *world) plug(name string, id uint16, identity uint32, v4, v6 netip.Addr)
 	mac, _ := net.ParseMAC(macHost)
 	w.do(netlink.LinkSetHardwareAddr(l, mac), w.AttachPod(p.host))
 	for _, a := range []netip.Addr{v4, v6} {
-		w.do(w.Endpoints().Upsert(a, Endpoint{ID: id, Identity: identity, IfIndex: uint32(l.Attrs().Index)}))
+		w.do(w.Endpoints().Upsert(a, Endpoint{ID: id, Identity: identity, IfIndex: uint32(l.Attrs().Index), NetnsCookie: cookie}))
 		w.do(w.IPCache().Upsert(netip.PrefixFrom(a, a.BitLen()), IPCacheEntry{Identity: identity}))
 	}
 	return p

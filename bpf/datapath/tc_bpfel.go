@@ -260,6 +260,16 @@ type tcMetricValue struct {
 	Bytes uint64
 }
 
+type tcNetnsEndpoint struct {
+	_        structs.HostLayout
+	V4       tcAddr
+	V6       tcAddr
+	Identity uint32
+	Ifindex  uint32
+	Id       uint16
+	Pad      [6]uint8
+}
+
 type tcRecord struct {
 	_               structs.HostLayout
 	Time            uint64
@@ -406,6 +416,13 @@ type tcSvcconnKey struct {
 	Pad        [3]uint8
 }
 
+type tcSvcconnNote struct {
+	_       structs.HostLayout
+	Time    uint64
+	Service uint32
+	Pad     uint32
+}
+
 type tcTracePoint uint32
 
 const (
@@ -447,6 +464,7 @@ const (
 	tcMapInterfaces        = "interfaces"
 	tcMapIpcache           = "ipcache"
 	tcMapMetrics           = "metrics"
+	tcMapNetns             = "netns"
 	tcMapScratch           = "scratch"
 	tcMapServices          = "services"
 	tcMapSvcconn           = "svcconn"
@@ -538,6 +556,7 @@ type tcMapSpecs struct {
 	Interfaces *ebpf.MapSpec `ebpf:"interfaces"`
 	Ipcache    *ebpf.MapSpec `ebpf:"ipcache"`
 	Metrics    *ebpf.MapSpec `ebpf:"metrics"`
+	Netns      *ebpf.MapSpec `ebpf:"netns"`
 	Scratch    *ebpf.MapSpec `ebpf:"scratch"`
 	Services   *ebpf.MapSpec `ebpf:"services"`
 	Svcconn    *ebpf.MapSpec `ebpf:"svcconn"`
@@ -597,6 +616,7 @@ type tcMaps struct {
 	Interfaces *ebpf.Map `ebpf:"interfaces"`
 	Ipcache    *ebpf.Map `ebpf:"ipcache"`
 	Metrics    *ebpf.Map `ebpf:"metrics"`
+	Netns      *ebpf.Map `ebpf:"netns"`
 	Scratch    *ebpf.Map `ebpf:"scratch"`
 	Services   *ebpf.Map `ebpf:"services"`
 	Svcconn    *ebpf.Map `ebpf:"svcconn"`
@@ -614,6 +634,7 @@ func (m *tcMaps) Close() error {
 		m.Interfaces,
 		m.Ipcache,
 		m.Metrics,
+		m.Netns,
 		m.Scratch,
 		m.Services,
 		m.Svcconn,

@@ -21,6 +21,15 @@ static __always_inline void addr_from_v4(struct addr *a, __be32 v4)
 	a->lo = ((__u64)v4 << 32) | ADDR_V4_PREFIX;
 }
 
+/* addr_from_words reads an address of a context, which the verifier lets be read in 32-bit words only: volatile keeps them apart. */
+static __always_inline void addr_from_words(struct addr *a, volatile __u32 *w)
+{
+	__u32 w0 = w[0], w1 = w[1], w2 = w[2], w3 = w[3];
+
+	a->hi = (__u64)w1 << 32 | w0;
+	a->lo = (__u64)w3 << 32 | w2;
+}
+
 static __always_inline bool addr_is_v4(const struct addr *a)
 {
 	return a->hi == 0 && (__u32)a->lo == (__u32)ADDR_V4_PREFIX;

@@ -3,6 +3,7 @@
 #ifndef WEIR_CT_H
 #define WEIR_CT_H
 
+#include "ct_key.h"
 #include "events.h"
 #include "identity.h"
 #include "scratch.h"
@@ -13,29 +14,6 @@
 #define CT_TRIES 4
 
 #define EEXIST 17
-
-/* ct_key_make sorts the ends; it returns whether the packet's source is the lower one. */
-static __always_inline bool ct_key_make(struct ct_key *k, const struct addr *src, const struct addr *dst, __be16 sport, __be16 dport)
-{
-	bool src_is_lo;
-
-	if (src->hi != dst->hi)
-		src_is_lo = src->hi < dst->hi;
-	else if (src->lo != dst->lo)
-		src_is_lo = src->lo < dst->lo;
-	else
-		src_is_lo = sport <= dport;
-	k->lo = src_is_lo ? *src : *dst;
-	k->hi = src_is_lo ? *dst : *src;
-	k->lo_port = src_is_lo ? sport : dport;
-	k->hi_port = src_is_lo ? dport : sport;
-	return src_is_lo;
-}
-
-static __always_inline __u64 ct_tail(const struct ct_key *k)
-{
-	return *(const __u64 *)&k->lo_port;
-}
 
 static __always_inline bool has_handshake(__u8 proto)
 {
@@ -321,20 +299,33 @@ static __always_inline int ct_classify(struct scratch *s)
 	return 0;
 }
 
-/* ct_service finds the service that a connection began on, as the socket hooks noted it. */
+#define SVCCONN_UDP_AGE 10000000000ULL
+
+/* ct_service finds the service that a connection began on, as the socket hooks noted it. A note of TCP is of this very connection; one of
+ * UDP may be of an earlier socket of the port, so that it must be fresh. */
 static __always_inline __u32 ct_service(const struct packet *p)
 {
 	struct svcconn_key key = {
 		.local = p->src, .remote = p->dst, .local_port = p->sport, .remote_port = p->dport, .proto = p->proto
 	};
-	__u32 *service = bpf_map_lookup_elem(&svcconn, &key);
+	struct svcconn_note *note;
 
-	if (!service && p->proto == IPPROTO_UDP) {
-		key.local.hi = key.local.lo = 0;
-		key.local_port = 0;
-		service = bpf_map_lookup_elem(&svcconn, &key);
-	}
-	return service ? *service : 0;
+	if (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP)
+		return 0;
+	note = bpf_map_lookup_elem(&svcconn, &key);
+	if (p->proto == IPPROTO_TCP)
+		return note ? note->service : 0;
+	if (note && p->now - note->time < SVCCONN_UDP_AGE)
+		return note->service;
+	key.local_port = 0;
+	note = bpf_map_lookup_elem(&svcconn, &key);
+	if (note && p->now - note->time < SVCCONN_UDP_AGE)
+		return note->service;
+	key.local.hi = key.local.lo = 0;
+	note = bpf_map_lookup_elem(&svcconn, &key);
+	if (note && p->now - note->time < SVCCONN_UDP_AGE)
+		return note->service;
+	return 0;
 }
 
 /* ct_related says whether an ICMP error is about a connection of the endpoint: its inner packet is one that the connection had. */

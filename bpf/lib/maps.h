@@ -66,7 +66,14 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
 	__type(key, struct svcconn_key);
-	__type(value, __u32);
+	__type(value, struct svcconn_note);
 } svcconn SEC(".maps"); /* written: socket hooks, sockops; read: from_pod when it makes a ct entry */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024); /* sized */
+	__type(key, __u64);
+	__type(value, struct netns_endpoint);
+} netns SEC(".maps"); /* cookie; written: datapath.Endpoints; read: socket hooks */
 
 #endif

@@ -49,15 +49,15 @@ struct sockrev_key {
 	__u8 pad[6];
 };
 
-struct sockrev {
+struct sockrev_value {
 	struct addr vip;
 	__be16 port;
 	__u8 pad[2];
 	__u32 service;
 };
 
-/* svcconn_key: which service a connection belongs to; read once, when its ct entry is made. local and local_port are zero for a
- * connected UDP socket, whose port is not yet chosen when it is translated. */
+/* svcconn_key: which service a connection belongs to; read once, when its ct entry is made. local_port is 0 for a connected UDP socket,
+ * whose port is not yet chosen when it is translated; local is zero too when the socket's pod is not known. */
 struct svcconn_key {
 	struct addr local;
 	struct addr remote;
@@ -65,6 +65,22 @@ struct svcconn_key {
 	__be16 remote_port;
 	__u8 proto;
 	__u8 pad[3];
+};
+
+struct svcconn_note {
+	__u64 time; /* CLOCK_MONOTONIC ns */
+	__u32 service;
+	__u32 pad;
+};
+
+/* netns_endpoint: which endpoint a socket belongs to, by the cookie of its network namespace. */
+struct netns_endpoint {
+	struct addr v4; /* zero = none */
+	struct addr v6;
+	__u32 identity;
+	__u32 ifindex;
+	__u16 id;
+	__u8 pad[6];
 };
 
 #endif
