@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/weirmesh/weir/cli/internal/flowmatch"
+	"github.com/weirmesh/weir/cli/internal/stage"
 	"github.com/weirmesh/weir/gen/observer"
 	observerv1 "github.com/weirmesh/weir/gen/weir/observer/v1"
 )
@@ -33,10 +34,10 @@ type FileOptions struct {
 // File reads what the json format wrote, one record a line. A line that cannot
 // be read is logged and left out; unknown fields are ignored and logged once.
 // Losses pass while there are no filters, for filters are about flows.
-func File(r io.Reader, opts FileOptions) Stream {
+func File(r io.Reader, opts FileOptions) stage.Recv[*observerv1.GetFlowsResponse] {
 	s := bufio.NewScanner(r)
 	s.Buffer(nil, maxLine)
-	return &file{FileOptions: opts, lines: s}
+	return (&file{FileOptions: opts, lines: s}).recv
 }
 
 type file struct {
@@ -47,7 +48,7 @@ type file struct {
 	lenient bool
 }
 
-func (f *file) Recv() (*observerv1.GetFlowsResponse, error) {
+func (f *file) recv() (*observerv1.GetFlowsResponse, error) {
 	for f.lines.Scan() {
 		f.number++
 		line := bytes.TrimSpace(f.lines.Bytes())
@@ -110,7 +111,7 @@ func (f *file) decodeGap(line []byte) (*observerv1.GetFlowsResponse, error) {
 }
 
 func (f *file) wanted(r *observerv1.GetFlowsResponse) bool {
-	if !isFlow(r) {
+	if r.GetResponse().GetFlow() == nil {
 		return f.Matcher.All()
 	}
 	at := r.GetResponse().GetTime().AsTime()

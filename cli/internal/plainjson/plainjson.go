@@ -35,9 +35,9 @@ func Append(b []byte, m proto.Message, extra ...Field) ([]byte, error) {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = appendString(b, f.Name)
+		b = AppendString(b, f.Name)
 		b = append(b, ':')
-		b = appendString(b, f.Value)
+		b = AppendString(b, f.Value)
 	}
 	b, err := appendFields(b, m.ProtoReflect(), len(extra) == 0)
 	if err != nil {
@@ -73,7 +73,7 @@ func appendFields(b []byte, m protoreflect.Message, first bool) ([]byte, error) 
 		if fd.FullName() == "flow.Flow.drop_reason_desc" {
 			// Words, as in the TYPE column: `select(.drop_reason_desc == "Authentication required")`.
 			b = appendName(b, name, &first)
-			b = appendString(b, eventname.DropLabel(int32(value.Enum())))
+			b = AppendString(b, eventname.DropLabel(int32(value.Enum())))
 			continue
 		}
 		if fd.FullName() == "flow.Flow.extensions" {
@@ -95,7 +95,7 @@ func appendName(b []byte, name string, first *bool) []byte {
 		b = append(b, ',')
 	}
 	*first = false
-	b = appendString(b, name)
+	b = AppendString(b, name)
 	return append(b, ':')
 }
 
@@ -110,7 +110,7 @@ func appendExtension(b []byte, m protoreflect.Message, first *bool) ([]byte, err
 	if err != nil {
 		b = appendName(b, "extensions", first)
 		b = append(b, `{"@type":`...)
-		b = appendString(b, any.GetTypeUrl())
+		b = AppendString(b, any.GetTypeUrl())
 		b = append(b, `,"value":"`...)
 		b = base64.StdEncoding.AppendEncode(b, any.GetValue())
 		return append(b, `"}`...), nil
@@ -167,14 +167,14 @@ func appendValue(b []byte, fd protoreflect.FieldDescriptor, v protoreflect.Value
 	case protoreflect.BoolKind:
 		return strconv.AppendBool(b, v.Bool()), nil
 	case protoreflect.StringKind:
-		return appendString(b, v.String()), nil
+		return AppendString(b, v.String()), nil
 	case protoreflect.BytesKind:
 		b = append(b, '"')
 		b = base64.StdEncoding.AppendEncode(b, v.Bytes())
 		return append(b, '"'), nil
 	case protoreflect.EnumKind:
 		if d := fd.Enum().Values().ByNumber(v.Enum()); d != nil {
-			return appendString(b, string(d.Name())), nil
+			return AppendString(b, string(d.Name())), nil
 		}
 		return strconv.AppendInt(b, int64(v.Enum()), 10), nil
 	case protoreflect.MessageKind, protoreflect.GroupKind:
@@ -222,7 +222,8 @@ func appendFloat(b []byte, f float64) []byte {
 	return strconv.AppendFloat(b, f, 'g', -1, 64)
 }
 
-func appendString(b []byte, s string) []byte {
+// AppendString appends s as a JSON string.
+func AppendString(b []byte, s string) []byte {
 	for i := range len(s) {
 		if c := s[i]; c < 0x20 || c > 0x7e || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
 			text, _ := json.Marshal(s) // a string cannot fail

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+// excluding are flags of which a variable must not set one when the command
+// line has another: what is typed wins over what is exported.
+var excluding = [][]string{
+	{"first", "last", "all"},
+	{"first", "follow"},
+	{"numeric", "ip-translation"},
+}
+
+// noVariable are the flags that make no sense as a standing setting.
+var noVariable = []string{"help", "not", "no-descriptions"}
+
+// applyEnvironment sets each flag that the command line left alone from WEIR_<FLAG>. An empty variable counts as none.
+func applyEnvironment(flags *pflag.FlagSet, lookup func(string) (string, bool)) error {
+	given := map[string]bool{}
+	flags.Visit(func(f *pflag.Flag) { given[f.Name] = true })
+	var faults []error
+	flags.VisitAll(func(f *pflag.Flag) {
+		if given[f.Name] || slices.Contains(noVariable, f.Name) || excluded(f.Name, given) {
+			return
+		}
+		name := variable(f.Name)
+		value, ok := lookup(name)
+		if !ok || value == "" {
+			return
+		}
+		if err := flags.Set(f.Name, value); err != nil {
+			faults = append(faults, fmt.Errorf("variable %s: %w", name, err))
+		}
+	})
+	return errors.Join(faults...)
+}
+
+func variable(flag string) string {
+	return "WEIR_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
+func excluded(name string, given map[string]bool) bool {
+	for _, group := range excluding {
+		if slices.Contains(group, name) && slices.ContainsFunc(group, func(other string) bool { return given[other] }) {
+			return true
+		}
+	}
+	return false
+}
