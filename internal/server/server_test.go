@@ -388,3 +388,28 @@ func TestServeNeedsListener(t *testing.T) {
 		t.Errorf("Serve without listeners: %v", err)
 	}
 }
+
+func TestListen(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "a.sock")
+	listeners, err := Listen(context.Background(), "127.0.0.1:0", socket)
+	if err != nil || len(listeners) != 2 {
+		t.Fatalf("Listen: %d listeners, %v", len(listeners), err)
+	}
+	for _, ln := range listeners {
+		defer ln.Close()
+	}
+	own, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The socket is in use: what was opened or brought must be closed again.
+	if _, err := Listen(context.Background(), "127.0.0.1:0", socket, own); err == nil {
+		t.Fatal("a socket in use was taken")
+	}
+	if _, err := own.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("the listener that was brought is not closed: %v", err)
+	}
+	if _, err := Listen(context.Background(), "", ""); err == nil {
+		t.Error("nothing to listen on was accepted")
+	}
+}

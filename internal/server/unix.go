@@ -35,6 +35,37 @@ func ListenUnix(path string) (net.Listener, error) {
 	return &unixListener{Listener: ln}, nil
 }
 
+// Listen opens what a service serves on: a TCP address, unless the caller brings listeners of its own
+// (a process with several network namespaces does), and a unix socket; an empty address or path
+// is left out. After an error all are closed, those that were brought too.
+func Listen(ctx context.Context, address, socket string, own ...net.Listener) ([]net.Listener, error) {
+	listeners := own
+	fail := func(err error) ([]net.Listener, error) {
+		for _, ln := range listeners {
+			err = errors.Join(err, ln.Close())
+		}
+		return nil, err
+	}
+	if len(own) == 0 && address != "" {
+		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+		if err != nil {
+			return fail(fmt.Errorf("listen: %w", err))
+		}
+		listeners = append(listeners, ln)
+	}
+	if socket != "" {
+		ln, err := ListenUnix(socket)
+		if err != nil {
+			return fail(err)
+		}
+		listeners = append(listeners, ln)
+	}
+	if len(listeners) == 0 {
+		return fail(errors.New("listen: there is nothing to listen on"))
+	}
+	return listeners, nil
+}
+
 func removeStale(path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, os.ErrNotExist) {

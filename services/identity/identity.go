@@ -95,7 +95,7 @@ func (s *Service) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	listeners, err := s.listen(ctx)
+	listeners, err := weirserver.Listen(ctx, s.config.Listen, s.config.Socket, s.config.Listeners...)
 	if err != nil {
 		return err
 	}
@@ -117,28 +117,6 @@ func (s *Service) Run(ctx context.Context) error {
 	group.Go(func() error { return status.ServeHTTP(ctx, s.config.MetricsListen, s.report.Handler(registry)) })
 	s.log.Info("identity broker runs", "listen", listeners[0].Addr().String(), "nats", s.config.NATS)
 	return group.Wait()
-}
-
-func (s *Service) listen(ctx context.Context) ([]net.Listener, error) {
-	listeners := s.config.Listeners
-	if len(listeners) == 0 {
-		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.config.Listen)
-		if err != nil {
-			return nil, fmt.Errorf("listen: %w", err)
-		}
-		listeners = append(listeners, ln)
-	}
-	if s.config.Socket != "" {
-		ln, err := weirserver.ListenUnix(s.config.Socket)
-		if err != nil {
-			for _, l := range listeners {
-				err = errors.Join(err, l.Close())
-			}
-			return nil, err
-		}
-		listeners = append(listeners, ln)
-	}
-	return listeners, nil
 }
 
 // details is what an operator reads first.

@@ -8,9 +8,11 @@ require (
 	github.com/weirmesh/weir/gen v0.0.0-00010101000000-000000000000
 	github.com/weirmesh/weir/internal v0.0.0-00010101000000-000000000000
 	golang.org/x/sync v0.24.0
+	golang.org/x/tools v0.51.0
 	google.golang.org/grpc v1.85.0
 	k8s.io/api v0.37.2
 	k8s.io/apimachinery v0.37.2
+	sigs.k8s.io/yaml v1.6.0
 )
 
 require (

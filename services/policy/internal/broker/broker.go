@@ -5,6 +5,7 @@
 package broker
 
 import (
+	"container/heap"
 	"context"
 	"fmt"
 	"log/slog"
@@ -54,20 +55,50 @@ type Broker struct {
 	// number is told each answer. It may block, which slows the calls.
 	number func(label.Set, uint32)
 
-	mu   sync.Mutex
-	sets map[string]*entry
 	wake chan struct{}
-	// firstError is when calls began to fail; zero while they succeed.
-	failing bool
+
+	mu      sync.Mutex
+	sets    map[string]*entry
+	queue   schedule // of the entries that no call runs for
+	busy    int      // calls that run
+	failing bool     // the last call failed
 }
 
-// entry is one set. Its next call is due at due unless one runs.
+// entry is one set. It is in the queue, or a call runs for it.
 type entry struct {
 	labels  label.Set
 	wanted  bool
-	running bool
 	due     time.Time
 	backoff time.Duration
+	index   int  // in the queue; -1 = a call runs
+	changed bool // while the call ran
+}
+
+// schedule is a heap of entries by when they are due.
+type schedule []*entry
+
+func (s schedule) Len() int           { return len(s) }
+func (s schedule) Less(i, j int) bool { return s[i].due.Before(s[j].due) }
+func (s schedule) Swap(i, j int) {
+	s[i], s[j] = s[j], s[i]
+	s[i].index, s[j].index = i, j
+}
+
+// Push implements heap.Interface.
+func (s *schedule) Push(x any) {
+	e := x.(*entry)
+	e.index = len(*s)
+	*s = append(*s, e)
+}
+
+// Pop implements heap.Interface.
+func (s *schedule) Pop() any {
+	last := len(*s) - 1
+	e := (*s)[last]
+	(*s)[last] = nil
+	*s = (*s)[:last]
+	e.index = -1
+	return e
 }
 
 // New makes a client; number is called with each answer, from several goroutines.
@@ -93,10 +124,14 @@ func (b *Broker) set(labels label.Set, wanted bool) {
 	b.mu.Lock()
 	e := b.sets[labels.Key()]
 	if e == nil {
-		e = &entry{labels: labels}
+		e = &entry{labels: labels, index: -1}
 		b.sets[labels.Key()] = e
+		heap.Push(&b.queue, e)
 	}
-	e.wanted, e.due, e.backoff = wanted, time.Time{}, 0
+	e.wanted, e.due, e.backoff, e.changed = wanted, time.Time{}, 0, true
+	if e.index >= 0 {
+		heap.Fix(&b.queue, e.index)
+	}
 	b.mu.Unlock()
 	b.poke()
 }
@@ -111,7 +146,6 @@ func (b *Broker) poke() {
 // Run makes the calls until ctx ends.
 func (b *Broker) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(b.config.Workers + 1)
 	group.Go(func() error { return b.sweepLoop(ctx) })
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -131,31 +165,24 @@ func (b *Broker) Run(ctx context.Context) error {
 // again.
 func (b *Broker) startDue(ctx context.Context, group *errgroup.Group) time.Time {
 	now := time.Now()
-	next := now.Add(time.Minute)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for key, e := range b.sets {
-		if e.running {
-			continue
-		}
+	for len(b.queue) > 0 && b.busy < b.config.Workers { // a call that ends wakes us
+		e := b.queue[0]
 		if e.due.After(now) {
-			if e.due.Before(next) {
-				next = e.due
-			}
-			continue
+			return e.due
 		}
-		wanted, due := e.wanted, e.due
-		e.running = true
-		if !group.TryGo(func() error { b.call(ctx, key, e, wanted, due); return nil }) {
-			e.running = false
-			return now.Add(time.Minute) // all workers are busy; one that ends wakes us
-		}
+		heap.Pop(&b.queue)
+		e.changed = false
+		wanted := e.wanted
+		b.busy++
+		group.Go(func() error { b.call(ctx, e, wanted); return nil })
 	}
-	return next
+	return now.Add(time.Minute)
 }
 
 // call makes one call for a set and says when the next is due.
-func (b *Broker) call(ctx context.Context, key string, e *entry, wanted bool, due time.Time) {
+func (b *Broker) call(ctx context.Context, e *entry, wanted bool) {
 	callCtx, cancel := context.WithTimeout(ctx, b.config.Timeout)
 	defer cancel()
 	var err error
@@ -168,18 +195,18 @@ func (b *Broker) call(ctx context.Context, key string, e *entry, wanted bool, du
 	} else {
 		_, err = b.client.Release(callCtx, &identityv1.ReleaseRequest{Labels: e.labels})
 	}
-	defer b.poke()
 	if ctx.Err() != nil {
 		return
 	}
 	b.note(err)
 
+	defer b.poke() // after the lock is free
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	e.running = false
+	b.busy--
 	switch {
-	case e.wanted != wanted || e.due != due:
-		// It was changed meanwhile and is due at once.
+	case e.changed:
+		e.due = time.Time{} // what is wanted now is asked at once
 	case err != nil:
 		e.backoff = min(max(2*e.backoff, b.config.MinBackoff), b.config.MaxBackoff)
 		e.due = time.Now().Add(jitter(e.backoff))
@@ -187,8 +214,10 @@ func (b *Broker) call(ctx context.Context, key string, e *entry, wanted bool, du
 		e.backoff = 0
 		e.due = time.Now().Add(jitter(b.config.Refresh))
 	default:
-		delete(b.sets, key)
+		delete(b.sets, e.labels.Key())
+		return
 	}
+	heap.Push(&b.queue, e)
 }
 
 func (b *Broker) deliver(labels label.Set, identity *identityv1.Identity) error {
