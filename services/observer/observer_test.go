@@ -26,6 +26,9 @@ import (
 	"github.com/weirmesh/weir/services/observer/internal/testflow"
 )
 
+// configType is short for what tests change.
+type configType = observer.Config
+
 // cluster is a NATS server with mutual TLS, and whatever was started beside it.
 type cluster struct {
 	t     *testing.T

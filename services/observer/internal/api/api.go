@@ -87,11 +87,6 @@ func (a *API) GetFlows(request *observer.GetFlowsRequest, stream grpc.ServerStre
 	if err != nil {
 		return err
 	}
-	for _, event := range a.nodeStatus() {
-		if err := stream.Send(event); err != nil {
-			return err
-		}
-	}
 	ctx, cancel := a.streamContext(stream.Context())
 	defer cancel()
 	sink := &hubbleSink{api: a, stream: stream, masker: newMasker(c.mask)}
@@ -142,6 +137,9 @@ func (a *API) GetAgentEvents(request *observer.GetAgentEventsRequest, stream grp
 // agentSink answers GetAgentEvents, which has no way to tell of losses.
 type agentSink struct{ stream grpc.ServerStream }
 
+// Start implements query.Sink.
+func (*agentSink) Start() error { return nil }
+
 // Event implements query.Sink.
 func (s *agentSink) Event(source *event.Source, i int) error {
 	raw := wire.Raw(wire.AppendAgentEventResponse(nil, source.Item(i), wire.Envelope{NodeName: source.NodeName, Time: source.Time(i)}))
@@ -153,9 +151,6 @@ func (*agentSink) Gap(*event.Gap) error { return nil }
 
 // Lost implements query.Sink.
 func (*agentSink) Lost(uint64, time.Time, time.Time) error { return nil }
-
-// Flush implements query.Sink.
-func (*agentSink) Flush() error { return nil }
 
 // GetDebugEvents implements observer.Observer: there are none.
 func (a *API) GetDebugEvents(request *observer.GetDebugEventsRequest, stream grpc.ServerStreamingServer[observer.GetDebugEventsResponse]) error {

@@ -167,6 +167,16 @@ type hubbleSink struct {
 	raw    wire.Raw
 }
 
+// Start implements query.Sink.
+func (s *hubbleSink) Start() error {
+	for _, event := range s.api.nodeStatus() {
+		if err := s.stream.SendMsg(event); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Event implements query.Sink.
 func (s *hubbleSink) Event(source *event.Source, i int) error {
 	item, envelope := s.masker.apply(source, i)
@@ -197,6 +207,3 @@ func (s *hubbleSink) Lost(count uint64, first, last time.Time) error {
 		Time:          timestamppb.New(last),
 	})
 }
-
-// Flush implements query.Sink.
-func (s *hubbleSink) Flush() error { return nil }

@@ -44,11 +44,6 @@ func (w *Weir) GetFlows(request *observerv1.GetFlowsRequest, stream grpc.ServerS
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
 	c.sel.Newest = true
-	for _, event := range w.api.nodeStatus() {
-		if err := stream.Send(&observerv1.GetFlowsResponse{Item: &observerv1.GetFlowsResponse_Response{Response: event}}); err != nil {
-			return err
-		}
-	}
 	ctx, cancel := w.api.streamContext(stream.Context())
 	defer cancel()
 	sink := &weirSink{api: w.api, stream: stream, compiled: c, masker: newMasker(c.mask)}
@@ -67,6 +62,16 @@ type weirSink struct {
 
 // statsRoom is enough for the frame of the statistics.
 const statsRoom = 96
+
+// Start implements query.Sink.
+func (s *weirSink) Start() error {
+	for _, event := range s.api.nodeStatus() {
+		if err := s.stream.SendMsg(&observerv1.GetFlowsResponse{Item: &observerv1.GetFlowsResponse_Response{Response: event}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // Event implements query.Sink.
 func (s *weirSink) Event(source *event.Source, i int) error {
@@ -100,9 +105,6 @@ func (s *weirSink) send(gap *event.Gap) error {
 func (s *weirSink) Lost(count uint64, first, last time.Time) error {
 	return s.send(s.api.slowReader(count, first, last))
 }
-
-// Flush implements query.Sink.
-func (s *weirSink) Flush() error { return nil }
 
 // GetLosses implements ObserverService.
 func (w *Weir) GetLosses(context.Context, *observerv1.GetLossesRequest) (*observerv1.GetLossesResponse, error) {

@@ -50,14 +50,14 @@ type Filter interface {
 
 // Sink receives the answer, in order.
 type Sink interface {
+	// Start comes first, once it is settled what is new to a request that follows.
+	Start() error
 	// Event takes a record that was selected.
 	Event(source *event.Source, i int) error
 	// Gap takes a gap in what was looked at.
 	Gap(gap *event.Gap) error
 	// Lost says that this reader was too slow for so many events, between two times.
 	Lost(count uint64, first, last time.Time) error
-	// Flush sends what Event and Gap may have held back, since nothing follows soon.
-	Flush() error
 }
 
 // Past opens what is older than memory.
@@ -144,9 +144,6 @@ func (e *Engine) Run(ctx context.Context, sel Selection, kind batch.Kind, filter
 	if err == nil {
 		err = r.tellLost(true)
 	}
-	if err == nil {
-		err = sink.Flush()
-	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -155,6 +152,9 @@ func (e *Engine) Run(ctx context.Context, sel Selection, kind batch.Kind, filter
 
 func (r *run) run() error {
 	first, next := r.engine.store.Bounds()
+	if err := r.sink.Start(); err != nil {
+		return err
+	}
 	end := next
 	if r.sel.Follow {
 		end = math.MaxUint64
@@ -204,9 +204,6 @@ func (r *run) forward(at, end uint64) error {
 		if n == 0 {
 			if at >= end {
 				return nil
-			}
-			if err := r.sink.Flush(); err != nil {
-				return err
 			}
 			if err := r.wait(changed); err != nil {
 				return err
