@@ -25,7 +25,7 @@ type hook struct {
 
 var (
 	podHooks    = []hook{{tcProgFromPod, true}, {tcProgToPod, false}}
-	uplinkHooks = []hook{{tcProgFromNetwork, true}}
+	uplinkHooks = []hook{{tcProgFromNetwork, true}, {tcProgToNetwork, false}}
 	hostHooks   = []hook{{tcProgFromHost, true}}
 )
 

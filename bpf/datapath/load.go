@@ -27,6 +27,7 @@ var layouts = map[string]int{
 	tcMapSvcconn:    1,
 	tcMapFrags:      1,
 	tcMapNetns:      1,
+	tcMapNat:        1,
 	sockMapSockrev:  1,
 	tcMapMetrics:    1,
 	tcMapEvents:     1,
@@ -134,6 +135,8 @@ func (d *Datapath) configure(spec *ebpf.CollectionSpec) error {
 		tcVarCfgWakeupBytes:    uint32(min(ring/4, 65536)),
 		tcVarCfgWorldV4:        d.cfg.WorldIPv4,
 		tcVarCfgWorldV6:        d.cfg.WorldIPv6,
+		tcVarCfgNatPortMin:     uint32(d.cfg.NATPortMin),
+		tcVarCfgNatPortMax:     uint32(d.cfg.NATPortMax),
 		tcVarCfgNodeV4:         node4,
 		tcVarCfgNodeV6:         node6,
 	} {
@@ -164,6 +167,7 @@ func (d *Datapath) setSizes(spec *ebpf.CollectionSpec) error {
 		tcMapBackends:   d.cfg.BackendsMax,
 		tcMapFrags:      d.cfg.FragmentsMax,
 		tcMapDrops:      d.cfg.DropsMax,
+		tcMapNat:        d.cfg.NATMax,
 		tcMapEvents:     cpus,
 	} {
 		spec.Maps[name].MaxEntries = uint32(size)

@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -23,6 +24,7 @@ type world struct {
 	cfg  Config
 	node netns.NsHandle
 	pods map[string]*pod
+	out  *pod // a host outside of the cluster, on the uplink's network
 }
 
 type pod struct {
@@ -69,7 +71,7 @@ func newWorld(t testing.TB, change func(*Config)) *world {
 	for _, name := range []string{"weir_host", "weir_net"} {
 		w.do(linkUp(name))
 	}
-	w.do(addAddr("lo", "172.30.0.11/32"), addAddr("lo", "fd30::11/128"))
+	w.uplink()
 	w.do(addRoute("10.244.1.0/24", "weir_host", ""), addRoute("fd00:10:244:1::/64", "weir_host", ""))
 	w.do(neighbour("weir_host", "10.244.1.5"), w.AttachHost("weir_net"))
 	w.do(w.IPCache().Upsert(netip.MustParsePrefix("10.244.1.0/24"), IPCacheEntry{Flags: IPCacheLocalPods}))
@@ -87,6 +89,22 @@ func (w *world) do(errs ...error) {
 			w.Fatal(err)
 		}
 	}
+}
+
+// uplink joins the node to a host outside of the cluster.
+func (w *world) uplink() {
+	w.Helper()
+	ns, err := netns.New()
+	w.do(err, netns.Set(w.node), addPair("eth0", "outside"))
+	l, err := netlink.LinkByName("outside")
+	w.do(err, netlink.LinkSetNsFd(l, int(ns)), linkUp("eth0"), addAddr("eth0", "172.30.0.11/24"), addAddr("eth0", "fd30::11/64"))
+	w.out = &pod{name: "outside", ns: ns, v4: netip.MustParseAddr("172.30.0.80"), v6: netip.MustParseAddr("fd30::80")}
+	w.pods["outside"] = w.out
+	w.do(w.in(ns, func() error {
+		return errors.Join(linkUp("lo"), linkUp("outside"), addAddr("outside", "172.30.0.80/24"), addAddr("outside", "fd30::80/64"),
+			addRoute("10.244.1.0/24", "outside", "172.30.0.11"), addRoute("fd00:10:244:1::/64", "outside", "fd30::11"))
+	}))
+	w.do(w.AttachUplink("eth0"))
 }
 
 // in runs f in a network namespace, on a thread that goes nowhere else meanwhile: subtests are goroutines of their own.

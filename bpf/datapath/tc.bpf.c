@@ -139,8 +139,18 @@ static __always_inline int inbound(struct __sk_buff *skb, struct scratch *s, boo
 	if (from_uplink) {
 		const volatile struct addr *own = p->v4 ? &cfg_node_v4 : &cfg_node_v6;
 
-		if (p->dst.hi == own->hi && p->dst.lo == own->lo)
-			return TC_ACT_OK;
+		if (p->dst.hi == own->hi && p->dst.lo == own->lo) {
+			if (!cfg_masquerade || reason)
+				return TC_ACT_OK;
+			reason = nat_in(skb);
+			if (reason == NAT_NOT_OURS)
+				return TC_ACT_OK;
+			dst = endpoint_find(&p->dst);
+			if (dst && reason == NAT_TRANSLATED)
+				return deliver(skb, s, dst, NULL, true);
+			inbound_fault(s, dst);
+			return drop(skb, reason == NAT_TRANSLATED ? DROP_UNROUTABLE : reason);
+		}
 	} else if (!p->v4 && (p->dst.lo || p->dst.hi) && (bpf_ntohl((__u32)p->dst.hi) >> 24) == 0xff) {
 		metric_add(METRIC_MULTICAST_CONTROL, 1, p->bytes);
 		return TC_ACT_SHOT;
@@ -164,6 +174,43 @@ int from_network(struct __sk_buff *skb)
 	if (!s)
 		return TC_ACT_SHOT;
 	return inbound(skb, s, true);
+}
+
+// to_network: what leaves by the uplink. Packets of pods that leave the cluster, which from_pod has marked, get the node's address.
+SEC("tc")
+int to_network(struct __sk_buff *skb)
+{
+	struct scratch *s;
+	struct endpoint *src;
+	struct packet *p;
+	struct pass *o;
+	int reason;
+
+	if (!cfg_masquerade || !(skb->mark & MARK_MASQUERADE))
+		return TC_ACT_OK;
+	s = scratch_get();
+	if (!s)
+		return TC_ACT_SHOT;
+	p = &s->packet;
+	reason = packet_l3(skb, p);
+	if (!reason && p->fragment != FRAGMENT_LATER)
+		reason = packet_l4(skb, p);
+	if (!reason && p->fragment)
+		reason = frags_resolve(p);
+	src = endpoint_find(&p->src);
+	if (!src)
+		return TC_ACT_OK; // an ICMP error of the node's stack that inherited the mark
+	if (!reason)
+		reason = nat_out(skb);
+	if (!reason)
+		return TC_ACT_OK;
+	o = &s->pass;
+	__builtin_memset(o, 0, sizeof(*o));
+	o->sent = 1;
+	o->self_identity = src->identity;
+	o->ifindex = skb->ifindex;
+	o->endpoint = src->id;
+	return drop(skb, reason);
 }
 
 // from_host: what the node's own stack sends to local pods, at the ingress of the receiving end of the node's veth pair.

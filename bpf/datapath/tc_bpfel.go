@@ -260,6 +260,24 @@ type tcMetricValue struct {
 	Bytes uint64
 }
 
+type tcNatEntry struct {
+	_    structs.HostLayout
+	Addr tcAddr
+	Port uint16
+	Pad  [6]uint8
+}
+
+type tcNatKey struct {
+	_     structs.HostLayout
+	Src   tcAddr
+	Dst   tcAddr
+	Sport uint16
+	Dport uint16
+	Proto uint8
+	Kind  uint8
+	Pad   [2]uint8
+}
+
 type tcNetnsEndpoint struct {
 	_        structs.HostLayout
 	V4       tcAddr
@@ -464,6 +482,7 @@ const (
 	tcMapInterfaces        = "interfaces"
 	tcMapIpcache           = "ipcache"
 	tcMapMetrics           = "metrics"
+	tcMapNat               = "nat"
 	tcMapNetns             = "netns"
 	tcMapScratch           = "scratch"
 	tcMapServices          = "services"
@@ -472,6 +491,7 @@ const (
 	tcProgFromNetwork      = "from_network"
 	tcProgFromPod          = "from_pod"
 	tcProgSweep            = "sweep"
+	tcProgToNetwork        = "to_network"
 	tcProgToPod            = "to_pod"
 	tcVarCfgEveryPacket    = "cfg_every_packet"
 	tcVarCfgIcmp           = "cfg_icmp"
@@ -539,6 +559,7 @@ type tcProgramSpecs struct {
 	FromNetwork *ebpf.ProgramSpec `ebpf:"from_network"`
 	FromPod     *ebpf.ProgramSpec `ebpf:"from_pod"`
 	Sweep       *ebpf.ProgramSpec `ebpf:"sweep"`
+	ToNetwork   *ebpf.ProgramSpec `ebpf:"to_network"`
 	ToPod       *ebpf.ProgramSpec `ebpf:"to_pod"`
 }
 
@@ -556,6 +577,7 @@ type tcMapSpecs struct {
 	Interfaces *ebpf.MapSpec `ebpf:"interfaces"`
 	Ipcache    *ebpf.MapSpec `ebpf:"ipcache"`
 	Metrics    *ebpf.MapSpec `ebpf:"metrics"`
+	Nat        *ebpf.MapSpec `ebpf:"nat"`
 	Netns      *ebpf.MapSpec `ebpf:"netns"`
 	Scratch    *ebpf.MapSpec `ebpf:"scratch"`
 	Services   *ebpf.MapSpec `ebpf:"services"`
@@ -616,6 +638,7 @@ type tcMaps struct {
 	Interfaces *ebpf.Map `ebpf:"interfaces"`
 	Ipcache    *ebpf.Map `ebpf:"ipcache"`
 	Metrics    *ebpf.Map `ebpf:"metrics"`
+	Nat        *ebpf.Map `ebpf:"nat"`
 	Netns      *ebpf.Map `ebpf:"netns"`
 	Scratch    *ebpf.Map `ebpf:"scratch"`
 	Services   *ebpf.Map `ebpf:"services"`
@@ -634,6 +657,7 @@ func (m *tcMaps) Close() error {
 		m.Interfaces,
 		m.Ipcache,
 		m.Metrics,
+		m.Nat,
 		m.Netns,
 		m.Scratch,
 		m.Services,
@@ -673,6 +697,7 @@ type tcPrograms struct {
 	FromNetwork *ebpf.Program `ebpf:"from_network"`
 	FromPod     *ebpf.Program `ebpf:"from_pod"`
 	Sweep       *ebpf.Program `ebpf:"sweep"`
+	ToNetwork   *ebpf.Program `ebpf:"to_network"`
 	ToPod       *ebpf.Program `ebpf:"to_pod"`
 }
 
@@ -682,6 +707,7 @@ func (p *tcPrograms) Close() error {
 		p.FromNetwork,
 		p.FromPod,
 		p.Sweep,
+		p.ToNetwork,
 		p.ToPod,
 	)
 }

@@ -295,7 +295,8 @@ static __always_inline int ct_classify(struct scratch *s)
 		/* Sockets are translated before they send: what still has a service address met no backend, or is no socket's. */
 		return bpf_map_lookup_elem(&services, &key) ? DROP_NO_BACKEND : DROP_IS_CLUSTER_IP;
 	}
-	o->masquerade = cfg_masquerade && identity_is_outside(o->peer_identity) && !(flags & IPCACHE_NO_MASQUERADE);
+	o->masquerade = cfg_masquerade && identity_is_outside(o->peer_identity) && !(flags & IPCACHE_NO_MASQUERADE) &&
+			(p->v4 ? cfg_node_v4.lo : cfg_node_v6.lo);
 	return 0;
 }
 

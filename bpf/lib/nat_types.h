@@ -5,27 +5,26 @@
 
 #include "addr.h"
 
-/* nat_key: a tuple as a packet has it. Two rows belong to a claim: kind NAT_OUT (pod, peer), kind NAT_IN (peer, node). */
+enum nat_kind {
+	NAT_OUT = 0, /* the pod's packet before translation */
+	NAT_IN = 1,  /* the answer before translation; making this row is claiming the port */
+};
+
+/* nat_key: a tuple as a packet has it. A claim is two rows, one of each kind. ICMP echo: the asking side's port is the id, the other's 0. */
 struct nat_key {
 	struct addr src;
 	struct addr dst;
 	__be16 sport;
 	__be16 dport;
 	__u8 proto;
-	__u8 kind;
+	__u8 kind; /* enum nat_kind */
 	__u8 pad[2];
-};
-
-enum nat_kind {
-	NAT_OUT = 0,
-	NAT_IN = 1,
 };
 
 struct nat_entry {
 	struct addr addr; /* OUT: the new source; IN: the new destination */
 	__be16 port;
 	__u8 pad[6];
-	__u64 last;       /* CLOCK_MONOTONIC ns of the last packet this way */
 };
 
 #endif

@@ -5,6 +5,7 @@
 #define WEIR_SWEEP_H
 
 #include "ct.h"
+#include "nat.h"
 
 #define SWEEP_KEYS 64
 
@@ -33,7 +34,7 @@ __noinline int sweep_one(struct __sk_buff *skb, __u32 offset, __u64 now, __u64 h
 	struct record *r;
 	__u64 last, fill, flags = BPF_RB_NO_WAKEUP;
 	void *ring;
-	bool due;
+	bool due, masqueraded = false, local_is_lo = false;
 
 	if (bpf_skb_load_bytes(skb, offset, &key, sizeof(key)))
 		return SWEEP_LIVE;
@@ -59,6 +60,8 @@ __noinline int sweep_one(struct __sk_buff *skb, __u32 offset, __u64 now, __u64 h
 	if (due) {
 		ct_final(r, e, &key, now);
 		e->state = CT_DEAD;
+		masqueraded = e->flags & CT_MASQUERADE;
+		local_is_lo = e->flags & CT_LO_IS_LOCAL;
 	}
 	bpf_spin_unlock(&entry->lock);
 	if (!due) {
@@ -68,6 +71,18 @@ __noinline int sweep_one(struct __sk_buff *skb, __u32 offset, __u64 now, __u64 h
 	bpf_ringbuf_submit(r, flags);
 	metric_add(METRIC_WRITTEN_FINAL, 1, 0);
 	bpf_map_delete_elem(&ct, &key);
+	if (masqueraded) {
+		struct nat_key out = {
+			.src = local_is_lo ? key.lo : key.hi,
+			.dst = local_is_lo ? key.hi : key.lo,
+			.sport = local_is_lo ? key.lo_port : key.hi_port,
+			.dport = local_is_lo ? key.hi_port : key.lo_port,
+			.proto = key.proto,
+			.kind = NAT_OUT,
+		};
+
+		nat_release(&out);
+	}
 	return SWEEP_DONE;
 }
 
