@@ -219,6 +219,7 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return n.pipeline.Run(ctx) })
 	group.Go(func() error { return n.sweep(ctx) })
 	group.Go(func() error { return n.retry(ctx) })
+	group.Go(func() error { return n.health(ctx) })
 	group.Go(func() error { return rpc.Serve(ctx, ln) })
 	group.Go(func() error { return status.ServeHTTP(ctx, n.config.MetricsListen, n.report.Handler(registry)) })
 	n.log.Info("agent runs", "socket", n.config.Socket, "uplink", n.uplink.Name, "mtu", n.uplink.MTU)

@@ -29,6 +29,8 @@ const (
 	sweepInterval = time.Second
 	// retryInterval of map writes that failed.
 	retryInterval = 5 * time.Second
+	// healthRetry is when a health endpoint that could not be made is tried again.
+	healthRetry = 15 * time.Second
 	// drainTimeout is how long an agent that ends waits for the relay to take what is left.
 	drainTimeout = 2 * time.Second
 )
@@ -135,6 +137,20 @@ func (n *node) sweep(ctx context.Context) error {
 		n.sweeps.collected.Add(uint64(st.Collected))
 		n.directory.Expire()
 	}
+}
+
+// health keeps the node's health endpoint. A node without one serves its pods all the same.
+func (n *node) health(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if err := n.endpoints.RunHealth(ctx); err != nil {
+			n.log.Error("no health endpoint", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(healthRetry):
+			}
+		}
+	}
+	return nil
 }
 
 // retry writes again what the maps or routes refused.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/weirmesh/weir/internal/status"
 	"github.com/weirmesh/weir/services/agent/internal/desired"
+	"github.com/weirmesh/weir/services/agent/internal/endpoint"
 	"github.com/weirmesh/weir/services/agent/internal/policysync"
 )
 
@@ -39,9 +40,14 @@ func (n *node) ready() error {
 // details is what an operator reads first.
 func (n *node) details() []status.Detail {
 	p, sp, fl := n.policy.Status(), n.spool.Stats(), n.pipeline.Stats()
-	endpoints := n.endpoints.List()
+	pods := 0
+	for _, e := range n.endpoints.List() {
+		if e.UID != endpoint.HealthUID {
+			pods++
+		}
+	}
 	details := []status.Detail{
-		{Name: "endpoints", Value: fmt.Sprint(len(endpoints))},
+		{Name: "endpoints", Value: fmt.Sprint(pods)},
 		{Name: "kernel path", Value: strings.Join(n.datapath.Path(), ", ")},
 		{Name: "policy", Value: policyWords(p, time.Now())},
 		{Name: "identities", Value: fmt.Sprint(n.store.Count(desired.KindIdentity))},

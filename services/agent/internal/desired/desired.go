@@ -236,6 +236,24 @@ func (s *Store) podLocked(namespace, name, uid string) *Pod {
 	return nil
 }
 
+// WaitNode waits until a node is known with its pod CIDRs. The error is ctx's.
+func (s *Store) WaitNode(ctx context.Context, name string) (*Node, error) {
+	for {
+		s.mu.Lock()
+		n, _ := s.resources[Key{KindNode, name}].(*Node)
+		changed := s.changed
+		s.mu.Unlock()
+		if n != nil && len(n.PodCIDRs) > 0 {
+			return n, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
 // WaitPod waits until the pod is known with its identity, and this node with its pod CIDRs. The error is ctx's.
 func (s *Store) WaitPod(ctx context.Context, node, namespace, name, uid string) (*Pod, *Node, error) {
 	for {

@@ -65,6 +65,11 @@ func (m *Manager) Add(ctx context.Context, r AddRequest) (*Added, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrNoPolicy, missing(pod, node, r), err)
 	}
+	return m.plug(ctx, k, ns, r, pod, node)
+}
+
+// plug makes an endpoint of a pod that is known.
+func (m *Manager) plug(ctx context.Context, k key, ns *netdev.Namespace, r AddRequest, pod *desired.Pod, node *desired.Node) (*Added, error) {
 	e, err := m.reserve(k, r, pod, node)
 	if err != nil {
 		return nil, err
@@ -177,6 +182,13 @@ func (m *Manager) connect(ns *netdev.Namespace, e *Endpoint) error {
 		}
 		return netdev.AddPlainPod(wire)
 	}
+	err = ns.Do(func() (err error) {
+		e.NetnsCookie, err = datapath.NetnsCookie()
+		return err
+	})
+	if err != nil {
+		return err
+	}
 	if err := m.writeRows(e, uint32(index)); err != nil {
 		return err
 	}
@@ -192,7 +204,7 @@ func (m *Manager) writeRows(e *Endpoint, index uint32) error {
 		return err
 	}
 	for _, a := range e.Addresses {
-		err := m.cfg.Table.Upsert(a, datapath.Endpoint{ID: e.ID, Identity: e.Identity, IfIndex: index, MAC: wire.PodMAC})
+		err := m.cfg.Table.Upsert(a, datapath.Endpoint{ID: e.ID, Identity: e.Identity, IfIndex: index, MAC: wire.PodMAC, NetnsCookie: e.NetnsCookie})
 		if err != nil {
 			return fmt.Errorf("write endpoint %s: %w", a, err)
 		}

@@ -95,6 +95,7 @@ type Manager struct {
 	endpoints  map[key]*Endpoint
 	busy       map[key]struct{}
 	late       map[string]uint64 // by node: how often it was late
+	health     []netip.Addr      // of the last agent's health endpoint
 }
 
 // key is what CNI names an attachment by.
@@ -169,11 +170,6 @@ func (m *Manager) poolsLocked(n *desired.Node) []*address.Pool {
 					if c.Contains(a) {
 						_ = p.Claim(a) // its own address: taken only if it is listed twice
 					}
-				}
-			}
-			for _, a := range n.Health {
-				if c.Contains(a) {
-					_ = p.Claim(a) // given to the node's health endpoint
 				}
 			}
 		}

@@ -85,8 +85,8 @@ type Attachment struct{ ContainerID, IfName string }
 func (m *Manager) CollectGarbage(ctx context.Context, valid []Attachment) error {
 	m.mu.Lock()
 	var gone []key
-	for k := range m.endpoints {
-		if !slices.Contains(valid, Attachment{k.container, k.ifname}) {
+	for k, e := range m.endpoints {
+		if e.UID != HealthUID && !slices.Contains(valid, Attachment{k.container, k.ifname}) {
 			gone = append(gone, k)
 		}
 	}
@@ -164,7 +164,10 @@ func (m *Manager) Restore() error {
 	for _, e := range f.Endpoints {
 		k := key{e.ContainerID, e.IfName}
 		_, present := netdev.LinkIndex(e.HostIfName)
-		if e.Phase != Ready || !present {
+		if e.UID == HealthUID {
+			m.health = e.Addresses
+		}
+		if e.Phase != Ready || !present || e.UID == HealthUID {
 			if err := m.remove(k, e); err != nil {
 				errs = append(errs, err)
 			}

@@ -47,6 +47,7 @@ type Endpoint struct {
 	MAC         string           `json:"mac"`
 	MTU         int              `json:"mtu"`
 	Unmanaged   bool             `json:"unmanaged,omitempty"`
+	NetnsCookie uint64           `json:"netnsCookie,omitempty"`
 	Created     time.Time        `json:"created"`
 	Phase       Phase            `json:"phase"`
 

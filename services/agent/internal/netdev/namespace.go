@@ -45,6 +45,27 @@ func OpenNamespace(path string) (*Namespace, error) {
 	return &Namespace{path: path, file: f}, nil
 }
 
+// NewNamespace makes a network namespace that lives as long as the handle, or a device's use of it.
+func NewNamespace() (*Namespace, error) {
+	type result struct {
+		ns  *Namespace
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		// Not unlocked: the thread ends with the goroutine.
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- result{err: fmt.Errorf("make a network namespace: %w", err)}
+			return
+		}
+		ns, err := OpenNamespace("/proc/thread-self/ns/net")
+		done <- result{ns, err}
+	}()
+	r := <-done
+	return r.ns, r.err
+}
+
 // Close releases the handle.
 func (n *Namespace) Close() error { return n.file.Close() }
 
