@@ -6,19 +6,26 @@ require (
 	github.com/spf13/cobra v1.10.2
 	github.com/vishvananda/netlink v1.3.1
 	github.com/vishvananda/netns v0.0.5
-	github.com/weirmesh/weir/gen v0.0.0-00010101000000-000000000000
-	github.com/weirmesh/weir/internal v0.0.0-00010101000000-000000000000
+	github.com/weirmesh/weir/gen v0.0.0
+	github.com/weirmesh/weir/internal v0.0.0
+	github.com/weirmesh/weir/services/identity v0.0.0-00010101000000-000000000000
+	github.com/weirmesh/weir/services/observer v0.0.0-00010101000000-000000000000
+	github.com/weirmesh/weir/services/policy v0.0.0-00010101000000-000000000000
+	github.com/weirmesh/weir/services/relay v0.0.0-00010101000000-000000000000
 	go.yaml.in/yaml/v3 v3.0.6
 	golang.org/x/sync v0.24.0
 	golang.org/x/sys v0.49.0
 	google.golang.org/grpc v1.85.0
 	google.golang.org/protobuf v1.36.12
-	k8s.io/api v0.37.0
-	k8s.io/apimachinery v0.37.0
+	k8s.io/api v0.37.2
+	k8s.io/apimachinery v0.37.2
 )
 
 require (
+	cel.dev/cel-go v0.32.0 // indirect
+	cel.dev/expr v0.25.3 // indirect
 	github.com/antithesishq/antithesis-sdk-go v0.8.0-default-no-op // indirect
+	github.com/antlr4-go/antlr/v4 v4.13.1 // indirect
 	github.com/beorn7/perks v1.0.1 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/fxamacker/cbor/v2 v2.9.1 // indirect
@@ -46,9 +53,11 @@ require (
 	github.com/x448/float16 v0.8.4 // indirect
 	go.yaml.in/yaml/v2 v2.4.4 // indirect
 	golang.org/x/crypto v0.58.0 // indirect
+	golang.org/x/exp v0.0.0-20250620022241-b7579e27df2b // indirect
 	golang.org/x/net v0.60.0 // indirect
 	golang.org/x/text v0.43.0 // indirect
 	golang.org/x/time v0.16.0 // indirect
+	google.golang.org/genproto/googleapis/api v0.0.0-20260817212433-ac3dfec99bb1 // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20260817212433-ac3dfec99bb1 // indirect
 	gopkg.in/inf.v0 v0.9.1 // indirect
 	k8s.io/klog/v2 v2.140.0 // indirect
@@ -62,4 +71,8 @@ require (
 replace (
 	github.com/weirmesh/weir/gen => ../gen
 	github.com/weirmesh/weir/internal => ../internal
+	github.com/weirmesh/weir/services/identity => ../services/identity
+	github.com/weirmesh/weir/services/observer => ../services/observer
+	github.com/weirmesh/weir/services/policy => ../services/policy
+	github.com/weirmesh/weir/services/relay => ../services/relay
 )

@@ -153,7 +153,7 @@ func (l *Lab) separate() ([]part.Definition, error) {
 		}, l.config.RelayArgs...)))
 	}
 	errs = append(errs, add("observer", "observer", "weir-observer", append([]string{
-		"--listen-fd", strconv.Itoa(launch.SpecFD + 1), "--nats", natsURL(),
+		"--listen-fd", strconv.Itoa(launch.SpecFD + 1), "--nats", natsURL(), "--instance", "observer",
 	}, l.config.ObserverArgs...)))
 	all[len(all)-1].Files = l.observerListener
 	return all, errors.Join(errs...)

@@ -2,7 +2,42 @@
 
 package lab
 
-import "github.com/weirmesh/weir/lab/internal/part"
+import (
+	"errors"
+	"path/filepath"
 
-// together are the central services; in one process as soon as each of them can be imported.
-func (l *Lab) together() ([]part.Definition, error) { return l.separate() }
+	"github.com/weirmesh/weir/lab/internal/central"
+	"github.com/weirmesh/weir/lab/internal/launch"
+	"github.com/weirmesh/weir/lab/internal/part"
+)
+
+// together are all central services in one process.
+func (l *Lab) together() ([]part.Definition, error) {
+	var errs []error
+	var sockets []string
+	service := func(name string, port int) central.Service {
+		files, err := l.certs.issue(name, "")
+		errs = append(errs, err)
+		s := central.Service{Socket: l.runPath(name + ".sock"), TLS: files}
+		if port != 0 {
+			s.Listen = hostPort(centralAddress(1), port)
+		}
+		sockets = append(sockets, s.Socket)
+		return s
+	}
+	config := central.Config{
+		LogLevel: l.config.LogLevel,
+		NATS:     service("nats", natsPort), StoreDir: filepath.Join(l.stateDir(), "nats"), NATSURL: natsURL(),
+		Identity: service("identity", identityPort),
+		Policy:   service("policy", policyPort), Source: sourceAddress(),
+		Relay:    service("relay", relayPort),
+		Observer: service("observer", 0), ObserverFD: launch.SpecFD + 1,
+	}
+	path := l.runPath("central.json")
+	if err := errors.Join(append(errs, config.Write(path))...); err != nil {
+		return nil, err
+	}
+	definition := l.process("central", l.config.centralNetns(), []string{l.config.Self, "central", "--config", path}, sockets...)
+	definition.Files = l.observerListener
+	return []part.Definition{definition}, nil
+}

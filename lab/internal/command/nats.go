@@ -3,21 +3,15 @@
 package command
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
-	statusv1 "github.com/weirmesh/weir/gen/weir/status/v1"
-	"github.com/weirmesh/weir/internal/bus"
 	"github.com/weirmesh/weir/internal/flags"
-	"github.com/weirmesh/weir/internal/server"
-	"github.com/weirmesh/weir/internal/spiffe"
-	"github.com/weirmesh/weir/internal/status"
+	"github.com/weirmesh/weir/lab/internal/central"
 )
 
 // natsCommand is the lab's NATS server as a process of its own.
@@ -32,7 +26,16 @@ func natsCommand() *cobra.Command {
 		RunE: func(command *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(command.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
-			return runNATS(ctx, common, store)
+			log, err := flags.Logger(os.Stderr, common.LogLevel)
+			if err != nil {
+				return err
+			}
+			broker, err := central.RunNATS(ctx, common, store, log)
+			if err != nil {
+				return fmt.Errorf("nats: %w", err)
+			}
+			defer broker.Stop()
+			return broker.Wait()
 		},
 	}
 	common.Add(command.Flags())
@@ -40,40 +43,28 @@ func natsCommand() *cobra.Command {
 	return command
 }
 
-func runNATS(ctx context.Context, common flags.Common, store string) error {
-	log, err := flags.Logger(os.Stderr, common.LogLevel)
-	if err != nil {
-		return err
+// centralCommand is all central services in one process.
+func centralCommand() *cobra.Command {
+	var path string
+	command := &cobra.Command{
+		Use:    "central",
+		Short:  "Run NATS and all central services in one process (the lab starts it)",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(command.Context(), os.Interrupt, syscall.SIGTERM)
+			defer stop()
+			config, err := central.Read(path)
+			if err != nil {
+				return err
+			}
+			log, err := flags.Logger(os.Stderr, config.LogLevel)
+			if err != nil {
+				return err
+			}
+			return central.Run(ctx, config, log)
+		},
 	}
-	tls, err := spiffe.Load(common.TLS)
-	if err != nil {
-		return err
-	}
-	broker, err := bus.NewServer(bus.ServerConfig{Listen: common.Listen, StoreDir: store, TLS: tls, SyncAlways: true, Log: log})
-	if err != nil {
-		return err
-	}
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return broker.Run(ctx) })
-	if common.Socket != "" {
-		listener, err := server.ListenUnix(common.Socket)
-		if err != nil {
-			broker.Shutdown()
-			return err
-		}
-		reporter := status.New("nats", "")
-		own := server.New(server.Config{
-			Name: "nats", Log: log,
-			Authorize: server.Table{"/" + statusv1.StatusService_ServiceDesc.ServiceName + "/": {server.Local}},
-		})
-		reporter.Register(own.GRPC())
-		own.SetServing("", true)
-		group.Go(func() error { return own.Serve(ctx, listener) })
-	}
-	if err := group.Wait(); err != nil {
-		return fmt.Errorf("nats: %w", err)
-	}
-	return nil
+	command.Flags().StringVar(&path, "config", "", "`file` that the lab wrote")
+	return command
 }
-
-func centralCommand() *cobra.Command { return &cobra.Command{Use: "central", Hidden: true} }

@@ -205,7 +205,7 @@ func isNotEmpty(err error) bool {
 
 func unmountEmpty(path string) error {
 	entries, err := os.ReadDir(path)
-	if err != nil || len(entries) > 0 {
+	if err != nil || slices.ContainsFunc(entries, func(e os.DirEntry) bool { return !kernelsOwn(e.Name()) }) {
 		return nil
 	}
 	if err := unix.Unmount(path, 0); err != nil && !isNotEmpty(err) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
@@ -213,3 +213,6 @@ func unmountEmpty(path string) error {
 	}
 	return nil
 }
+
+// kernelsOwn reports whether a name in a fresh BPF file system is one that the kernel put there.
+func kernelsOwn(name string) bool { return name == "maps.debug" || name == "progs.debug" }

@@ -28,8 +28,11 @@ type prober struct {
 	exec   func(args []string) (*process.Process, error)
 }
 
-// A probe's period when the manifest gives none. Kubernetes waits 10 s; a lab is watched by somebody who waits.
-const defaultPeriod = time.Second
+// A probe's period when the manifest gives none: Kubernetes' own once the container is ready, and short before, since somebody waits.
+const (
+	defaultPeriod = 10 * time.Second
+	eagerPeriod   = 250 * time.Millisecond
+)
 
 func seconds(n int32, otherwise time.Duration) time.Duration {
 	if n <= 0 {
@@ -67,7 +70,11 @@ func (p *prober) run(ctx context.Context, report func(ready bool, why string)) {
 		case err != nil && !ready:
 			report(false, "readiness probe failed: "+err.Error())
 		}
-		if !wait(ctx, seconds(p.probe.PeriodSeconds, defaultPeriod)) {
+		pause := seconds(p.probe.PeriodSeconds, defaultPeriod)
+		if !ready && p.probe.PeriodSeconds == 0 {
+			pause = eagerPeriod
+		}
+		if !wait(ctx, pause) {
 			return
 		}
 	}
