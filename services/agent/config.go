@@ -35,6 +35,8 @@ type Config struct {
 	ReportInterval time.Duration
 	// RingBytes bounds all event rings together, ConntrackMax connections, SpoolBytes the batches that no relay has acknowledged.
 	RingBytes, ConntrackMax, SpoolBytes int
+	// ConntrackTimeouts say how long a silent connection of a kind is tracked: "udp" to "60s" and so on; what is not named has its default.
+	ConntrackTimeouts map[string]string
 	// Masquerade gives pods' packets that leave the cluster the node's address.
 	Masquerade bool
 	// ForceClsact uses clsact filters even where the kernel has tcx.
@@ -68,6 +70,7 @@ func (c *Config) Add(set *pflag.FlagSet) {
 	set.DurationVar(&c.ReportInterval, "report-interval", c.ReportInterval, "time between flows of a live connection, per direction")
 	set.IntVar(&c.RingBytes, "ring-bytes", c.RingBytes, "`bytes` of all event rings together")
 	set.IntVar(&c.ConntrackMax, "ct-max", c.ConntrackMax, "`number` of connections that are tracked; more are refused")
+	set.StringToStringVar(&c.ConntrackTimeouts, "ct-timeouts", c.ConntrackTimeouts, "how long silent connections are tracked: `KIND=DURATION,...` of "+timeoutNames())
 	set.IntVar(&c.SpoolBytes, "spool-bytes", c.SpoolBytes, "`bytes` of flows that wait for a relay; more are dropped, oldest first, and counted")
 	set.BoolVar(&c.Masquerade, "masquerade", c.Masquerade, "give packets of pods that leave the cluster the node's address")
 	set.BoolVar(&c.ForceClsact, "force-clsact", c.ForceClsact, "attach by clsact even where the kernel has tcx")
@@ -117,6 +120,9 @@ func (c *Config) datapath() (datapath.Config, error) {
 	d := datapath.DefaultConfig()
 	aggregation, err := datapath.ParseAggregation(c.Aggregation)
 	if err != nil {
+		return d, err
+	}
+	if d.Timeouts, err = parseTimeouts(c.ConntrackTimeouts); err != nil {
 		return d, err
 	}
 	d.PinPath, d.RingBytes, d.ConntrackMax = c.BPFFS, c.RingBytes, c.ConntrackMax
