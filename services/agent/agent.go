@@ -123,6 +123,7 @@ func (s *Service) setUp() (_ *node, err error) {
 	}()
 	n.directory = flow.NewDirectory(s.config.ClusterName, time.Now)
 	n.events = event.NewQueue(n.clock.Now)
+	n.events.Started(n.clock.Now())
 	n.encoder = flow.NewEncoder(n.directory, n.clock, n.flowNode(nil))
 	present, err := n.datapath.Services().List()
 	if err != nil {
@@ -205,7 +206,6 @@ func (n *node) run(ctx context.Context) error {
 	if err := n.pipeline.Begin(); err != nil {
 		return errors.Join(err, ln.Close())
 	}
-	n.events.Started(n.clock.Now())
 
 	// The publisher outlives the rest by a little, to carry what is left.
 	sendCtx, stopSending := context.WithCancel(context.WithoutCancel(ctx))

@@ -211,10 +211,11 @@ func (p *Pipeline) collect(last bool) {
 		p.lose(at, &flowv1.Loss{Place: flowv1.Place_PLACE_AGENT, Cause: flowv1.Cause_CAUSE_INVALID, Count: p.invalid, LastTime: at})
 		p.invalid = 0
 	}
-	for _, l := range p.cfg.Spool.TakeLosses() {
-		if l.First != 0 && l.Cause != flowv1.Cause_CAUSE_RESTART {
-			p.cfg.Lost(l.Place, l.Cause, l.Count)
-		}
+	news, again := p.cfg.Spool.TakeLosses()
+	for _, l := range news {
+		p.lose(at, l)
+	}
+	for _, l := range again {
 		p.sealer.AddLoss(at, l)
 	}
 	if last || now.After(p.lossesDue) || p.lossesDue.Sub(now) > lossInterval {

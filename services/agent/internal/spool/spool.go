@@ -29,6 +29,7 @@ type Spool struct {
 	bytes   int
 	flying  int
 	losses  []*flowv1.Loss
+	again   []*flowv1.Loss // what dropped batches would have told
 	dropped uint64
 	acked   uint64 // all numbers up to here are acknowledged or dropped
 	wake    chan struct{}
@@ -66,7 +67,7 @@ func (s *Spool) dropOldestUnsent() bool {
 // lost tells of a batch's own records, and again of what the batch would have told. Neighbouring ranges are told as one.
 func (s *Spool) lost(b *batch.Sealed, place flowv1.Place, cause flowv1.Cause) {
 	s.dropped += uint64(b.Count)
-	s.losses = append(s.losses, b.Losses...)
+	s.again = append(s.again, b.Losses...)
 	for _, l := range s.losses {
 		if l.Place == place && l.Cause == cause && l.Epoch == b.Epoch && l.Last+1 == b.First {
 			l.Last, l.Count = b.Last(), l.Count+uint64(b.Count)
@@ -80,13 +81,14 @@ func (s *Spool) lost(b *batch.Sealed, place flowv1.Place, cause flowv1.Cause) {
 	})
 }
 
-// TakeLosses returns what was lost since the last call. The caller must put each into a batch.
-func (s *Spool) TakeLosses() []*flowv1.Loss {
+// TakeLosses returns what was lost since the last call, and the losses that a dropped batch would have told: those are no news, but must be told
+// again. The caller must put each into a batch.
+func (s *Spool) TakeLosses() (news, again []*flowv1.Loss) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l := s.losses
-	s.losses = nil
-	return l
+	news, again = s.losses, s.again
+	s.losses, s.again = nil, nil
+	return news, again
 }
 
 // Next waits for a batch that is not on its way, marks it as sent and returns it. It also waits while `window` bytes are on their way.

@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policysync
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+
+	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
+	"github.com/weirmesh/weir/services/agent/internal/desired"
+)
+
+// replica is a policy service that a test drives.
+type replica struct {
+	policyv1.UnimplementedPolicyServiceServer
+	streams chan *session
+}
+
+type session struct {
+	stream grpc.BidiStreamingServer[policyv1.SyncRequest, policyv1.SyncResponse]
+	got    chan *policyv1.SyncRequest
+	end    chan error
+}
+
+func (r *replica) Sync(stream grpc.BidiStreamingServer[policyv1.SyncRequest, policyv1.SyncResponse]) error {
+	s := &session{stream: stream, got: make(chan *policyv1.SyncRequest, 100), end: make(chan error, 1)}
+	go func() {
+		for {
+			m, err := stream.Recv()
+			if err != nil {
+				return
+			}
+			s.got <- m
+		}
+	}()
+	r.streams <- s
+	select {
+	case err := <-s.end:
+		return err
+	case <-stream.Context().Done():
+		return stream.Context().Err()
+	}
+}
+
+const patience = 10 * time.Second
+
+func wait[T any](t *testing.T, what string, ch <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-ch:
+		return v
+	case <-time.After(patience):
+		t.Fatalf("no %s", what)
+		panic("unreachable")
+	}
+}
+
+func (s *session) send(t *testing.T, r *policyv1.SyncResponse) {
+	t.Helper()
+	if err := s.stream.Send(r); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *session) update(t *testing.T, revision uint64, upserts []*policyv1.Resource, removals ...*policyv1.ResourceKey) {
+	t.Helper()
+	s.send(t, &policyv1.SyncResponse{Message: &policyv1.SyncResponse_Update{Update: &policyv1.Update{Revision: revision, Upserts: upserts, Removals: removals}}})
+}
+
+func (s *session) synced(t *testing.T, revision uint64) {
+	t.Helper()
+	s.send(t, &policyv1.SyncResponse{Message: &policyv1.SyncResponse_Synced{Synced: &policyv1.Synced{Revision: revision}}})
+}
+
+// ack waits for the acknowledgement of a revision.
+func (s *session) ack(t *testing.T, revision uint64) {
+	t.Helper()
+	for {
+		if wait(t, "acknowledgement", s.got).GetAck() == revision {
+			return
+		}
+	}
+}
+
+// sink remembers what it was given.
+type sink struct {
+	mu      sync.Mutex
+	changes []desired.Change
+	prunes  int
+	quiet   bool
+	fail    error
+}
+
+func (s *sink) Apply(c []desired.Change, quiet bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail != nil {
+		err := s.fail
+		s.fail = nil
+		return err
+	}
+	s.changes, s.quiet = append(s.changes, c...), quiet
+	return nil
+}
+
+func (s *sink) Prune() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.prunes++
+	return nil
+}
+
+type fixture struct {
+	*Client
+	replicas map[string]*replica
+	sink     *sink
+	store    *desired.Store
+	file     string
+	stop     func()
+}
+
+func start(t *testing.T, file string, run bool, names ...string) *fixture {
+	t.Helper()
+	f := &fixture{replicas: map[string]*replica{}, sink: &sink{}, store: desired.NewStore(), file: file}
+	listeners := map[string]*bufconn.Listener{}
+	for _, name := range names {
+		r := &replica{streams: make(chan *session, 10)}
+		ln := bufconn.Listen(1 << 20)
+		server := grpc.NewServer()
+		policyv1.RegisterPolicyServiceServer(server, r)
+		done := make(chan struct{})
+		go func() { defer close(done); _ = server.Serve(ln) }()
+		t.Cleanup(func() { server.Stop(); <-done })
+		f.replicas[name], listeners[name] = r, ln
+	}
+	f.Client = New(Config{
+		Node: "node-1", Version: "v1", Instance: "i", Addresses: names, StateFile: file, Store: f.store, Sink: f.sink, Now: time.Now,
+		Log: slog.New(slog.DiscardHandler),
+		Dial: func(address string) (*grpc.ClientConn, error) {
+			return grpc.NewClient("passthrough:"+address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+				grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listeners[address].DialContext(ctx) }))
+		},
+	})
+	if err := f.Load(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	if run {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- f.Run(ctx) }()
+		f.stop = sync.OnceFunc(func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		})
+		t.Cleanup(f.stop)
+	}
+	return f
+}
+
+func identity(n uint32, labels ...string) *policyv1.Resource {
+	return &policyv1.Resource{Resource: &policyv1.Resource_Identity{Identity: &policyv1.Identity{Number: n, Labels: labels}}}
+}
+
+func node(name, address string) *policyv1.Resource {
+	return &policyv1.Resource{Resource: &policyv1.Resource_Node{Node: &policyv1.Node{Name: name, Addresses: []string{address}, PodCidrs: []string{"10.1.0.0/24"}}}}
+}
+
+func endpoint(uid string) Endpoint {
+	return Endpoint{Endpoint: desired.Endpoint{UID: uid, Namespace: "default", Name: "pod-" + uid, Identity: 300,
+		Addresses: []netip.Addr{netip.MustParseAddr("10.1.0.5")}, Workload: desired.Workload{Kind: "Deployment", Name: "web"}}}
+}
+
+func TestStateIsAppliedAndAcknowledged(t *testing.T) {
+	f := start(t, "", true, "a")
+	s := wait(t, "stream", f.replicas["a"].streams)
+	if h := wait(t, "hello", s.got).GetHello(); h.GetNode() != "node-1" || h.GetInstance() != "i" {
+		t.Fatalf("hello %v", h)
+	}
+	s.update(t, 1, []*policyv1.Resource{node("node-1", "172.30.0.1"), identity(300, "k8s:b=2", "k8s:a=1")})
+	s.ack(t, 1)
+	s.synced(t, 2)
+	s.ack(t, 2)
+	s.update(t, 3, nil, &policyv1.ResourceKey{Kind: policyv1.ResourceKind_RESOURCE_KIND_IDENTITY, Key: "300"})
+	s.ack(t, 3)
+	if n := f.store.Node("node-1"); n == nil || len(n.PodCIDRs) != 1 || f.store.Count(desired.KindIdentity) != 0 {
+		t.Errorf("node %+v, %d identities", n, f.store.Count(desired.KindIdentity))
+	}
+	if st := f.Status(); !st.Connected || !st.Complete || st.Revision != 3 || f.sink.prunes != 1 {
+		t.Errorf("status %+v, %d prunes", st, f.sink.prunes)
+	}
+}
+
+func TestUnreadableResourceDoesNotKeepOthersAway(t *testing.T) {
+	f := start(t, "", true, "a")
+	s := wait(t, "stream", f.replicas["a"].streams)
+	s.update(t, 1, []*policyv1.Resource{node("node-2", "nonsense"), {}, node("node-1", "172.30.0.1")},
+		&policyv1.ResourceKey{Kind: 99, Key: "x"})
+	s.ack(t, 1)
+	if f.store.Node("node-1") == nil || f.Status().Rejected != 1 {
+		t.Errorf("node %v, status %+v", f.store.Node("node-1"), f.Status())
+	}
+}
+
+func TestFailedMapEndsTheStreamWithoutAck(t *testing.T) {
+	f := start(t, "", true, "a", "b")
+	f.sink.fail = errors.New("map is full")
+	s := wait(t, "stream", f.replicas["a"].streams)
+	s.update(t, 1, []*policyv1.Resource{node("node-1", "172.30.0.1")})
+	// The next stream is to the next replica; it brings all of it again.
+	s2 := wait(t, "second stream", f.replicas["b"].streams)
+	for len(s.got) > 0 {
+		if m := <-s.got; m.GetAck() != 0 {
+			t.Errorf("revision %d was acknowledged", m.GetAck())
+		}
+	}
+	s2.update(t, 1, []*policyv1.Resource{node("node-1", "172.30.0.1")})
+	s2.ack(t, 1)
+}
+
+func TestWhatANewStreamDoesNotSendIsGone(t *testing.T) {
+	f := start(t, "", true, "a", "b")
+	s := wait(t, "stream", f.replicas["a"].streams)
+	s.update(t, 1, []*policyv1.Resource{identity(300), identity(301)})
+	s.synced(t, 1)
+	s.ack(t, 1)
+	s.end <- status.Error(codes.Unavailable, "drain")
+	s2 := wait(t, "second stream", f.replicas["b"].streams)
+	s2.update(t, 1, []*policyv1.Resource{identity(301)})
+	s2.ack(t, 1)
+	if n := f.store.Count(desired.KindIdentity); n != 2 {
+		t.Errorf("%d identities before the state is complete, want both", n)
+	}
+	s2.synced(t, 2)
+	s2.ack(t, 2)
+	if n := f.store.Count(desired.KindIdentity); n != 1 {
+		t.Errorf("%d identities, want the one that was sent", n)
+	}
+}
+
+func TestRegistrations(t *testing.T) {
+	f := start(t, "", true, "a", "b")
+	early := f.Register(endpoint("u1")) // perhaps before there is a stream
+	s := wait(t, "stream", f.replicas["a"].streams)
+	registered := func(s *session, uid string) *policyv1.Endpoint {
+		for {
+			if e := wait(t, "registration of "+uid, s.got).GetRegister(); e.GetUid() == uid {
+				return e
+			}
+		}
+	}
+	if e := registered(s, "u1"); e.Node != "node-1" || e.Identity != 300 || e.Workload.GetName() != "web" || len(e.Addresses) != 1 {
+		t.Errorf("registration %v", e)
+	}
+	spread := func(uid, refused string, late ...string) {
+		s.send(t, &policyv1.SyncResponse{Message: &policyv1.SyncResponse_Spread{Spread: &policyv1.Spread{Uid: uid, LateNodes: late, Error: refused}}})
+	}
+	spread("u1", "the pod is not known yet; its addresses spread when it is") // says nothing final
+	spread("u1", "", "node-9")
+	if got := wait(t, "spread", early); len(got.LateNodes) != 1 || got.LateNodes[0] != "node-9" || got.Refused != "" {
+		t.Errorf("spread %+v", got)
+	}
+	second := f.Register(endpoint("u2"))
+	registered(s, "u2")
+	spread("u2", "address is taken")
+	if got := wait(t, "refusal", second); got.Refused != "address is taken" {
+		t.Errorf("spread %+v", got)
+	}
+	f.Unregister("u2")
+	for wait(t, "unregistration", s.got).GetUnregister() != "u2" {
+	}
+	// A new stream begins with hello and with what is there now.
+	s.end <- status.Error(codes.Unavailable, "drain")
+	s2 := wait(t, "second stream", f.replicas["b"].streams)
+	if wait(t, "hello", s2.got).GetHello() == nil {
+		t.Error("the stream does not begin with hello")
+	}
+	if e := wait(t, "registration", s2.got).GetRegister(); e.GetUid() != "u1" {
+		t.Errorf("got %v, want u1 alone", e)
+	}
+}
+
+func TestStateFromDisk(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "state")
+	f := start(t, file, true, "a")
+	s := wait(t, "stream", f.replicas["a"].streams)
+	s.update(t, 1, []*policyv1.Resource{node("node-1", "172.30.0.1"), identity(300, "k8s:a=1"),
+		{Resource: &policyv1.Resource_Service{Service: &policyv1.Service{Namespace: "default", Name: "web", ClusterIps: []string{"10.96.0.1"},
+			Ports: []*policyv1.ServicePort{{Name: "http", Protocol: policyv1.Protocol_PROTOCOL_TCP, Port: 80,
+				Backends: []*policyv1.Backend{{Address: "10.1.0.5", Port: 8080}}}}}}},
+		{Resource: &policyv1.Resource_Pod{Pod: &policyv1.Pod{Uid: "u", Namespace: "default", Name: "p", Identity: 300}}},
+		{Resource: &policyv1.Resource_Endpoint{Endpoint: &policyv1.Endpoint{Uid: "u", Node: "node-1", Name: "p", Addresses: []string{"10.1.0.5"}, Identity: 300}}},
+		{Resource: &policyv1.Resource_Namespace{Namespace: &policyv1.Namespace{Name: "default"}}},
+	})
+	s.synced(t, 1)
+	s.ack(t, 1)
+	want := f.store.All()
+	f.stop() // saves
+
+	again := start(t, file, false, "a")
+	got := again.store.All()
+	if len(got) != len(want) || len(got) != 6 {
+		t.Fatalf("%d resources from disk, want %d", len(got), len(want))
+	}
+	for i := range want {
+		if got[i].Key != want[i].Key {
+			t.Errorf("resource %v, want %v", got[i].Key, want[i].Key)
+		}
+	}
+	if st := again.Status(); st.StateTime.IsZero() || st.Connected || !again.sink.quiet || len(again.sink.changes) != 6 {
+		t.Errorf("status %+v, %d changes", st, len(again.sink.changes))
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if p, n, err := again.store.WaitPod(ctx, "node-1", "default", "p", "u"); err != nil || p.Identity != 300 || n.Name != "node-1" {
+		t.Errorf("pod %v, node %v, %v", p, n, err)
+	}
+}
