@@ -42,9 +42,13 @@ func setUsage(root *cobra.Command) {
 		}
 		if cmd.HasAvailableSubCommands() {
 			b.WriteString("\nCommands:\n")
+			width := 0
+			for _, c := range cmd.Commands() {
+				width = max(width, len(c.Name()))
+			}
 			for _, c := range cmd.Commands() {
 				if c.IsAvailableCommand() || c.Name() == "help" {
-					fmt.Fprintf(&b, "  %-*s %s\n", cmd.NamePadding(), c.Name(), c.Short)
+					fmt.Fprintf(&b, "  %-*s   %s\n", width, c.Name(), c.Short)
 				}
 			}
 		}
