@@ -41,6 +41,9 @@ type Config struct {
 	LogLevel string
 	// Timeout bounds the start: until Weir's parts are ready, and then until the pods are; default 60 s.
 	Timeout time.Duration
+	// LogToFile moves this process's standard output and error to the lab's own log as soon as that has a place; Output and the logger
+	// of New may write there. It is for a process that runs in the background.
+	LogToFile bool
 	// Output gets what a person who starts a lab reads; default nothing.
 	Output io.Writer
 }

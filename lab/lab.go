@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/lab/internal/cluster"
 	"github.com/weirmesh/weir/lab/internal/fabric"
@@ -248,8 +249,28 @@ func (l *Lab) makeFolders() error {
 			return err
 		}
 	}
+	if l.config.LogToFile {
+		if err := l.moveLog(); err != nil {
+			return err
+		}
+	}
 	// Containers need not be root to read the zone.
 	return errors.Join(os.Chmod(RunDir(l.config.Name), 0o711), os.Chmod(l.runPath("dns"), 0o755))
+}
+
+// moveLog makes the lab's own log the standard output and error of this process.
+func (l *Lab) moveLog() error {
+	file, err := os.OpenFile(l.runPath("logs/lab.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("open the lab's log: %w", err)
+	}
+	defer file.Close()
+	for _, standard := range []int{1, 2} {
+		if err := unix.Dup2(int(file.Fd()), standard); err != nil {
+			return fmt.Errorf("move the lab's log: %w", err)
+		}
+	}
+	return nil
 }
 
 func (l *Lab) makeNetwork() error {

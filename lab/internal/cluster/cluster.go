@@ -208,7 +208,7 @@ func schedulable(pod *corev1.Pod) corev1.PodSpec {
 
 // sameRequests compares the annotations that take effect only when a pod starts.
 func sameRequests(a, b map[string]string) bool {
-	for _, key := range []string{object.AnnotationAddresses, object.AnnotationUnmanaged, object.AnnotationHealth} {
+	for _, key := range []string{object.AnnotationAddresses, object.AnnotationUnmanaged} {
 		if a[key] != b[key] {
 			return false
 		}

@@ -90,6 +90,7 @@ func up(ctx context.Context, config lab.Config) error {
 		}
 		pipe := os.NewFile(uintptr(fd), "ready")
 		syscall.CloseOnExec(fd)
+		config.LogToFile = true
 		config.Output = io.MultiWriter(os.Stdout, prefixed{pipe})
 		ready = func() { fmt.Fprintln(pipe, "ready"); pipe.Close() }
 		fail = func(err error) { fmt.Fprintf(pipe, "failed\n%v\n", err); pipe.Close() }
@@ -176,8 +177,7 @@ func trimSay(line string) string {
 	return line
 }
 
-// detachedLog is where a detached lab's own words go. The file is unlinked when the lab is ready; see the parts' logs for what comes
-// later.
+// detachedLog is where a detached lab's first words go; then it has a log of its own, logs/lab.log in its folder.
 func detachedLog(name string) (*os.File, string, error) {
 	file, err := os.CreateTemp("", "weir-lab-"+name+"-*.log")
 	if err != nil {

@@ -26,9 +26,18 @@ type decoder struct {
 	// lines has the line of each field that was given, by path.
 	lines map[string]int
 	nodes int
+	// given up: the object is larger than anybody writes, or has more faults than anybody reads.
+	gaveUp bool
 }
 
+// maxFaults of one object are reported.
+const maxFaults = 50
+
 func (d *decoder) fault(line int, path, format string, args ...any) {
+	if len(d.faults) >= maxFaults {
+		d.gaveUp = true
+		return
+	}
 	d.faults = append(d.faults, Fault{File: d.file, Line: line, Field: path, Expected: fmt.Sprintf(format, args...)})
 }
 
@@ -126,10 +135,7 @@ var unmarshaler = reflect.TypeFor[json.Unmarshaler]()
 // check compares a node with the Go type that it is to fill, and returns it as what encoding/json makes of equal JSON.
 func (d *decoder) check(node *yaml.Node, t reflect.Type, path string, depth int) any {
 	node = resolve(node)
-	if d.nodes++; d.nodes > maxNodes || depth > maxDepth {
-		if d.nodes == maxNodes+1 || depth == maxDepth+1 {
-			d.fault(node.Line, path, "the object is too large or too deep")
-		}
+	if !d.enter(node, path, depth) {
 		return nil
 	}
 	if line, ok := d.lines[path]; !ok || line == 0 {
@@ -158,6 +164,15 @@ func (d *decoder) check(node *yaml.Node, t reflect.Type, path string, depth int)
 		return d.generic(node, path, depth)
 	}
 	return d.checkScalar(node, t, path)
+}
+
+// enter counts a node; false = there is no use in reading on.
+func (d *decoder) enter(node *yaml.Node, path string, depth int) bool {
+	if d.nodes++; !d.gaveUp && (d.nodes > maxNodes || depth > maxDepth) {
+		d.fault(node.Line, path, "the object is too large or too deep")
+		d.gaveUp = true
+	}
+	return !d.gaveUp
 }
 
 func (d *decoder) checkStruct(node *yaml.Node, t reflect.Type, path string, depth int) any {
@@ -320,10 +335,7 @@ func scalarName(t reflect.Type) string {
 // generic returns a node without a type.
 func (d *decoder) generic(node *yaml.Node, path string, depth int) any {
 	node = resolve(node)
-	if d.nodes++; d.nodes > maxNodes || depth > maxDepth {
-		if d.nodes == maxNodes+1 || depth == maxDepth+1 {
-			d.fault(node.Line, path, "the object is too large or too deep")
-		}
+	if !d.enter(node, path, depth) {
 		return nil
 	}
 	switch node.Kind {

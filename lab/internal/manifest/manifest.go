@@ -5,6 +5,7 @@
 package manifest
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -19,7 +20,7 @@ import (
 // Limits on what is read: aliases make a small file large.
 const (
 	maxBytes = 4 << 20
-	maxNodes = 200_000
+	maxNodes = 100_000
 	maxDepth = 60
 )
 
@@ -71,7 +72,7 @@ func ParseKeys(file string, data []byte) ([]object.Key, error) {
 
 func join(faults []Fault) error {
 	// In the order of the file, whichever check found them.
-	slices.SortStableFunc(faults, func(a, b Fault) int { return a.Line - b.Line })
+	slices.SortStableFunc(faults, func(a, b Fault) int { return cmp.Or(a.Line-b.Line, strings.Compare(a.Field, b.Field)) })
 	var errs []error
 	for _, fault := range faults {
 		errs = append(errs, fault)

@@ -22,8 +22,6 @@ const (
 	AnnotationAddresses = "weir.dev/ip-addresses"
 	// AnnotationUnmanaged, when "true", keeps the mesh's hands off a pod.
 	AnnotationUnmanaged = "weir.dev/unmanaged"
-	// AnnotationHealth marks the pod that is a node's health endpoint.
-	AnnotationHealth = "weir.dev/health"
 )
 
 // LabGroup is the API version of the lab's own kinds.
