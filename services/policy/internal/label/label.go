@@ -44,7 +44,7 @@ type Pod struct {
 func (p Pod) Identity() Set {
 	all := map[string]string{}
 	for key, value := range p.Labels {
-		if Relevant(key) {
+		if Relevant(key) && !added(key) {
 			all[key] = value
 		}
 	}
@@ -65,6 +65,12 @@ func (p Pod) Identity() Set {
 	}
 	slices.Sort(set) // '=' sorts after some characters of keys
 	return set
+}
+
+// added reports whether a key is one that Weir adds. A pod that carries it itself must not thereby
+// look like a pod of another namespace or service account.
+func added(key string) bool {
+	return key == NamespaceKey || key == ServiceAccountKey || key == ClusterKey || strings.HasPrefix(key, NamespaceLabelsKey)
 }
 
 // Keys that are dropped although they are a pod's own: they differ between pods that are alike, and

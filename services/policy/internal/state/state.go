@@ -20,7 +20,6 @@ import (
 const (
 	IdentityHost      = 1
 	IdentityUnmanaged = 3
-	IdentityHealth    = 4
 )
 
 // Numbers that the identity broker may give.
