@@ -26,7 +26,7 @@ type Totals struct {
 	Key
 	// Source sent the first packet.
 	Source, Destination netip.AddrPort
-	// Index 0 is originator to responder.
+	// Index 0 is originator to responder. A packet that the kernel would still cut counts as its segments, each with its own headers.
 	Packets, Bytes [2]uint64
 	Flags          [2]uint8
 	First, Last    time.Time
@@ -41,10 +41,15 @@ type Capture struct {
 	conns map[Key]*Totals
 	order []Key
 	frags map[fragKey]ports
-	// ICMP errors and everything that is no connection, by kind.
+	// Everything that is no connection, by kind.
 	other map[string]int
 	err   error
+	// segment is the payload of each segment that the packet at hand will be cut into; 0 = it is one.
+	segment int
 }
+
+// vnetHeader is the size of struct virtio_net_hdr; its gso_size is at offset 4 (linux/virtio_net.h).
+const vnetHeader = 10
 
 type fragKey struct {
 	src, dst netip.Addr
@@ -66,6 +71,10 @@ func Start(nsPath, ifname string) (*Capture, error) {
 		// A large buffer: a lost packet would make the truth false. Drops are checked in Stop.
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20); err != nil {
 			return fmt.Errorf("receive buffer: %w", err)
+		}
+		// Before each packet the kernel then tells how it would be segmented.
+		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1); err != nil {
+			return fmt.Errorf("segmentation headers: %w", err)
 		}
 		link, err := linkIndex(fd, ifname)
 		if err != nil {
@@ -137,7 +146,12 @@ func (c *Capture) run(stopped chan struct{}) {
 			return
 		default:
 			c.mu.Lock()
-			c.packet(buf[:n], time.Now())
+			if n < vnetHeader {
+				c.other["short"]++
+			} else {
+				c.segment = int(binary.NativeEndian.Uint16(buf[4:]))
+				c.packet(buf[vnetHeader:n], time.Now())
+			}
 			c.mu.Unlock()
 		}
 	}
@@ -267,8 +281,11 @@ func (c *Capture) transport(proto uint8, src, dst netip.Addr, l4 []byte, length 
 		c.other["icmpv6-neighbour-or-multicast"]++
 		return
 	case proto == unix.IPPROTO_ICMP || proto == unix.IPPROTO_ICMPV6:
-		c.other["icmp-error"]++
-		return
+		if len(l4) < 2 { // an error: one way, a connection of its own
+			c.other["short"]++
+			return
+		}
+		dp = binary.BigEndian.Uint16(l4)
 	default:
 		c.other[fmt.Sprintf("proto-%d", proto)]++
 		return
@@ -291,8 +308,14 @@ func (c *Capture) transport(proto uint8, src, dst netip.Addr, l4 []byte, length 
 	if a != t.Source || (a == b && (l4[0] == 0 || l4[0] == 129)) {
 		dir = 1
 	}
-	t.Packets[dir]++
-	t.Bytes[dir] += uint64(length)
+	packets, bytes := 1, length
+	if c.segment > 0 && proto == unix.IPPROTO_TCP {
+		headers := length - len(l4) + int(l4[12]>>4)*4
+		packets = max(1, (length-headers+c.segment-1)/c.segment)
+		bytes = length + (packets-1)*headers
+	}
+	t.Packets[dir] += uint64(packets)
+	t.Bytes[dir] += uint64(bytes)
 	t.Flags[dir] |= flags
 	t.Last = now
 }

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/net/icmp"
@@ -154,7 +155,7 @@ func Run(ctx context.Context, cfg Config) (map[string]int, error) {
 	}
 	for _, a := range cfg.Unanswered {
 		wg.Go(func() {
-			d := net.Dialer{Timeout: 1500 * time.Millisecond}
+			d := net.Dialer{Timeout: 6 * time.Second} // longer than the node waits for a neighbour before it says so
 			if c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(a, TCPPort).String()); err == nil {
 				c.Close()
 				mu.Lock()
@@ -320,4 +321,22 @@ func echo(ctx context.Context, rng *rand.Rand, to netip.Addr) error {
 		}
 	}
 	return nil
+}
+
+// Ready returns nil when somebody in this network namespace listens on a port, TCP or UDP. It sends no packet: a probe must not be in the captures.
+func Ready(port string) error {
+	for _, listen := range []func() (io.Closer, error){
+		func() (io.Closer, error) { return net.Listen("tcp", ":"+port) },
+		func() (io.Closer, error) { return net.ListenPacket("udp", ":"+port) },
+	} {
+		c, err := listen()
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("ready: port %s: %w", port, err)
+		}
+		c.Close()
+	}
+	return fmt.Errorf("ready: nobody listens on port %s yet", port)
 }

@@ -33,6 +33,9 @@ func run(ctx context.Context, args []string) error {
 	if len(args) > 0 && args[0] == "serve" {
 		return traffic.Serve(ctx)
 	}
+	if len(args) == 2 && args[0] == "ready" {
+		return traffic.Ready(args[1])
+	}
 	if len(args) > 0 && args[0] == "measure-serve" {
 		return traffic.MeasureServe(ctx)
 	}
@@ -46,7 +49,7 @@ func run(ctx context.Context, args []string) error {
 		return traffic.OffloadOff(args[1])
 	}
 	if len(args) == 0 || args[0] != "run" {
-		return errors.New("usage: e2e-traffic serve | run [flags] | offload-off INTERFACE | measure-serve | load ADDRESS RATE DURATION | measure rtt|throughput|connections ADDRESS DURATION")
+		return errors.New("usage: e2e-traffic serve | ready PORT | run [flags] | offload-off INTERFACE | measure-serve | load ADDRESS RATE DURATION | measure rtt|throughput|connections ADDRESS DURATION")
 	}
 	args = args[1:]
 	fs := flag.NewFlagSet("e2e-traffic", flag.ContinueOnError)
