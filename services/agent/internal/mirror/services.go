@@ -79,7 +79,10 @@ func (s *ServiceIDs) Of(f datapath.Frontend) (uint32, error) {
 }
 
 // Forget ends a frontend's number. It is not given out again before the counter comes round.
-func (s *ServiceIDs) Forget(f datapath.Frontend) { delete(s.ids, f) }
+func (s *ServiceIDs) Forget(f datapath.Frontend) error {
+	delete(s.ids, f)
+	return s.save()
+}
 
 func (s *ServiceIDs) save() error {
 	file := serviceIDFile{Next: s.next}
@@ -177,7 +180,9 @@ func (m *Mirror) flushServices(quiet bool) error {
 				continue
 			}
 			m.cfg.Directory.RemoveService(flow.Frontend{Addr: f.Addr, Port: f.Port, Proto: f.Proto})
-			m.cfg.ServiceIDs.Forget(f)
+			if err := m.cfg.ServiceIDs.Forget(f); err != nil {
+				m.log.Warn("service numbers were not saved", "error", err)
+			}
 			delete(m.frontends, f)
 			if !quiet {
 				m.cfg.Events.ServiceDeleted(row.desired.ID)

@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mirror_test
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/weirmesh/weir/bpf/datapath"
+	flowpb "github.com/weirmesh/weir/gen/flow"
+	"github.com/weirmesh/weir/services/agent/internal/desired"
+	"github.com/weirmesh/weir/services/agent/internal/event"
+	"github.com/weirmesh/weir/services/agent/internal/flow"
+	"github.com/weirmesh/weir/services/agent/internal/mirror"
+	"github.com/weirmesh/weir/services/agent/internal/netdev"
+)
+
+// fakeIPCache is the map, and a journal of writes.
+type fakeIPCache struct {
+	rows    map[netip.Prefix]datapath.IPCacheEntry
+	journal []string
+	fail    error
+}
+
+func (m *fakeIPCache) Upsert(p netip.Prefix, e datapath.IPCacheEntry) error {
+	if m.fail != nil {
+		return m.fail
+	}
+	m.rows[p] = e
+	m.journal = append(m.journal, "set "+p.String())
+	return nil
+}
+
+func (m *fakeIPCache) Delete(p netip.Prefix) error {
+	delete(m.rows, p)
+	m.journal = append(m.journal, "delete "+p.String())
+	return nil
+}
+
+func (m *fakeIPCache) List() ([]datapath.IPCacheRow, error) {
+	var rows []datapath.IPCacheRow
+	for p, e := range m.rows {
+		rows = append(rows, datapath.IPCacheRow{Prefix: p, IPCacheEntry: e})
+	}
+	return rows, nil
+}
+
+type fakeServices struct {
+	rows map[datapath.Frontend]datapath.Service
+}
+
+func (m *fakeServices) Upsert(s datapath.Service) error  { m.rows[s.Frontend] = s; return nil }
+func (m *fakeServices) Delete(f datapath.Frontend) error { delete(m.rows, f); return nil }
+func (m *fakeServices) List() ([]datapath.Service, error) {
+	var rows []datapath.Service
+	for _, s := range m.rows {
+		rows = append(rows, s)
+	}
+	return rows, nil
+}
+
+type fixture struct {
+	*mirror.Mirror
+	store    *desired.Store
+	ipcache  *fakeIPCache
+	services *fakeServices
+	routes   []netdev.Route
+	events   *event.Queue
+	dir      string
+	pods     []string
+}
+
+func start(t *testing.T) *fixture {
+	t.Helper()
+	f := &fixture{store: desired.NewStore(), dir: t.TempDir(), events: event.NewQueue(time.Now),
+		ipcache:  &fakeIPCache{rows: map[netip.Prefix]datapath.IPCacheEntry{}},
+		services: &fakeServices{rows: map[datapath.Frontend]datapath.Service{}}}
+	f.restart(t)
+	return f
+}
+
+// restart is a new agent over the same kernel and disk.
+func (f *fixture) restart(t *testing.T) {
+	t.Helper()
+	present, _ := f.services.List()
+	ids, err := mirror.LoadServiceIDs(filepath.Join(f.dir, "ids"), present)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Mirror = mirror.New(mirror.Config{
+		Node: "n1", WorldIPv4: 9, WorldIPv6: 10, IPCache: f.ipcache, Services: f.services,
+		Routes:   func(r []netdev.Route) error { f.routes = r; return nil },
+		NodeIPv4: netip.MustParseAddr("172.30.0.1"), NodeIPv6: netip.MustParseAddr("fd30::1"),
+		Directory: flow.NewDirectory("default", time.Now), Events: f.events, ServiceIDs: ids,
+		PodChanged: func(p *desired.Pod) { f.pods = append(f.pods, p.Name) }, Log: slog.New(slog.DiscardHandler),
+	})
+	f.store = desired.NewStore()
+}
+
+func (f *fixture) apply(t *testing.T, upserts []desired.Upsert, removals ...desired.Key) {
+	t.Helper()
+	if err := f.Apply(f.store.Apply(upserts, removals), false); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func addrs(texts ...string) []netip.Addr {
+	var list []netip.Addr
+	for _, s := range texts {
+		list = append(list, netip.MustParseAddr(s))
+	}
+	return list
+}
+
+func node(name string, i int) desired.Upsert {
+	return desired.Upsert{Key: desired.Key{Kind: desired.KindNode, Name: name}, Resource: &desired.Node{
+		Name: name, Addresses: addrs(fmt.Sprintf("172.30.0.%d", i), fmt.Sprintf("fd30::%d", i)),
+		PodCIDRs: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", i)), netip.MustParsePrefix(fmt.Sprintf("fd00:%d::/64", i))},
+		Health:   addrs(fmt.Sprintf("10.244.%d.2", i)),
+	}}
+}
+
+func pod(uid, node string, identity uint32, addresses ...string) desired.Upsert {
+	return desired.Upsert{Key: desired.Key{Kind: desired.KindEndpoint, Name: uid}, Resource: &desired.Endpoint{
+		UID: uid, Node: node, Namespace: "default", Name: "pod-" + uid, Identity: identity, Addresses: addrs(addresses...)}}
+}
+
+func key(kind desired.Kind, name string) desired.Key { return desired.Key{Kind: kind, Name: name} }
+
+// row is a line of the ipcache: identity, node and flags.
+func (f *fixture) row(prefix string) string {
+	e, ok := f.ipcache.rows[netip.MustParsePrefix(prefix)]
+	if !ok {
+		return "none"
+	}
+	text := fmt.Sprint(e.Identity)
+	if e.NodeAddr.IsValid() {
+		text += " via " + e.NodeAddr.String()
+	}
+	if e.Flags != 0 {
+		text += fmt.Sprintf(" flags %d", e.Flags)
+	}
+	return text
+}
+
+func (f *fixture) expect(t *testing.T, step string, want map[string]string) {
+	t.Helper()
+	for prefix, w := range want {
+		if got := f.row(prefix); got != w {
+			t.Errorf("%s: %s is %q, want %q", step, prefix, got, w)
+		}
+	}
+}
+
+func TestNodes(t *testing.T) {
+	f := start(t)
+	f.apply(t, []desired.Upsert{node("n1", 1), node("n2", 2)})
+	f.expect(t, "two nodes", map[string]string{
+		"172.30.0.1/32": "1", "fd30::1/128": "1", "10.244.1.0/24": "3 flags 1", "10.244.1.2/32": "4",
+		"172.30.0.2/32": "6 via 172.30.0.2", "10.244.2.0/24": "3 via 172.30.0.2", "fd00:2::/64": "3 via fd30::2", "10.244.2.2/32": "4 via 172.30.0.2",
+	})
+	var routes []string
+	for _, r := range f.routes {
+		routes = append(routes, fmt.Sprintf("%s via %s from %s", r.Prefix, r.Via, r.Source))
+	}
+	slices.Sort(routes)
+	want := []string{"10.244.1.0/24 via invalid IP from 172.30.0.1", "10.244.2.0/24 via 172.30.0.2 from invalid IP",
+		"fd00:1::/64 via invalid IP from fd30::1", "fd00:2::/64 via fd30::2 from invalid IP"}
+	if !slices.Equal(routes, want) {
+		t.Errorf("routes\n%s\nwant\n%s", strings.Join(routes, "\n"), strings.Join(want, "\n"))
+	}
+	f.apply(t, nil, key(desired.KindNode, "n2"))
+	f.expect(t, "one is gone", map[string]string{"172.30.0.2/32": "none", "10.244.2.0/24": "none", "10.244.2.2/32": "none", "172.30.0.1/32": "1"})
+	if len(f.routes) != 2 {
+		t.Errorf("routes %v", f.routes)
+	}
+}
+
+func TestEndpoints(t *testing.T) {
+	f := start(t)
+	f.apply(t, []desired.Upsert{node("n1", 1), node("n2", 2), pod("a", "n2", 300, "10.244.2.5", "fd00:2::5")})
+	f.expect(t, "remote pod", map[string]string{"10.244.2.5/32": "300 via 172.30.0.2", "fd00:2::5/128": "300 via fd30::2"})
+
+	f.apply(t, []desired.Upsert{pod("a", "n2", 301, "10.244.2.5")})
+	f.expect(t, "another identity, one address less", map[string]string{"10.244.2.5/32": "301 via 172.30.0.2", "fd00:2::5/128": "none"})
+
+	// A new pod has the address before the old one's removal comes: it counts, and goes on counting.
+	f.apply(t, []desired.Upsert{pod("b", "n2", 302, "10.244.2.5")})
+	f.expect(t, "new owner", map[string]string{"10.244.2.5/32": "302 via 172.30.0.2"})
+	f.apply(t, nil, key(desired.KindEndpoint, "a"))
+	f.expect(t, "old owner is gone", map[string]string{"10.244.2.5/32": "302 via 172.30.0.2"})
+	f.apply(t, nil, key(desired.KindEndpoint, "b"))
+	f.expect(t, "both are gone", map[string]string{"10.244.2.5/32": "none"})
+
+	host := pod("h", "n2", 1, "172.30.0.2")
+	host.Resource.(*desired.Endpoint).HostNetwork = true
+	f.apply(t, []desired.Upsert{host})
+	f.expect(t, "a pod on the host's network", map[string]string{"172.30.0.2/32": "6 via 172.30.0.2"})
+}
+
+func TestLocalEndpointsCount(t *testing.T) {
+	f := start(t)
+	a := netip.MustParseAddr("10.244.1.7")
+	// A stale claim of another node's pod, then ours, then the stale one again.
+	f.apply(t, []desired.Upsert{node("n1", 1), node("n2", 2), pod("old", "n2", 299, "10.244.1.7")})
+	if err := f.SetLocal("u", a, flow.Peer{EndpointID: 1, Identity: 300}); err != nil {
+		t.Fatal(err)
+	}
+	f.expect(t, "local", map[string]string{"10.244.1.7/32": "300"})
+	f.apply(t, []desired.Upsert{pod("old", "n2", 298, "10.244.1.7"), pod("u", "n1", 300, "10.244.1.7")})
+	f.expect(t, "what the policy service says", map[string]string{"10.244.1.7/32": "300"})
+	f.apply(t, nil, key(desired.KindEndpoint, "old"), key(desired.KindEndpoint, "u"))
+	f.expect(t, "the policy service has not heard of it", map[string]string{"10.244.1.7/32": "300"})
+	if err := f.RemoveLocal("u", a); err != nil {
+		t.Fatal(err)
+	}
+	f.expect(t, "gone", map[string]string{"10.244.1.7/32": "none"})
+}
+
+// Narrow rows come before wide ones go, and what failed is written later.
+func TestWritesAreOrderedAndRetried(t *testing.T) {
+	f := start(t)
+	f.apply(t, []desired.Upsert{node("n2", 2)})
+	f.ipcache.journal = nil
+	f.apply(t, []desired.Upsert{pod("a", "n2", 300, "10.244.2.5")}, key(desired.KindNode, "n2"))
+	first := slices.IndexFunc(f.ipcache.journal, func(s string) bool { return strings.HasPrefix(s, "delete") })
+	last := slices.Index(f.ipcache.journal, "set 10.244.2.5/32")
+	if first < 0 || last < 0 || last > first {
+		t.Errorf("journal %q: want the pod's row before anything is deleted", f.ipcache.journal)
+	}
+	f.ipcache.fail = errors.New("full")
+	if err := f.Apply(f.store.Apply([]desired.Upsert{pod("b", "n2", 301, "10.244.2.6")}, nil), false); err == nil {
+		t.Error("a failed write is not told")
+	}
+	f.ipcache.fail = nil
+	if err := f.Retry(); err != nil {
+		t.Fatal(err)
+	}
+	f.expect(t, "after a retry", map[string]string{"10.244.2.6/32": "301"})
+}
+
+func service(name string, backends ...string) desired.Upsert {
+	s := &desired.Service{Namespace: "default", Name: name, Type: "ClusterIP", ClusterIPs: addrs("10.96.0.1", "fd00:96::1"),
+		Ports: []desired.ServicePort{{Name: "http", Proto: 6, Port: 80}}}
+	for _, b := range backends {
+		s.Ports[0].Backends = append(s.Ports[0].Backends, netip.MustParseAddrPort(b))
+	}
+	return desired.Upsert{Key: key(desired.KindService, "default/"+name), Resource: s}
+}
+
+func frontend(a string) datapath.Frontend {
+	return datapath.Frontend{Addr: netip.MustParseAddr(a), Port: 80, Proto: 6}
+}
+
+func TestServices(t *testing.T) {
+	f := start(t)
+	f.apply(t, []desired.Upsert{service("web", "10.244.2.5:8080", "[fd00:2::5]:8080", "10.244.1.5:8080")})
+	v4, v6 := f.services.rows[frontend("10.96.0.1")], f.services.rows[frontend("fd00:96::1")]
+	if fmt.Sprint(v4.Backends) != "[10.244.1.5:8080 10.244.2.5:8080]" || fmt.Sprint(v6.Backends) != "[[fd00:2::5]:8080]" {
+		t.Errorf("backends %v, %v: want those of the frontend's family", v4.Backends, v6.Backends)
+	}
+	if v4.ID == 0 || v4.ID == v6.ID {
+		t.Errorf("numbers %d, %d", v4.ID, v6.ID)
+	}
+	f.expect(t, "service addresses", map[string]string{"10.96.0.1/32": "9 flags 2", "fd00:96::1/128": "10 flags 2"})
+
+	// The number stays, over changes and a restart.
+	f.apply(t, []desired.Upsert{service("web")})
+	if got := f.services.rows[frontend("10.96.0.1")]; got.ID != v4.ID || len(got.Backends) != 0 {
+		t.Errorf("without backends %+v, want number %d", got, v4.ID)
+	}
+	f.restart(t)
+	f.apply(t, []desired.Upsert{service("web", "10.244.2.5:8080")})
+	if got := f.services.rows[frontend("10.96.0.1")]; got.ID != v4.ID {
+		t.Errorf("after a restart number %d, want %d", got.ID, v4.ID)
+	}
+	f.apply(t, nil, key(desired.KindService, "default/web"))
+	f.expect(t, "gone", map[string]string{"10.96.0.1/32": "none"})
+	if len(f.services.rows) != 0 || len(f.ServiceRows()) != 0 {
+		t.Errorf("rows left: %v", f.services.rows)
+	}
+	// Its number is not given to another frontend, also after a restart.
+	f.restart(t)
+	f.apply(t, []desired.Upsert{service("other")})
+	if got := f.services.rows[frontend("10.96.0.1")].ID; got == v4.ID || got == v6.ID {
+		t.Errorf("number %d was given again", got)
+	}
+}
+
+// A service's address that another service takes over in the same update stays.
+func TestServiceTakesOverAnAddress(t *testing.T) {
+	f := start(t)
+	f.apply(t, []desired.Upsert{service("old", "10.244.2.5:8080")})
+	f.apply(t, []desired.Upsert{service("new", "10.244.2.6:8080")}, key(desired.KindService, "default/old"))
+	if got := f.services.rows[frontend("10.96.0.1")]; fmt.Sprint(got.Backends) != "[10.244.2.6:8080]" {
+		t.Errorf("row %+v", got)
+	}
+	f.expect(t, "address", map[string]string{"10.96.0.1/32": "9 flags 2"})
+	if rows := f.ServiceRows(); len(rows) != 2 || rows[0].Name != "new" {
+		t.Errorf("rows %+v", rows)
+	}
+}
+
+func TestPrune(t *testing.T) {
+	f := start(t)
+	f.apply(t, []desired.Upsert{node("n1", 1), service("web", "10.244.1.5:8080")})
+	f.ipcache.rows[netip.MustParsePrefix("10.9.9.9/32")] = datapath.IPCacheEntry{Identity: 300}
+	stray := datapath.Frontend{Addr: netip.MustParseAddr("10.96.9.9"), Port: 1, Proto: 17}
+	f.services.rows[stray] = datapath.Service{Frontend: stray, ID: 99}
+	if err := f.Prune(); err != nil {
+		t.Fatal(err)
+	}
+	f.expect(t, "pruned", map[string]string{"10.9.9.9/32": "none", "172.30.0.1/32": "1"})
+	if _, ok := f.services.rows[stray]; ok || len(f.services.rows) != 2 {
+		t.Errorf("services %v", f.services.rows)
+	}
+}
+
+func TestEvents(t *testing.T) {
+	f := start(t)
+	if err := f.Apply(f.store.Apply([]desired.Upsert{node("n2", 2), pod("a", "n2", 300, "10.244.2.5"), service("web")}, nil), true); err != nil {
+		t.Fatal(err)
+	}
+	if e, ok := f.events.Next(); ok {
+		t.Errorf("event %v of state that is no news", e)
+	}
+	f.apply(t, []desired.Upsert{pod("b", "n2", 300, "10.244.2.6"), pod("c", "n2", 301, "10.244.2.7"), service("web", "10.244.2.6:80")},
+		key(desired.KindNamespace, "none"))
+	f.apply(t, nil, key(desired.KindService, "default/web"))
+	var got []string
+	for {
+		e, ok := f.events.Next()
+		if !ok {
+			break
+		}
+		m := &flowpb.AgentEvent{}
+		if err := proto.Unmarshal(e.Body, m); err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, fmt.Sprintf("%s %s", m.Type, m.GetIpcacheUpdate().GetCidr()))
+	}
+	slices.Sort(got)
+	want := []string{"IPCACHE_UPSERTED 10.244.2.7/32", "SERVICE_DELETED ", "SERVICE_DELETED ", "SERVICE_UPSERTED "}
+	if !slices.Equal(got, want) {
+		t.Errorf("events %q, want %q", got, want)
+	}
+}
+
+func TestPodsAreHandedOn(t *testing.T) {
+	f := start(t)
+	f.apply(t, []desired.Upsert{{Key: key(desired.KindPod, "u"), Resource: &desired.Pod{UID: "u", Name: "p"}}})
+	f.apply(t, nil, key(desired.KindPod, "u"))
+	if !slices.Equal(f.pods, []string{"p"}) {
+		t.Errorf("pods %q", f.pods)
+	}
+}
