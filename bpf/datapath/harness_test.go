@@ -91,6 +91,7 @@ const (
 type bench struct {
 	testing.TB
 	*Datapath
+	ns               netns.NsHandle
 	ifA, ifB, uplink uint32
 }
 
@@ -117,6 +118,21 @@ func inNetns(t testing.TB) netns.NsHandle {
 	return ns
 }
 
+// inside runs f in a network namespace, on a thread that goes nowhere else meanwhile: subtests are goroutines of their own.
+func inside(ns netns.NsHandle, f func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	was, err := netns.Get()
+	if err != nil {
+		return err
+	}
+	defer was.Close()
+	if err := netns.Set(ns); err != nil {
+		return err
+	}
+	return errors.Join(f(), netns.Set(was))
+}
+
 func addVeth(t testing.TB, name, peer string) uint32 {
 	t.Helper()
 	attrs := netlink.NewLinkAttrs()
@@ -134,12 +150,12 @@ func addVeth(t testing.TB, name, peer string) uint32 {
 func newBench(t testing.TB, change func(*Config)) *bench {
 	t.Helper()
 	pin := bpffs(t)
-	inNetns(t)
+	ns := inNetns(t)
 	cfg := smallConfig(pin)
 	if change != nil {
 		change(&cfg)
 	}
-	b := &bench{TB: t, Datapath: load(t, cfg)}
+	b := &bench{TB: t, Datapath: load(t, cfg), ns: ns}
 	b.ifA, b.ifB, b.uplink = addVeth(t, "wra", "pa"), addVeth(t, "wrb", "pb"), addVeth(t, "up", "upp")
 	mac, _ := net.ParseMAC(macPodText)
 	for _, ep := range []struct {
@@ -225,7 +241,11 @@ func (b *bench) run(program string, ifindex uint32, packet []byte, opts ...runOp
 	var out skbuff
 	data := make([]byte, len(packet)+256)
 	ro := &ebpf.RunOptions{Data: packet, DataOut: data, Context: &in, ContextOut: &out}
-	code, err := b.coll.Programs[program].Run(ro)
+	var code uint32
+	err := inside(b.ns, func() (err error) {
+		code, err = b.coll.Programs[program].Run(ro)
+		return err
+	})
 	if err != nil {
 		b.Fatalf("run %s: %v", program, err)
 	}

@@ -31,7 +31,7 @@ func seenBy(w *world, network string, addr netip.AddrPort) <-chan netip.AddrPort
 	done := make(chan struct{})
 	if network == "udp" {
 		var c *net.UDPConn
-		w.do(w.in(w.out.ns, func() (err error) {
+		w.do(inside(w.out.ns, func() (err error) {
 			c, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(addr))
 			return err
 		}))
@@ -51,7 +51,7 @@ func seenBy(w *world, network string, addr netip.AddrPort) <-chan netip.AddrPort
 		return seen
 	}
 	var l net.Listener
-	w.do(w.in(w.out.ns, func() (err error) {
+	w.do(inside(w.out.ns, func() (err error) {
 		l, err = net.Listen("tcp", addr.String())
 		return err
 	}))
@@ -108,7 +108,7 @@ func TestMasquerade(t *testing.T) {
 			t.Run(fmt.Sprintf("%s udp %d", f.name, size), func(t *testing.T) {
 				to := at(f.out, uint16(9100+size%100))
 				seen := seenBy(w, "udp", to)
-				w.do(w.in(a.ns, func() error {
+				w.do(inside(a.ns, func() error {
 					c, err := net.DialTimeout("udp", to.String(), time.Second)
 					if err != nil {
 						return err
@@ -130,7 +130,7 @@ func TestMasquerade(t *testing.T) {
 			})
 		}
 		t.Run(f.name+" port unreachable", func(t *testing.T) {
-			err := w.in(a.ns, func() error {
+			err := inside(a.ns, func() error {
 				c, err := net.DialTimeout("udp", at(f.out, 9999).String(), time.Second)
 				if err != nil {
 					return err
@@ -149,7 +149,7 @@ func TestMasquerade(t *testing.T) {
 		})
 		t.Run(f.name+" ping", func(t *testing.T) {
 			for _, size := range []int{8, 3000} {
-				if err := w.in(a.ns, func() error { return ping(f.out, 4242, size) }); err != nil {
+				if err := inside(a.ns, func() error { return ping(f.out, 4242, size) }); err != nil {
 					t.Errorf("ping of %d bytes: %v", size, err)
 				}
 			}

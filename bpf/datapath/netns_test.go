@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -68,9 +67,7 @@ func newWorld(t testing.TB, change func(*Config)) *world {
 	w.do(linkUp("lo"))
 	// The node's own pair: what its stack sends to pods.
 	w.do(addPair("weir_host", "weir_net"))
-	for _, name := range []string{"weir_host", "weir_net"} {
-		w.do(linkUp(name))
-	}
+	w.do(linkUp("weir_net"), linkUp("weir_host"), running("weir_net"), running("weir_host"))
 	w.uplink()
 	w.do(addRoute("10.244.1.0/24", "weir_host", ""), addRoute("fd00:10:244:1::/64", "weir_host", ""))
 	w.do(neighbour("weir_host", "10.244.1.5"), w.AttachHost("weir_net"))
@@ -100,30 +97,11 @@ func (w *world) uplink() {
 	w.do(err, netlink.LinkSetNsFd(l, int(ns)), linkUp("eth0"), addAddr("eth0", "172.30.0.11/24"), addAddr("eth0", "fd30::11/64"))
 	w.out = &pod{name: "outside", ns: ns, v4: netip.MustParseAddr("172.30.0.80"), v6: netip.MustParseAddr("fd30::80")}
 	w.pods["outside"] = w.out
-	w.do(w.in(ns, func() error {
+	w.do(inside(ns, func() error {
 		return errors.Join(linkUp("lo"), linkUp("outside"), addAddr("outside", "172.30.0.80/24"), addAddr("outside", "fd30::80/64"),
 			addRoute("10.244.1.0/24", "outside", "172.30.0.11"), addRoute("fd00:10:244:1::/64", "outside", "fd30::11"))
 	}))
-	w.do(w.AttachUplink("eth0"))
-}
-
-// in runs f in a network namespace, on a thread that goes nowhere else meanwhile: subtests are goroutines of their own.
-func (w *world) in(ns netns.NsHandle, f func() error) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	was, err := netns.Get()
-	if err != nil {
-		return err
-	}
-	defer was.Close()
-	if err := netns.Set(ns); err != nil {
-		return err
-	}
-	err = f()
-	if berr := netns.Set(was); berr != nil {
-		w.Fatalf("back to the network namespace: %v", berr)
-	}
-	return err
+	w.do(w.AttachUplink("eth0"), running("eth0"), inside(ns, func() error { return running("outside") }))
 }
 
 // plug makes a pod.
@@ -135,9 +113,9 @@ func (w *world) plug(name string, id uint16, identity uint32, v4, v6 netip.Addr)
 	w.pods[name] = p
 	w.do(addPair(p.host, "tmp"+name))
 	inner, err := netlink.LinkByName("tmp" + name)
-	w.do(err, netlink.LinkSetNsFd(inner, int(ns)))
+	w.do(err, netlink.LinkSetNsFd(inner, int(ns)), linkUp(p.host))
 	var cookie uint64
-	w.do(w.in(ns, func() error {
+	w.do(inside(ns, func() error {
 		if cookie, err = NetnsCookie(); err != nil {
 			return err
 		}
@@ -159,7 +137,7 @@ func (w *world) plug(name string, id uint16, identity uint32, v4, v6 netip.Addr)
 		}
 		return nil
 	}))
-	w.do(linkUp(p.host))
+	w.do(inside(ns, func() error { return running("eth0") }))
 	l, err := netlink.LinkByName(p.host)
 	w.do(err)
 	mac, _ := net.ParseMAC(macHost)
@@ -202,6 +180,22 @@ func linkUp(name string) error {
 		return fmt.Errorf("up %s: %w", name, err)
 	}
 	return nil
+}
+
+// running waits until an interface sends: one that came up before its peer drops what it is given until the kernel's link watch has seen to it.
+func running(name string) error {
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("link %s: %w", name, err)
+		}
+		if l.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("link %s: %v after 5 seconds", name, l.Attrs().OperState)
+		}
+	}
 }
 
 func addAddr(name, cidr string) error {
@@ -263,7 +257,7 @@ func neighbour(dev, addr string) error {
 func echoServer(w *world, p *pod, addr netip.AddrPort) net.Listener {
 	w.Helper()
 	var l net.Listener
-	w.do(w.in(p.ns, func() (err error) {
+	w.do(inside(p.ns, func() (err error) {
 		l, err = net.Listen("tcp", addr.String())
 		return err
 	}))
@@ -287,7 +281,7 @@ func echoServer(w *world, p *pod, addr netip.AddrPort) net.Listener {
 func exchange(w *world, from *pod, to netip.AddrPort, text string) (local netip.AddrPort) {
 	w.Helper()
 	var c net.Conn
-	w.do(w.in(from.ns, func() (err error) {
+	w.do(inside(from.ns, func() (err error) {
 		c, err = net.DialTimeout("tcp", to.String(), 5*time.Second)
 		return err
 	}))
@@ -370,5 +364,4 @@ func TestTCPBetweenPods(t *testing.T) {
 			}
 		})
 	}
-	runtime.KeepAlive(w)
 }

@@ -131,7 +131,7 @@ func TestServiceTCP(t *testing.T) {
 			if c.network == "mapped" {
 				peer = mappedExchange(w, t, client, c.dial)
 			} else {
-				w.do(w.in(client.ns, func() error {
+				w.do(inside(client.ns, func() error {
 					conn, err := net.DialTimeout(c.network, c.dial.String(), 5*time.Second)
 					if err != nil {
 						return err
@@ -191,7 +191,7 @@ func sockaddr(sa unix.Sockaddr) netip.AddrPort {
 // mappedExchange uses an IPv6 socket with an IPv4-mapped address, and returns its peer's name.
 func mappedExchange(w *world, t *testing.T, client *pod, to netip.AddrPort) (peer netip.AddrPort) {
 	t.Helper()
-	w.do(w.in(client.ns, func() error {
+	w.do(inside(client.ns, func() error {
 		fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
@@ -223,7 +223,7 @@ func mappedExchange(w *world, t *testing.T, client *pod, to netip.AddrPort) (pee
 func udpEcho(w *world, p *pod, addr netip.AddrPort) {
 	w.Helper()
 	var c net.PacketConn
-	w.do(w.in(p.ns, func() (err error) {
+	w.do(inside(p.ns, func() (err error) {
 		c, err = net.ListenPacket("udp", addr.String())
 		return err
 	}))
@@ -265,7 +265,7 @@ func TestServiceUDP(t *testing.T) {
 			if c.family == unix.AF_INET {
 				sa = &unix.SockaddrInet4{Port: int(c.vip.Port()), Addr: c.vip.Addr().As4()}
 			}
-			w.do(w.in(client.ns, func() error {
+			w.do(inside(client.ns, func() error {
 				fd, err := unix.Socket(c.family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 				if err != nil {
 					return err
