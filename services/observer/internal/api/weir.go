@@ -113,9 +113,13 @@ func (w *Weir) GetLosses(context.Context, *observerv1.GetLossesRequest) (*observ
 		response.Losses = append(response.Losses, &observerv1.LossCount{NodeName: l.NodeName, Place: l.Place, Cause: l.Cause, Count: l.Count})
 	}
 	for _, n := range w.api.config.Nodes.Nodes() {
+		epochs := make([]*observerv1.EpochCount, 0, len(n.Epochs))
+		for _, e := range n.Epochs {
+			epochs = append(epochs, &observerv1.EpochCount{Epoch: e.Number, Received: e.Received, Lost: e.Lost, LastSequence: e.Last})
+		}
 		response.Nodes = append(response.Nodes, &observerv1.NodeCount{
 			NodeName: n.Name, Epoch: n.Epoch, Received: n.Records, LastSequence: n.LastSeq,
-			FlowsPerSecond: n.FlowsPerSecond, LastTime: timeOf(n.LastTime),
+			FlowsPerSecond: n.FlowsPerSecond, LastTime: timeOf(n.LastTime), Epochs: epochs,
 		})
 	}
 	return response, nil

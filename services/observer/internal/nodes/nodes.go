@@ -60,11 +60,39 @@ type Node struct {
 	Epoch, LastSeq uint64
 	FlowsPerSecond float64
 	LastTime       int64
+	// Epochs accounts for the numbers of the newest epochs, oldest first.
+	Epochs []Epoch
 	relays         map[string]int64 // relay -> until when its word holds
 	lastBatch      int64
 	rate           rate
 	started        int64
 	versionOf      uint64 // epoch whose version was read
+}
+
+// Epoch accounts for the numbers of one epoch of a node.
+type Epoch struct {
+	Number uint64
+	// Received and Lost count numbers, each once; Last is the highest that is known to have been given.
+	Received, Lost, Last uint64
+}
+
+// maxEpochs is how many epochs of a node are accounted for, as many as their numbers are followed.
+const maxEpochs = 16
+
+// epoch finds or begins an epoch; nil when it is older than all that are kept.
+func (n *Node) epoch(number uint64) *Epoch {
+	i, ok := slices.BinarySearchFunc(n.Epochs, number, func(e Epoch, number uint64) int { return cmp.Compare(e.Number, number) })
+	if !ok {
+		if i == 0 && len(n.Epochs) >= maxEpochs {
+			return nil
+		}
+		n.Epochs = slices.Insert(n.Epochs, i, Epoch{Number: number})
+		if len(n.Epochs) > maxEpochs {
+			n.Epochs = slices.Delete(n.Epochs, 0, 1)
+			i--
+		}
+	}
+	return &n.Epochs[i]
 }
 
 // Namespace is a namespace that flows touched.
@@ -122,6 +150,10 @@ func (r *Registry) Batch(source *event.Source, fresh int) {
 	if source.Epoch == n.Epoch {
 		n.LastSeq = max(n.LastSeq, source.Last())
 	}
+	if e := n.epoch(source.Epoch); e != nil {
+		e.Received += uint64(fresh)
+		e.Last = max(e.Last, source.Last())
+	}
 	if firstFlow >= 0 && n.versionOf != source.Epoch {
 		n.versionOf = source.Epoch
 		var fl flow.Flow
@@ -145,6 +177,16 @@ func (r *Registry) Gap(g *event.Gap) {
 	key := LossKey{g.NodeName, g.Place, g.Cause}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if g.Epoch != 0 { // numbers, not records that never got one
+		if e := r.node(g.NodeName).epoch(g.Epoch); e != nil {
+			e.Last = max(e.Last, g.Last)
+			if g.Withdrawn {
+				e.Lost -= min(g.Count, e.Lost)
+			} else {
+				e.Lost += g.Count
+			}
+		}
+	}
 	if !g.Withdrawn {
 		r.losses[key] += g.Count
 		return
@@ -199,6 +241,7 @@ func (r *Registry) Nodes() []Node {
 			n.Started = time.Unix(0, n.started)
 		}
 		n.relays = nil
+		n.Epochs = slices.Clone(n.Epochs)
 		out = append(out, n)
 	}
 	return out
