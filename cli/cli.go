@@ -54,7 +54,7 @@ func Run(ctx context.Context, env Env, args []string) int {
 type app struct {
 	Env
 	server observer.Config
-	// serverGiven says that --server or its variable was set.
+	// serverGiven says that --server or its variable was set; a --lab that is typed outweighs the variable.
 	serverGiven bool
 	debug       bool
 	lab, runDir string
@@ -97,10 +97,11 @@ Every flag can be set by a variable as well: WEIR_SERVER for --server, WEIR_LAB 
 
 // prepare runs before each command.
 func (a *app) prepare(cmd *cobra.Command) error {
+	typedServer, typedLab := cmd.Flags().Changed("server"), cmd.Flags().Changed("lab")
 	if err := applyEnvironment(cmd.Flags(), a.Lookup); err != nil {
 		return err
 	}
-	a.serverGiven = cmd.Flags().Changed("server")
+	a.serverGiven = typedServer || cmd.Flags().Changed("server") && !typedLab
 	return nil
 }
 

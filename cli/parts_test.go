@@ -208,6 +208,32 @@ func TestStatusWithoutObserver(t *testing.T) {
 	}
 }
 
+// What is typed wins over what is exported, and the more specific flag over the other.
+func TestServerOrLab(t *testing.T) {
+	c, _, _ := lab(t)
+	for _, tt := range []struct {
+		env, args string
+		ok        bool
+	}{
+		{"", "--lab l", true},
+		{"WEIR_LAB=l", "", true},
+		{"WEIR_SERVER=unix:///nonexistent.sock", "--lab l", true},
+		{"WEIR_SERVER=passthrough:///memory WEIR_LAB=nowhere", "", true},
+		{"WEIR_LAB=l", "--server tls://", false},
+		{"", "--lab nowhere", false},
+	} {
+		one := &command{dial: c.dial, env: map[string]string{"WEIR_RUN_DIR": c.env["WEIR_RUN_DIR"]}}
+		for _, kv := range strings.Fields(tt.env) {
+			k, v, _ := strings.Cut(kv, "=")
+			one.env[k] = v
+		}
+		_, errOut, code := one.run(t, append([]string{"list", "namespaces"}, strings.Fields(tt.args)...)...)
+		if (code == 0) != tt.ok {
+			t.Errorf("%s weir %s: exit code %d, %s", tt.env, tt.args, code, errOut)
+		}
+	}
+}
+
 // fakeAgent is one node.
 type fakeAgent struct {
 	agentv1.UnimplementedAgentServiceServer

@@ -146,7 +146,7 @@ func TestExplainCodes(t *testing.T) {
 		}
 	}
 	plain := errors.New("plain")
-	if got := c.Explain("x", plain); got != plain {
+	if got := c.Explain("x", plain); !errors.Is(got, plain) {
 		t.Errorf("plain error became %v", got)
 	}
 	if got := c.Explain("x", nil); got != nil {
