@@ -6,6 +6,7 @@
 package cluster
 
 import (
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -25,7 +26,7 @@ import (
 	"github.com/weirmesh/weir/lab/internal/object"
 )
 
-// Config is what a cluster is made of. All fields are required.
+// Config is what a cluster is made of. All fields are required that do not say otherwise.
 type Config struct {
 	Nodes []NodeConfig
 	// ServiceV4 and ServiceV6 are where ClusterIPs come from.
@@ -34,6 +35,8 @@ type Config struct {
 	DNSV4, DNSV6 netip.Addr
 	// Reserved are names that no outside host can have; nodes' names are reserved anyway.
 	Reserved []string
+	// WatchLimit is how many events may wait for a slow reader before its watch is closed; 0 = 20,000.
+	WatchLimit int
 	// Now is the clock.
 	Now func() time.Time
 }
@@ -68,6 +71,9 @@ type Cluster struct {
 
 // New makes a cluster with its nodes and the namespaces that every cluster has.
 func New(config Config) *Cluster {
+	if config.WatchLimit == 0 {
+		config.WatchLimit = 20_000
+	}
 	c := &Cluster{
 		config:       config,
 		objects:      map[object.Key]object.Object{},
@@ -357,11 +363,14 @@ func List[T object.Object](c *Cluster) []T {
 
 func list[T object.Object](c *Cluster) []T {
 	var found []T
-	for _, key := range c.keys() {
-		if o, ok := c.objects[key].(T); ok {
-			found = append(found, o)
+	for _, o := range c.objects {
+		if typed, ok := o.(T); ok {
+			found = append(found, typed)
 		}
 	}
+	slices.SortFunc(found, func(a, b T) int {
+		return cmp.Or(strings.Compare(a.GetNamespace(), b.GetNamespace()), strings.Compare(a.GetName(), b.GetName()))
+	})
 	return found
 }
 
@@ -376,7 +385,9 @@ func Get[T object.Object](c *Cluster, key object.Key) (T, bool) {
 func (c *Cluster) pods() []*corev1.Pod { return list[*corev1.Pod](c) }
 
 func (c *Cluster) keys() []object.Key {
-	return slices.SortedFunc(maps.Keys(c.objects), func(a, b object.Key) int { return strings.Compare(a.String(), b.String()) })
+	return slices.SortedFunc(maps.Keys(c.objects), func(a, b object.Key) int {
+		return cmp.Or(strings.Compare(a.Kind, b.Kind), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+	})
 }
 
 // create stores a new object, which is the caller's copy.

@@ -11,9 +11,6 @@ import (
 	"github.com/weirmesh/weir/lab/internal/object"
 )
 
-// maxBehind is how many events may wait for a reader before its watch is closed.
-const maxBehind = 20_000
-
 // ErrBehind ends a watch whose reader was too slow: watch again, from the start.
 var ErrBehind = errors.New("the watch fell behind")
 
@@ -76,7 +73,7 @@ func (c *Cluster) tell(event Event) {
 func (w *Watch) push(event Event) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.queue) >= maxBehind+len(w.cluster.objects) {
+	if len(w.queue) >= w.cluster.config.WatchLimit+len(w.cluster.objects) {
 		w.behind = true
 		w.queue = nil
 	}
