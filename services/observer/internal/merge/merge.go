@@ -81,7 +81,7 @@ func (m *Merger) Add(source *event.Source, spans []sequence.Span, serial uint64)
 	m.arrived = append(m.arrived, c)
 	m.bytes += source.Size()
 	p := m.passed[source.NodeName]
-	p.key = max(p.key, min(source.MaxTime, source.Arrival))
+	p.key = max(p.key, source.MaxTime) // what comes from it later is later, or counts as its arrival
 	p.arrival = max(p.arrival, source.Arrival)
 	m.passed[source.NodeName] = p
 }

@@ -61,12 +61,12 @@ type Node struct {
 	FlowsPerSecond float64
 	LastTime       int64
 	// Epochs accounts for the numbers of the newest epochs, oldest first.
-	Epochs []Epoch
-	relays         map[string]int64 // relay -> until when its word holds
-	lastBatch      int64
-	rate           rate
-	started        int64
-	versionOf      uint64 // epoch whose version was read
+	Epochs    []Epoch
+	relays    map[string]int64 // relay -> until when its word holds
+	lastBatch int64
+	rate      rate
+	started   int64
+	versionOf uint64 // epoch whose version was read
 }
 
 // Epoch accounts for the numbers of one epoch of a node.
