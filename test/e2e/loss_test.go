@@ -20,7 +20,7 @@ func TestPartsKilled(t *testing.T) {
 	lab := cluster.Up(t, truthPods, "--separate", shortTimeouts)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	want := observe(ctx, t, lab, false, 400, func() {
+	want := observe(ctx, t, lab, false, 400, 20*time.Second, func() {
 		for _, part := range []string{"relay", "nats", "observer"} {
 			lab.Control(ctx, part, labv1.ControlPartRequest_ACTION_KILL)
 			time.Sleep(5 * time.Second) // the outage itself, not a wait for something
@@ -56,9 +56,9 @@ func TestAgentKilled(t *testing.T) {
 	lab := cluster.Up(t, truthPods, "--separate", shortTimeouts)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	want := observe(ctx, t, lab, false, 300, func() {
+	want := observe(ctx, t, lab, false, 300, 8*time.Second, func() {
 		for range 3 {
-			time.Sleep(time.Second) // load runs meanwhile
+			time.Sleep(2 * time.Second) // load runs meanwhile
 			lab.Control(ctx, "agent/node1", labv1.ControlPartRequest_ACTION_CRASH)
 		}
 	})

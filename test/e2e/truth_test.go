@@ -55,7 +55,7 @@ var truthSet = []pod{
 }
 
 // shortTimeouts let connections end, and their final flows come, within seconds.
-const shortTimeouts = "--agent-arg=--ct-timeouts=tcp-closed=1s,tcp-handshake=3s,tcp-closing=3s,udp=3s,udp-answered=3s,icmp=3s"
+const shortTimeouts = "--agent-arg=--ct-timeouts=tcp-closed=1s,tcp-handshake=3s,tcp-closing=3s,udp=3s,udp-answered=3s,icmp=10s"
 
 // TestTruth compares every connection that packet sockets inside the pods saw with the flows.
 func TestTruth(t *testing.T) {
@@ -67,7 +67,7 @@ func truth(t *testing.T, offload bool) {
 	lab := cluster.Up(t, truthPods, shortTimeouts)
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
-	want := observe(ctx, t, lab, offload, 120, func() {})
+	want := observe(ctx, t, lab, offload, 120, 0, func() {})
 	cluster.Eventually(t, 60*time.Second, func() error {
 		a, err := lab.Flows(ctx, &observerpb.GetFlowsRequest{Number: 1 << 40})
 		if err != nil {
@@ -80,8 +80,8 @@ func truth(t *testing.T, offload bool) {
 	})
 }
 
-// observe makes random traffic between all pods, calls meanwhile while it runs, and returns what packet sockets in the pods saw.
-func observe(ctx context.Context, t *testing.T, lab *cluster.Lab, offload bool, count int, meanwhile func()) sums {
+// observe makes random traffic between all pods, spread over a time, calls meanwhile while it runs, and returns what packet sockets in the pods saw.
+func observe(ctx context.Context, t *testing.T, lab *cluster.Lab, offload bool, count int, over time.Duration, meanwhile func()) sums {
 	t.Helper()
 	captures := map[string]*capture.Capture{}
 	for _, p := range truthSet {
@@ -113,7 +113,7 @@ func observe(ctx context.Context, t *testing.T, lab *cluster.Lab, offload bool, 
 				}
 			}
 		}
-		args := []string{"e2e-traffic", "run", fmt.Sprintf("--seed=%d", seed+uint64(i)), fmt.Sprintf("--count=%d", count), "--targets=" + strings.Join(targets, ","), "--unanswered=172.30.0.251"}
+		args := []string{"e2e-traffic", "run", fmt.Sprintf("--seed=%d", seed+uint64(i)), fmt.Sprintf("--count=%d", count), "--over=" + over.String(), "--targets=" + strings.Join(targets, ","), "--unanswered=172.30.0.251"}
 		go func() {
 			out, err := lab.Exec(ctx, "default/"+p.name, args...)
 			results <- result{p.name, out, err}
@@ -130,6 +130,8 @@ func observe(ctx context.Context, t *testing.T, lab *cluster.Lab, offload bool, 
 
 	want := sums{}
 	for name, c := range captures {
+		// The last words about the address that nobody has come when the node gives up looking for it.
+		c.Settle(4*time.Second, 20*time.Second)
 		conns, other, err := c.Stop()
 		if err != nil {
 			t.Fatal(err)

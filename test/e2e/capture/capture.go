@@ -43,6 +43,7 @@ type Capture struct {
 	frags map[fragKey]ports
 	// Everything that is no connection, by kind.
 	other map[string]int
+	last  time.Time
 	err   error
 	// segment is the payload of each segment that the packet at hand will be cut into; 0 = it is one.
 	segment int
@@ -146,6 +147,7 @@ func (c *Capture) run(stopped chan struct{}) {
 			return
 		default:
 			c.mu.Lock()
+			c.last = time.Now()
 			if n < vnetHeader {
 				c.other["short"]++
 			} else {
@@ -165,6 +167,18 @@ func (c *Capture) fail(err error) {
 		c.err = err
 	}
 	c.mu.Unlock()
+}
+
+// Settle waits until no packet has come for quiet, at most for limit.
+func (c *Capture) Settle(quiet, limit time.Duration) {
+	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(quiet / 20) {
+		c.mu.Lock()
+		idle := time.Since(c.last)
+		c.mu.Unlock()
+		if idle >= quiet {
+			return
+		}
+	}
 }
 
 // Stop ends the capture and returns the connections in the order of their first packet, and the count of

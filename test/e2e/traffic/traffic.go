@@ -99,6 +99,8 @@ type Config struct {
 	// Unanswered is an address that nobody has; unset = no half-open connections.
 	Unanswered []netip.Addr
 	Parallel   int
+	// Over spreads the beginnings of the connections over this time; 0 = as fast as Parallel allows.
+	Over time.Duration
 }
 
 // Run makes Count connections, one kind and target each by chance, and returns how many of each kind it made.
@@ -131,7 +133,13 @@ func Run(ctx context.Context, cfg Config) (map[string]int, error) {
 		count = map[string]int{}
 		slots = make(chan struct{}, max(1, cfg.Parallel))
 	)
-	for range cfg.Count {
+	start := time.Now()
+	for n := range cfg.Count {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(time.Until(start.Add(cfg.Over * time.Duration(n) / time.Duration(cfg.Count)))):
+		}
 		pick, target, seed := rng.IntN(total), cfg.Targets[rng.IntN(len(cfg.Targets))], rng.Uint64()
 		i := 0
 		for pick >= kinds[i].weight {

@@ -56,12 +56,13 @@ func run(ctx context.Context, args []string) error {
 	seed := fs.Uint64("seed", 1, "seed of the random sequence")
 	count := fs.Int("count", 100, "connections to make")
 	parallel := fs.Int("parallel", 4, "connections at a time")
+	over := fs.Duration("over", 0, "time to spread the connections over")
 	targets := fs.String("targets", "", "addresses, comma separated")
 	unanswered := fs.String("unanswered", "", "addresses that nobody has, comma separated")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
-	cfg := traffic.Config{Seed: *seed, Count: *count, Parallel: *parallel}
+	cfg := traffic.Config{Seed: *seed, Count: *count, Parallel: *parallel, Over: *over}
 	var err error
 	if cfg.Targets, err = addresses(*targets); err != nil {
 		return err
