@@ -26,6 +26,7 @@ import (
 // Rings are the kernel's rings and their pinned state (datapath.Rings).
 type Rings interface {
 	Count() int
+	Bytes() int
 	Read(ctx context.Context, max int, f func(cpu int, rec *datapath.Record, pos uint64)) (int, error)
 	SaveState(datapath.State) error
 	LoadState() (datapath.State, error)
@@ -65,6 +66,10 @@ type Ended struct {
 const (
 	// sealAfter bounds how long a record waits for others.
 	sealAfter = 100 * time.Millisecond
+	// minPause and maxPause bound the time between two readings while records come. A reading costs some ten microseconds whatever it brings, which is
+	// more than a few flows; a long pause makes it bring many.
+	minPause = time.Millisecond
+	maxPause = 10 * time.Millisecond
 	// lossInterval is how often the kernel's loss counters are read.
 	lossInterval = time.Second
 )
@@ -83,6 +88,8 @@ type Pipeline struct {
 	sealer    *batch.Sealer
 	positions []uint64
 	opened    time.Time // of the first record in the sealer
+	pause     *time.Timer
+	pauseTime time.Duration
 	lossesDue time.Time
 	emit      func(*flow.Flow)
 	invalid   uint64 // not told yet
@@ -120,6 +127,10 @@ func (p *Pipeline) Begin() error {
 	p.sealer = batch.NewSealer(p.cfg.Node, p.cfg.Cluster, epoch)
 	p.epoch.Store(epoch)
 	p.next.Store(1)
+	// A ring holds a record of some 224 bytes a microsecond for at least the pause: a million records a second on one CPU.
+	p.pauseTime = min(max(time.Duration(p.cfg.Rings.Bytes()/256)*time.Microsecond, minPause), maxPause)
+	p.pause = time.NewTimer(maxPause)
+	p.pause.Stop()
 	if last := old.NextSequence - 1; old.Epoch != 0 && old.NextSequence > 1 {
 		first := uint64(1)
 		if p.cfg.Ended.Epoch == old.Epoch {
@@ -139,38 +150,47 @@ func (p *Pipeline) Begin() error {
 // Run reads until ctx ends, then seals what it has. Call Begin before.
 func (p *Pipeline) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
-		if err := p.step(ctx); err != nil {
+		more, err := p.step(ctx)
+		if err != nil {
 			return err
+		}
+		if !more {
+			p.pause.Reset(p.pauseTime)
+			select {
+			case <-ctx.Done():
+			case <-p.pause.C:
+			}
 		}
 	}
 	p.collect(true)
 	return p.seal()
 }
 
-// step reads once, at most a batch's records or for the time that a batch may wait.
-func (p *Pipeline) step(ctx context.Context) error {
+// step reads once, at most a batch's records or for the time that a batch may wait. more says that there is more to read.
+func (p *Pipeline) step(ctx context.Context) (more bool, err error) {
 	if n := p.node.Swap(nil); n != nil {
 		p.cfg.Encoder.SetNode(*n)
 	}
 	readCtx, cancel := context.WithTimeout(ctx, sealAfter)
-	n, err := p.cfg.Rings.Read(readCtx, max(batch.MaxRecords-p.sealer.Len(), 1), p.record)
+	limit := max(batch.MaxRecords-p.sealer.Len(), 1)
+	n, err := p.cfg.Rings.Read(readCtx, limit, p.record)
 	cancel()
 	if err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
-		return fmt.Errorf("read rings: %w", err)
+		return false, fmt.Errorf("read rings: %w", err)
 	}
 	p.collect(false)
 	now := p.cfg.Now()
 	if p.sealer.Len() == 0 {
-		return nil
+		return false, nil
 	}
 	if p.opened.IsZero() {
 		p.opened = now
 	}
 	// A clock that was set back must not hold a batch.
 	if waited := now.Sub(p.opened); p.sealer.Full() || waited >= sealAfter || waited < 0 || n == 0 && waited >= sealAfter/2 {
-		return p.seal()
+		return n == limit, p.seal()
 	}
-	return nil
+	return n == limit, nil
 }
 
 // record takes one record of the kernel.

@@ -29,6 +29,7 @@ type fakeRings struct {
 }
 
 func (r *fakeRings) Count() int { return 1 }
+func (r *fakeRings) Bytes() int { return 1 << 20 }
 
 func (r *fakeRings) Read(ctx context.Context, limit int, f func(int, *datapath.Record, uint64)) (int, error) {
 	n := 0
@@ -121,7 +122,7 @@ func (f *fixture) runUntil(t *testing.T, done func() bool) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	for !done() {
-		if err := f.step(ctx); err != nil {
+		if _, err := f.step(ctx); err != nil {
 			t.Fatal(err)
 		}
 		if ctx.Err() != nil {
