@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	_ "google.golang.org/grpc/health" // the client's side of health checks, for Balance
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
@@ -30,6 +31,9 @@ type Config struct {
 	TLS *spiffe.Source
 	// Service is who must answer, such as "policy".
 	Service string
+	// Balance spreads calls over all addresses whose health service says that they serve, instead of
+	// staying with the first that answers. Good for short calls to a service that sets its health.
+	Balance bool
 	// Options are added to the connection's own.
 	Options []grpc.DialOption
 }
@@ -78,6 +82,10 @@ func New(config Config) (*grpc.ClientConn, error) {
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{
 			Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true,
 		}),
+	}
+	if config.Balance {
+		options = append(options, grpc.WithDefaultServiceConfig(
+			`{"loadBalancingConfig":[{"round_robin":{}}],"healthCheckConfig":{"serviceName":""}}`))
 	}
 	conn, err := grpc.NewClient("weir:///"+config.Service, append(options, config.Options...)...)
 	if err != nil {

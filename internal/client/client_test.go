@@ -15,15 +15,54 @@ import (
 
 func serve(t *testing.T, addr string) (*grpc.Server, string) {
 	t.Helper()
+	s, _, at := serveHealth(t, addr)
+	return s, at
+}
+
+func serveHealth(t *testing.T, addr string) (*grpc.Server, *health.Server, string) {
+	t.Helper()
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := grpc.NewServer()
-	healthpb.RegisterHealthServer(s, health.NewServer())
-	go s.Serve(ln)
+	h := health.NewServer()
+	healthpb.RegisterHealthServer(s, h)
+	go func() { _ = s.Serve(ln) }() // ends with Stop
 	t.Cleanup(s.Stop)
-	return s, ln.Addr().String()
+	return s, h, ln.Addr().String()
+}
+
+// With Balance, a replica that says it does not serve gets no calls.
+func TestBalanceMindsHealth(t *testing.T) {
+	_, well, a := serveHealth(t, "127.0.0.1:0")
+	_, ill, b := serveHealth(t, "127.0.0.1:0")
+	well.SetServingStatus("who", healthpb.HealthCheckResponse_SERVING)
+	ill.SetServingStatus("who", healthpb.HealthCheckResponse_NOT_SERVING)
+	ill.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
+	conn, err := New(Config{Addresses: []string{b, a}, Service: "identity", Balance: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	who := func() healthpb.HealthCheckResponse_ServingStatus {
+		r, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{Service: "who"}, grpc.WaitForReady(true))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.GetStatus()
+	}
+	for range 20 {
+		if who() != healthpb.HealthCheckResponse_SERVING {
+			t.Fatal("a call went to the replica that does not serve")
+		}
+	}
+	// When it serves again, it gets its share.
+	ill.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+	for who() == healthpb.HealthCheckResponse_SERVING {
+	}
 }
 
 func TestFailover(t *testing.T) {

@@ -107,7 +107,7 @@ func (s *Service) Run(ctx context.Context) error {
 	s.report.OnReady(func(ready bool) { rpc.SetServing("", ready) })
 	s.report.Register(rpc.GRPC())
 	numbers := allocator.New(s.config.Allocator, keys, s.log, s.report)
-	identityv1.RegisterIdentityServiceServer(rpc.GRPC(), server.New(numbers))
+	identityv1.RegisterIdentityServiceServer(rpc.GRPC(), server.New(numbers, s.config.ClusterName))
 	s.report.Details(func() []status.Detail { return details(numbers.Stats()) })
 	registry.MustRegister(collector{numbers})
 

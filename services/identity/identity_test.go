@@ -131,7 +131,7 @@ func TestService(t *testing.T) {
 			t.Errorf("%s: Get: %v, %v", name, got, err)
 		}
 		list, err := c.List(ctx, &identityv1.ListRequest{})
-		if err != nil || len(list.GetIdentities()) != 11 || list.GetIdentities()[0].GetNumber() != 1 || list.GetIdentities()[10].GetNumber() != 256 {
+		if err != nil || len(list.GetIdentities()) != 13 || list.GetIdentities()[0].GetNumber() != 1 || list.GetIdentities()[12].GetNumber() != 256 {
 			t.Errorf("%s: List: %v, %v", name, list, err)
 		}
 	}

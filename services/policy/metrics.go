@@ -5,6 +5,7 @@ package policy
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/weirmesh/weir/services/policy/internal/broker"
 	"github.com/weirmesh/weir/services/policy/internal/hub"
 	"github.com/weirmesh/weir/services/policy/internal/state"
 )
@@ -16,11 +17,15 @@ type collector struct {
 	missing   *prometheus.Desc
 	revision  *prometheus.Desc
 	lag       *prometheus.Desc
+	numbers   *broker.Broker
+	failures  *prometheus.Desc
 }
 
-func newCollector(h *hub.Hub) *collector {
+func newCollector(h *hub.Hub, numbers *broker.Broker) *collector {
 	return &collector{
 		hub:       h,
+		numbers:   numbers,
+		failures:  prometheus.NewDesc("weir_policy_broker_failures_total", "Calls of the identity broker that failed and were made again.", nil, nil),
 		resources: prometheus.NewDesc("weir_policy_resources", "Resources by kind.", []string{"kind"}, nil),
 		missing:   prometheus.NewDesc("weir_policy_label_sets_without_number", "Label sets in use that have no identity number.", nil, nil),
 		revision:  prometheus.NewDesc("weir_policy_revision", "Revision of the state.", nil, nil),
@@ -42,6 +47,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	ch <- prometheus.MustNewConstMetric(c.missing, prometheus.GaugeValue, float64(st.MissingNumbers))
 	ch <- prometheus.MustNewConstMetric(c.revision, prometheus.GaugeValue, float64(st.Revision))
+	_, failures := c.numbers.Status()
+	ch <- prometheus.MustNewConstMetric(c.failures, prometheus.CounterValue, float64(failures))
 	for _, a := range st.Agents {
 		ch <- prometheus.MustNewConstMetric(c.lag, prometheus.GaugeValue, float64(st.Revision-min(a.Held, st.Revision)), a.Node)
 	}

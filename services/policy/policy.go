@@ -95,7 +95,7 @@ func (s *Service) Run(ctx context.Context) error {
 		return err
 	}
 	defer sourceConn.Close()
-	identityConn, err := client.New(client.Config{Addresses: s.config.Identity, TLS: s.tls, Service: "identity"})
+	identityConn, err := client.New(client.Config{Addresses: s.config.Identity, TLS: s.tls, Service: "identity", Balance: true})
 	if err != nil {
 		return err
 	}
@@ -116,13 +116,13 @@ func (s *Service) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	objects := source.NewStream(sourceConn, s.log, s.report)
 	var h *hub.Hub
-	numbers := broker.New(broker.DefaultConfig(), identityConn, s.log, s.report, func(set label.Set, number uint32) {
+	numbers := broker.New(broker.DefaultConfig(), identityConn, s.log, func(set label.Set, number uint32) {
 		s.numbered(ctx, h, set, number)
 	})
 	h = hub.New(hub.DefaultConfig(), s.log, numbers, s.report)
 	policyv1.RegisterPolicyServiceServer(rpc.GRPC(), server.New(h, s.log, s.report, rpc.Draining()))
-	s.report.Details(func() []status.Detail { return details(h.Status()) })
-	registry.MustRegister(newCollector(h))
+	s.report.Details(func() []status.Detail { return details(h.Status(), numbers) })
+	registry.MustRegister(newCollector(h, numbers))
 
 	group.Go(func() error { return h.Run(ctx, state.New(s.config.ClusterName)) })
 	group.Go(func() error { return numbers.Run(ctx) })
@@ -166,7 +166,12 @@ func (s *Service) numbered(ctx context.Context, h *hub.Hub, set label.Set, numbe
 }
 
 // details is what an operator reads first.
-func details(st hub.Status) []status.Detail {
+func details(st hub.Status, numbers *broker.Broker) []status.Detail {
+	answers, failures := numbers.Status()
+	identity := "answers"
+	if !answers {
+		identity = "does not answer"
+	}
 	d := []status.Detail{
 		{Name: "revision", Value: strconv.FormatUint(st.Revision, 10)},
 		{Name: "nodes", Value: strconv.Itoa(st.Snapshot.Count(state.KindNode))},
@@ -175,6 +180,7 @@ func details(st hub.Status) []status.Detail {
 		{Name: "services", Value: strconv.Itoa(st.Snapshot.Count(state.KindService))},
 		{Name: "namespaces", Value: strconv.Itoa(st.Snapshot.Count(state.KindNamespace))},
 		{Name: "label sets without number", Value: strconv.Itoa(st.MissingNumbers)},
+		{Name: "identity broker", Value: fmt.Sprintf("%s, %d calls made again", identity, failures)},
 		{Name: "agents", Value: strconv.Itoa(len(st.Agents))},
 	}
 	for _, a := range st.Agents {

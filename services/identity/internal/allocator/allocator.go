@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"github.com/weirmesh/weir/internal/labelset"
+	"github.com/weirmesh/weir/internal/reserved"
 	"github.com/weirmesh/weir/internal/status"
 	"github.com/weirmesh/weir/services/identity/internal/store"
 )
@@ -79,7 +80,7 @@ type Config struct {
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
 	return Config{
-		Min: 256, Max: 1<<24 - 1,
+		Min: reserved.FirstGiven, Max: reserved.LastGiven,
 		Rest: 24 * time.Hour, ReleaseWait: 10 * time.Minute, OrphanGrace: 10 * time.Minute,
 		CollectEvery: 30 * time.Second, Forget: 24 * time.Hour,
 		Hash: hashLabels, Now: time.Now,

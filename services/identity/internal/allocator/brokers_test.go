@@ -160,11 +160,18 @@ func TestManyBrokers(t *testing.T) {
 		mu.Unlock()
 	}
 
-	type ask struct{ broker, set int }
-	asks := make([]ask, 0, 3*sets)
+	// Each set is asked of each broker, at some time; every tenth of all three at once as well.
+	type ask struct {
+		brokers []int
+		set     int
+	}
+	asks := make([]ask, 0, 4*sets)
 	for i := range sets {
 		for b := range brokers {
-			asks = append(asks, ask{b, i})
+			asks = append(asks, ask{[]int{b}, i})
+		}
+		if i%10 == 0 {
+			asks = append(asks, ask{[]int{0, 1, 2}, i})
 		}
 	}
 	random.Shuffle(len(asks), func(i, j int) { asks[i], asks[j] = asks[j], asks[i] })
@@ -172,19 +179,26 @@ func TestManyBrokers(t *testing.T) {
 	said := newAnswers(t)
 	ctx := within(t, 5*time.Minute)
 	var work sync.WaitGroup
+	answer := func(set, b int) {
+		number, err := retry(ctx, func() *broker {
+			mu.Lock()
+			defer mu.Unlock()
+			return brokers[b]
+		}, numberedSet(set))
+		if err != nil {
+			t.Errorf("set %d at broker %d: %v", set, b, err)
+			return
+		}
+		said.add(numberedSet(set), number)
+	}
 	for range workers {
 		work.Go(func() {
 			for q := range queue {
-				number, err := retry(ctx, func() *broker {
-					mu.Lock()
-					defer mu.Unlock()
-					return brokers[q.broker]
-				}, numberedSet(q.set))
-				if err != nil {
-					t.Errorf("set %d at broker %d: %v", q.set, q.broker, err)
-					return
+				var once sync.WaitGroup
+				for _, b := range q.brokers {
+					once.Go(func() { answer(q.set, b) })
 				}
-				said.add(numberedSet(q.set), number)
+				once.Wait()
 			}
 		})
 	}
@@ -212,12 +226,17 @@ func TestManyBrokers(t *testing.T) {
 	if len(said.bySet) != sets {
 		t.Fatalf("%d sets have numbers, want %d", len(said.bySet), sets)
 	}
+	lost := uint64(0)
 	for i, b := range brokers {
 		s := b.Stats()
+		lost += s.Lost
 		t.Logf("broker %d: allocated %d, lost races %d, number collisions %d", i, s.Allocated, s.Lost, s.Collisions)
 		if s.Collisions == 0 {
 			t.Errorf("broker %d met no number collision: the test does not force them", i)
 		}
+	}
+	if lost == 0 {
+		t.Error("no broker came second for a set: the test does not force it")
 	}
 	if crashes.Load() == 0 {
 		t.Error("no broker died between the two claims: the test does not force it")

@@ -14,6 +14,7 @@ import (
 	identityv1 "github.com/weirmesh/weir/gen/weir/identity/v1"
 	statusv1 "github.com/weirmesh/weir/gen/weir/status/v1"
 	"github.com/weirmesh/weir/internal/labelset"
+	"github.com/weirmesh/weir/internal/reserved"
 	"github.com/weirmesh/weir/internal/server"
 	"github.com/weirmesh/weir/services/identity/internal/allocator"
 )
@@ -45,10 +46,11 @@ type Allocator interface {
 type Server struct {
 	identityv1.UnimplementedIdentityServiceServer
 	allocator Allocator
+	cluster   string
 }
 
-// New makes the server.
-func New(a Allocator) *Server { return &Server{allocator: a} }
+// New makes the server of a cluster.
+func New(a Allocator, cluster string) *Server { return &Server{allocator: a, cluster: cluster} }
 
 // Allocate returns the number of a label set. Caller: policy.
 func (s *Server) Allocate(ctx context.Context, request *identityv1.AllocateRequest) (*identityv1.AllocateResponse, error) {
@@ -81,9 +83,9 @@ func (s *Server) Release(ctx context.Context, request *identityv1.ReleaseRequest
 
 // Get returns the label set of a number. Callers: policy, the command line.
 func (s *Server) Get(ctx context.Context, request *identityv1.GetRequest) (*identityv1.GetResponse, error) {
-	for _, r := range reserved() {
-		if r.GetNumber() == request.GetNumber() {
-			return &identityv1.GetResponse{Identity: r}, nil
+	for _, r := range reserved.All(s.cluster) {
+		if r.Number == request.GetNumber() {
+			return &identityv1.GetResponse{Identity: message(r)}, nil
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -95,7 +97,7 @@ func (s *Server) Get(ctx context.Context, request *identityv1.GetRequest) (*iden
 	return &identityv1.GetResponse{Identity: &identityv1.Identity{Number: request.GetNumber(), Labels: set}}, nil
 }
 
-// List returns all identities by number, reserved ones first. Callers: policy, the command line.
+// List returns all identities by number, reserved and fixed ones first. Callers: policy, the command line.
 func (s *Server) List(ctx context.Context, _ *identityv1.ListRequest) (*identityv1.ListResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -103,23 +105,18 @@ func (s *Server) List(ctx context.Context, _ *identityv1.ListRequest) (*identity
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	response := &identityv1.ListResponse{Identities: reserved()}
+	response := &identityv1.ListResponse{}
+	for _, r := range reserved.All(s.cluster) {
+		response.Identities = append(response.Identities, message(r))
+	}
 	for _, i := range all {
 		response.Identities = append(response.Identities, &identityv1.Identity{Number: i.Number, Labels: i.Labels})
 	}
 	return response, nil
 }
 
-// reserved returns the numbers that are not given (policy specification, section 6.1).
-func reserved() []*identityv1.Identity {
-	names := []string{
-		"host", "world", "unmanaged", "health", "init", "remote-node", "kube-apiserver", "ingress", "world-ipv4", "world-ipv6",
-	}
-	all := make([]*identityv1.Identity, len(names))
-	for i, name := range names {
-		all[i] = &identityv1.Identity{Number: uint32(i) + 1, Labels: []string{"reserved:" + name}}
-	}
-	return all
+func message(r reserved.Identity) *identityv1.Identity {
+	return &identityv1.Identity{Number: r.Number, Labels: r.Labels}
 }
 
 func checked(labels []string) (labelset.Set, error) {

@@ -18,7 +18,7 @@ import (
 	"google.golang.org/grpc"
 
 	identityv1 "github.com/weirmesh/weir/gen/weir/identity/v1"
-	"github.com/weirmesh/weir/internal/status"
+	"github.com/weirmesh/weir/internal/reserved"
 	"github.com/weirmesh/weir/services/policy/internal/label"
 )
 
@@ -51,7 +51,6 @@ type Broker struct {
 	config Config
 	client identityv1.IdentityServiceClient
 	log    *slog.Logger
-	failed *status.Loss
 	// number is told each answer. It may block, which slows the calls.
 	number func(label.Set, uint32)
 
@@ -62,6 +61,8 @@ type Broker struct {
 	queue   schedule // of the entries that no call runs for
 	busy    int      // calls that run
 	failing bool     // the last call failed
+	// failures counts failed calls. None is a loss: each is made again.
+	failures uint64
 }
 
 // entry is one set. It is in the queue, or a call runs for it.
@@ -102,12 +103,11 @@ func (s *schedule) Pop() any {
 }
 
 // New makes a client; number is called with each answer, from several goroutines.
-func New(config Config, conn grpc.ClientConnInterface, log *slog.Logger, report *status.Reporter, number func(label.Set, uint32)) *Broker {
+func New(config Config, conn grpc.ClientConnInterface, log *slog.Logger, number func(label.Set, uint32)) *Broker {
 	return &Broker{
 		config: config,
 		client: identityv1.NewIdentityServiceClient(conn),
 		log:    log.With("component", "broker"),
-		failed: report.Loss("identity broker", "call failed (tried again)"),
 		number: number,
 		sets:   map[string]*entry{},
 		wake:   make(chan struct{}, 1),
@@ -134,6 +134,13 @@ func (b *Broker) set(labels label.Set, wanted bool) {
 	}
 	b.mu.Unlock()
 	b.poke()
+}
+
+// Status says whether the broker answered the last call, and how many calls failed so far.
+func (b *Broker) Status() (answers bool, failures uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.failing, b.failures
 }
 
 func (b *Broker) poke() {
@@ -230,10 +237,10 @@ func (b *Broker) deliver(labels label.Set, identity *identityv1.Identity) error 
 
 // note counts failures, and logs the first of a row and its end.
 func (b *Broker) note(err error) {
-	if err != nil {
-		b.failed.Add(1)
-	}
 	b.mu.Lock()
+	if err != nil {
+		b.failures++
+	}
 	changed := b.failing != (err != nil)
 	b.failing = err != nil
 	b.mu.Unlock()
@@ -273,7 +280,7 @@ func (b *Broker) sweep(ctx context.Context) error {
 	}
 	for _, identity := range response.GetIdentities() {
 		set := label.Set(identity.GetLabels())
-		if identity.GetNumber() < firstAllocated {
+		if identity.GetNumber() < reserved.FirstGiven {
 			continue
 		}
 		b.mu.Lock()
@@ -285,9 +292,6 @@ func (b *Broker) sweep(ctx context.Context) error {
 	}
 	return nil
 }
-
-// firstAllocated is the first number that is not reserved or fixed.
-const firstAllocated = 256
 
 // jitter returns 75 to 100 % of d, so that calls do not come in bursts.
 func jitter(d time.Duration) time.Duration {

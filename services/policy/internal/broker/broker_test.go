@@ -14,7 +14,6 @@ import (
 	"google.golang.org/grpc"
 
 	identityv1 "github.com/weirmesh/weir/gen/weir/identity/v1"
-	"github.com/weirmesh/weir/internal/status"
 	"github.com/weirmesh/weir/services/policy/internal/label"
 )
 
@@ -79,7 +78,7 @@ func (f *fakeClient) List(context.Context, *identityv1.ListRequest, ...grpc.Call
 func start(t *testing.T, f *fakeClient, config Config) (*Broker, <-chan string) {
 	t.Helper()
 	answers := make(chan string, 10_000)
-	b := New(config, nil, slog.New(slog.DiscardHandler), status.New("policy", ""), func(s label.Set, _ uint32) { answers <- s[0] })
+	b := New(config, nil, slog.New(slog.DiscardHandler), func(s label.Set, _ uint32) { answers <- s[0] })
 	b.client = f
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -122,6 +121,9 @@ func TestRetryUntilAnswered(t *testing.T) {
 	}
 	if got := next(t, answers); got != "k8s:a=1" {
 		t.Errorf("answer for %q", got)
+	}
+	if _, failures := b.Status(); failures != 3 {
+		t.Errorf("%d failures, want 3", failures)
 	}
 }
 

@@ -12,20 +12,8 @@ import (
 	"strings"
 
 	"github.com/weirmesh/weir/internal/labelset"
+	"github.com/weirmesh/weir/internal/reserved"
 )
-
-// Keys that Weir adds to a pod's own labels. Their names are those that existing policies use.
-const (
-	NamespaceKey       = "io.kubernetes.pod.namespace"
-	NamespaceLabelsKey = "io.cilium.k8s.namespace.labels."
-	ServiceAccountKey  = "io.cilium.k8s.policy.serviceaccount"
-	ClusterKey         = "io.cilium.k8s.policy.cluster"
-	// MetadataName is the label that the API server gives every namespace.
-	MetadataName = "kubernetes.io/metadata.name"
-)
-
-// Source is the source of labels that come from Kubernetes.
-const Source = "k8s"
 
 // Set is a label set in its one written form.
 type Set = labelset.Set
@@ -49,19 +37,19 @@ func (p Pod) Identity() Set {
 		}
 	}
 	for key, value := range p.NamespaceLabels {
-		all[NamespaceLabelsKey+key] = value
+		all[reserved.NamespaceLabelsKey+key] = value
 	}
 	// The API server sets it on every namespace. Adding it here keeps a pod's identity the same
 	// whether or not the namespace's object came first.
-	all[NamespaceLabelsKey+MetadataName] = p.Namespace
-	all[NamespaceKey] = p.Namespace
-	all[ClusterKey] = p.Cluster
+	all[reserved.NamespaceLabelsKey+reserved.MetadataName] = p.Namespace
+	all[reserved.NamespaceKey] = p.Namespace
+	all[reserved.ClusterKey] = p.Cluster
 	if p.ServiceAccount != "" {
-		all[ServiceAccountKey] = p.ServiceAccount
+		all[reserved.ServiceAccountKey] = p.ServiceAccount
 	}
 	set := make(Set, 0, len(all))
 	for _, key := range slices.Sorted(maps.Keys(all)) {
-		set = append(set, labelset.Label{Source: Source, Key: key, Value: all[key]}.String())
+		set = append(set, labelset.Label{Source: reserved.Source, Key: key, Value: all[key]}.String())
 	}
 	slices.Sort(set) // '=' sorts after some characters of keys
 	return set
@@ -70,7 +58,7 @@ func (p Pod) Identity() Set {
 // added reports whether a key is one that Weir adds. A pod that carries it itself must not thereby
 // look like a pod of another namespace or service account.
 func added(key string) bool {
-	return key == NamespaceKey || key == ServiceAccountKey || key == ClusterKey || strings.HasPrefix(key, NamespaceLabelsKey)
+	return key == reserved.NamespaceKey || key == reserved.ServiceAccountKey || key == reserved.ClusterKey || strings.HasPrefix(key, reserved.NamespaceLabelsKey)
 }
 
 // Keys that are dropped although they are a pod's own: they differ between pods that are alike, and
@@ -86,7 +74,7 @@ var (
 
 // Relevant reports whether a pod's label of this key is part of its identity.
 func Relevant(key string) bool {
-	if key == NamespaceKey || strings.HasPrefix(key, "app.kubernetes.io") {
+	if key == reserved.NamespaceKey || strings.HasPrefix(key, "app.kubernetes.io") {
 		return true
 	}
 	if slices.Contains(droppedExact, key) || strings.Contains(key, "beta.kubernetes.io") {

@@ -5,6 +5,8 @@ package label
 import (
 	"slices"
 	"testing"
+
+	"github.com/weirmesh/weir/internal/reserved"
 )
 
 func TestRelevant(t *testing.T) {
@@ -69,8 +71,8 @@ func TestIdentity(t *testing.T) {
 func TestOwnLabelsDoNotOverrule(t *testing.T) {
 	pod := Pod{
 		Labels: map[string]string{
-			NamespaceKey: "kube-system", ServiceAccountKey: "admin", ClusterKey: "other",
-			NamespaceLabelsKey + MetadataName: "kube-system", NamespaceLabelsKey + "team": "root",
+			reserved.NamespaceKey: "kube-system", reserved.ServiceAccountKey: "admin", reserved.ClusterKey: "other",
+			reserved.NamespaceLabelsKey + reserved.MetadataName: "kube-system", reserved.NamespaceLabelsKey + "team": "root",
 		},
 		Namespace: "shop", Cluster: "default",
 	}
@@ -92,7 +94,7 @@ func FuzzIdentity(f *testing.F) {
 		if err := set.Check(); err != nil {
 			t.Errorf("labels that Kubernetes allows give a set that the broker refuses: %v: %q", err, set)
 		}
-		if !slices.Contains(set, "k8s:"+NamespaceKey+"="+namespace) {
+		if !slices.Contains(set, "k8s:"+reserved.NamespaceKey+"="+namespace) {
 			t.Errorf("the namespace is not in %q", set)
 		}
 	})

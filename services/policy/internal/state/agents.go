@@ -66,7 +66,7 @@ func (s *State) EndSessionStart(node string) {
 		s.touch(KindNode)
 	}
 	a.confirmed, a.heard = nil, true
-	s.touch(KindEndpoint)
+	s.staleNode(node)
 }
 
 // Register takes in an endpoint of a node's agent. The pod must be bound to that node and the
@@ -105,7 +105,7 @@ func (s *State) Register(node, uid string, addresses []netip.Addr) error {
 	s.confirm(a, uid)
 	s.sequence++
 	a.endpoints[uid] = registration{addresses: slices.Clone(addresses), sequence: s.sequence}
-	s.touch(KindEndpoint)
+	s.staleEndpoint(uid)
 	if !known {
 		return ErrUnknownPod
 	}
@@ -130,7 +130,7 @@ func (s *State) Unregister(node, uid string) {
 		return
 	}
 	delete(a.endpoints, uid)
-	s.touch(KindEndpoint)
+	s.staleEndpoint(uid)
 }
 
 func (s *State) checkAddresses(node string, addresses, fixed []netip.Addr) error {

@@ -4,9 +4,9 @@ package state
 
 import (
 	"cmp"
-	"net/netip"
 	"slices"
 
+	"github.com/weirmesh/weir/internal/reserved"
 	"github.com/weirmesh/weir/services/policy/internal/object"
 )
 
@@ -20,10 +20,10 @@ func (s *State) Commit() (*Snapshot, Change) {
 		KindIdentity:  s.buildIdentities,
 		KindService:   s.buildServices,
 		KindPod:       s.buildPods,
-		KindEndpoint:  s.buildEndpoints,
+		KindEndpoint:  s.buildEndpoints, // knows by itself what is stale
 	}
 	for kind, build := range builders {
-		if s.dirty[kind] {
+		if s.dirty[kind] || Kind(kind) == KindEndpoint && len(s.stale) > 0 {
 			next.parts[kind] = &part{resources: build()}
 			s.dirty[kind] = false
 		}
@@ -77,7 +77,7 @@ func (s *State) buildPods() map[string]Resource {
 		}
 		switch {
 		case o.Unmanaged:
-			r.Identity = IdentityUnmanaged
+			r.Identity = reserved.Unmanaged
 		case p.inUse != nil:
 			r.Identity = p.inUse.number
 		default:
@@ -86,83 +86,6 @@ func (s *State) buildPods() map[string]Resource {
 		all[o.UID] = r
 	}
 	return all
-}
-
-// buildEndpoints gives each address to one endpoint: the newest registration of it.
-func (s *State) buildEndpoints() map[string]Resource {
-	all := map[string]Resource{}
-	type claim struct {
-		endpoint Endpoint
-		sequence uint64
-	}
-	var claims []claim
-	for _, p := range s.pods {
-		o := p.object
-		node := s.nodes[o.Node]
-		if node == nil || o.Finished {
-			continue
-		}
-		e := Endpoint{
-			UID: o.UID, Node: o.Node, Namespace: o.Namespace, Name: o.Name,
-			Workload: o.Workload, NamedPorts: o.NamedPorts,
-		}
-		switch {
-		case o.HostNetwork:
-			e.HostNetwork, e.Identity, e.Addresses = true, IdentityHost, node.Addresses
-			if len(e.Addresses) > 0 {
-				all[o.UID] = e // shares the node's addresses with others on purpose
-			}
-			continue
-		case o.Unmanaged:
-			e.Identity, e.Addresses = IdentityUnmanaged, o.StatusAddresses
-			claims = append(claims, claim{endpoint: e})
-		case p.inUse != nil:
-			e.Identity = p.inUse.number
-			var sequence uint64
-			e.Addresses, sequence = s.addressesOf(o)
-			claims = append(claims, claim{e, sequence})
-		}
-	}
-	slices.SortFunc(claims, func(a, b claim) int {
-		return cmp.Or(cmp.Compare(b.sequence, a.sequence), cmp.Compare(a.endpoint.UID, b.endpoint.UID))
-	})
-	owned := map[netip.Addr]bool{}
-	for _, c := range claims {
-		var addresses []netip.Addr
-		for _, addr := range c.endpoint.Addresses {
-			if !owned[addr] {
-				owned[addr] = true
-				addresses = append(addresses, addr)
-			}
-		}
-		if len(addresses) > 0 {
-			c.endpoint.Addresses = addresses
-			all[c.endpoint.UID] = c.endpoint
-		}
-	}
-	return all
-}
-
-// addressesOf returns a managed pod's addresses: those its agent registered or, before the agent
-// was heard of, those of its status that it may have.
-func (s *State) addressesOf(o *object.Pod) ([]netip.Addr, uint64) {
-	candidates, sequence := o.StatusAddresses, uint64(0)
-	if a := s.agents[o.Node]; a != nil {
-		r, registered := a.endpoints[o.UID]
-		if registered {
-			candidates, sequence = r.addresses, r.sequence
-		} else if a.heard {
-			return nil, 0
-		}
-	}
-	// Checked again: it may have been registered before its pod or its node was known.
-	var addresses []netip.Addr
-	for _, addr := range candidates {
-		if s.mayHave(o.Node, addr, o.FixedAddresses) {
-			addresses = append(addresses, addr)
-		}
-	}
-	return addresses, sequence
 }
 
 func (s *State) buildServices() map[string]Resource {

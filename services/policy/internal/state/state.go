@@ -12,20 +12,9 @@ import (
 	"fmt"
 	"strconv"
 
+	"github.com/weirmesh/weir/internal/reserved"
 	"github.com/weirmesh/weir/services/policy/internal/label"
 	"github.com/weirmesh/weir/services/policy/internal/object"
-)
-
-// Reserved identity numbers (policy specification, section 6.1) that this package gives.
-const (
-	IdentityHost      = 1
-	IdentityUnmanaged = 3
-)
-
-// Numbers that the identity broker may give.
-const (
-	minNumber = 256
-	maxNumber = 1<<24 - 1
 )
 
 // State is everything known. Make it with New; not safe for concurrent use.
@@ -49,7 +38,9 @@ type State struct {
 	synced  bool
 	missing map[string]bool // sets without a number at the time of the first sync
 
-	dirty    [kinds]bool
+	dirty    [kinds]bool     // of all kinds but endpoints
+	stale    map[string]bool // uids of endpoints
+	claims   claims
 	snapshot *Snapshot
 }
 
@@ -68,6 +59,8 @@ type set struct {
 	number uint32 // 0 = not known yet
 	fixed  bool
 	refs   int
+	// wanters are the pods whose labels ask for the set.
+	wanters map[*pod]bool
 }
 
 // New returns an empty state of a cluster.
@@ -84,6 +77,8 @@ func New(cluster string) *State {
 		byNumber:   map[uint32]*set{},
 		agents:     map[string]*agent{},
 		missing:    map[string]bool{},
+		stale:      map[string]bool{},
+		claims:     newClaims(),
 		snapshot:   &Snapshot{},
 	}
 }
@@ -99,7 +94,8 @@ func (s *State) Upsert(o object.Object) {
 	switch o := o.(type) {
 	case *object.Node:
 		s.nodes[o.Name] = o
-		s.touch(KindNode, KindEndpoint)
+		s.touch(KindNode)
+		s.staleNode(o.Name)
 	case *object.Namespace:
 		s.namespaces[o.Name] = o
 		s.touch(KindNamespace)
@@ -122,7 +118,8 @@ func (s *State) Delete(key object.Key) {
 		delete(s.nodes, key.Name)
 		// What its agent registered goes with it: a node of that name that comes back is a new one.
 		delete(s.agents, key.Name)
-		s.touch(KindNode, KindEndpoint)
+		s.touch(KindNode)
+		s.staleNode(key.Name)
 	case object.KindNamespace:
 		delete(s.namespaces, key.Name)
 		s.touch(KindNamespace)
@@ -153,19 +150,21 @@ func (s *State) upsertPod(o *object.Pod) {
 	p.object = o
 	s.byUID[o.UID] = p
 	s.identify(p)
-	s.touch(KindPod, KindEndpoint)
+	s.touch(KindPod)
+	s.staleEndpoint(o.UID)
 }
 
 func (s *State) dropPod(p *pod) {
-	s.unref(p.wanted)
+	s.want(p, nil)
 	s.unref(p.inUse)
-	p.wanted, p.inUse = nil, nil
+	p.inUse = nil
 	delete(s.pods, p.object.Key())
 	delete(s.byUID, p.object.UID)
 	if a := s.agents[p.object.Node]; a != nil {
 		delete(a.endpoints, p.object.UID)
 	}
-	s.touch(KindPod, KindEndpoint)
+	s.touch(KindPod)
+	s.staleEndpoint(p.object.UID)
 }
 
 // relabel computes the identities of all pods of a namespace anew.
@@ -183,15 +182,25 @@ func (s *State) identify(p *pod) {
 	if o := p.object; !o.HostNetwork && !o.Unmanaged && !o.Finished {
 		want = s.ref(s.labelsOf(o))
 	}
-	s.unref(p.wanted)
-	p.wanted = want
+	s.want(p, want)
 	s.settle(p)
+}
+
+// want replaces the set that a pod's labels ask for; the reference to the new one is taken over.
+func (s *State) want(p *pod, u *set) {
+	if p.wanted != nil {
+		delete(p.wanted.wanters, p)
+	}
+	s.unref(p.wanted)
+	if p.wanted = u; u != nil {
+		u.wanters[p] = true
+	}
 }
 
 // labelsOf returns a pod's label set, and its number if that is fixed.
 func (s *State) labelsOf(o *object.Pod) (label.Set, uint32) {
-	if set, number, ok := wellKnown(o, s.cluster); ok {
-		return set, number
+	if dns, ok := reserved.DNS(o.Namespace, o.Labels, s.cluster); ok {
+		return dns.Labels, dns.Number
 	}
 	l := label.Pod{Labels: o.Labels, Namespace: o.Namespace, ServiceAccount: o.ServiceAccount, Cluster: s.cluster}
 	if ns := s.namespaces[o.Namespace]; ns != nil {
@@ -210,14 +219,15 @@ func (s *State) settle(p *pod) {
 	}
 	s.unref(p.inUse)
 	p.inUse = p.wanted
-	s.touch(KindPod, KindEndpoint, KindIdentity)
+	s.touch(KindPod, KindIdentity)
+	s.staleEndpoint(p.object.UID)
 }
 
 func (s *State) ref(labels label.Set, fixed uint32) *set {
 	key := labels.Key()
 	u, ok := s.sets[key]
 	if !ok {
-		u = &set{labels: labels, key: key}
+		u = &set{labels: labels, key: key, wanters: map[*pod]bool{}}
 		s.sets[key] = u
 		if fixed != 0 {
 			u.fixed, u.number = true, fixed
@@ -268,11 +278,14 @@ func (s *State) Uses(labels label.Set) bool { return s.sets[labels.Key()] != nil
 // the wrong identity would be worse than none.
 func (s *State) SetNumber(labels label.Set, number uint32) error {
 	u := s.sets[labels.Key()]
-	if u == nil || u.fixed || u.number == number {
-		return nil // no longer used, or no news
+	if u == nil || u.fixed {
+		return nil // no longer used
 	}
-	if number < minNumber || number > maxNumber {
+	if number < reserved.FirstGiven || number > reserved.LastGiven {
 		return fmt.Errorf("identity number %d of %v is out of range", number, labels)
+	}
+	if u.number == number {
+		return nil
 	}
 	if other := s.byNumber[number]; other != nil {
 		return fmt.Errorf("identity number %d of %v already means %v", number, labels, other.labels)
@@ -283,12 +296,11 @@ func (s *State) SetNumber(labels label.Set, number uint32) error {
 	u.number = number
 	s.byNumber[number] = u
 	delete(s.missing, u.key)
-	for _, p := range s.pods {
-		if p.wanted == u {
-			s.settle(p)
-		}
+	for p := range u.wanters {
+		s.settle(p)
+		s.staleEndpoint(p.object.UID)
 	}
-	s.touch(KindPod, KindEndpoint, KindIdentity)
+	s.touch(KindPod, KindIdentity)
 	return nil
 }
 
