@@ -61,9 +61,9 @@ int from_pod(struct __sk_buff *skb)
 		reason = DROP_UNSUPPORTED_L3;
 		goto refuse;
 	}
-	reason = packet_l3(skb, p);
+	reason = packet_l3(skb);
 	if (!reason && p->fragment != FRAGMENT_LATER)
-		reason = packet_l4(skb, p);
+		reason = packet_l4(skb);
 	if (p->proto == IPPROTO_ICMPV6 && !p->v4 && !reason && icmp6_control(p, &verdict, &fault))
 		return verdict;
 	if (p->proto == IPPROTO_IGMP && p->v4) {
@@ -81,7 +81,7 @@ int from_pod(struct __sk_buff *skb)
 	if (!reason)
 		reason = fault;
 	if (!reason && p->fragment)
-		reason = frags_resolve(p);
+		reason = frags_resolve();
 	if (reason)
 		goto refuse;
 	dst = endpoint_find(&p->dst);
@@ -89,7 +89,7 @@ int from_pod(struct __sk_buff *skb)
 		o->local_peer = 1;
 		o->peer_identity = dst->identity;
 	}
-	reason = ct_update(skb, s);
+	reason = ct_update(skb);
 	if (reason)
 		goto refuse;
 	if (dst)
@@ -124,13 +124,13 @@ static __always_inline int inbound(struct __sk_buff *skb, struct scratch *s, boo
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
 		return TC_ACT_OK;
-	reason = packet_l3(skb, p);
+	reason = packet_l3(skb);
 	dst = endpoint_find(&p->dst);
 	if (dst) {
 		if (!reason)
-			reason = p->fragment == FRAGMENT_LATER ? 0 : packet_l4(skb, p);
+			reason = p->fragment == FRAGMENT_LATER ? 0 : packet_l4(skb);
 		if (!reason && p->fragment)
-			reason = frags_resolve(p);
+			reason = frags_resolve();
 		if (!reason)
 			return deliver(skb, s, dst, NULL, from_uplink);
 		inbound_fault(s, dst);
@@ -158,7 +158,7 @@ static __always_inline int inbound(struct __sk_buff *skb, struct scratch *s, boo
 	range = ipcache_find(&p->dst);
 	if (range && (range->flags & IPCACHE_LOCAL_PODS)) {
 		if (!reason && p->fragment != FRAGMENT_LATER)
-			packet_l4(skb, p);
+			packet_l4(skb);
 		inbound_fault(s, NULL);
 		return drop(skb, DROP_UNROUTABLE);
 	}
@@ -192,11 +192,11 @@ int to_network(struct __sk_buff *skb)
 	if (!s)
 		return TC_ACT_SHOT;
 	p = &s->packet;
-	reason = packet_l3(skb, p);
+	reason = packet_l3(skb);
 	if (!reason && p->fragment != FRAGMENT_LATER)
-		reason = packet_l4(skb, p);
+		reason = packet_l4(skb);
 	if (!reason && p->fragment)
-		reason = frags_resolve(p);
+		reason = frags_resolve();
 	src = endpoint_find(&p->src);
 	if (!src)
 		return TC_ACT_OK; // an ICMP error of the node's stack that inherited the mark
@@ -242,7 +242,7 @@ int to_pod(struct __sk_buff *skb)
 		metric_add(METRIC_BYPASSED, 1, skb->len);
 		return TC_ACT_SHOT;
 	}
-	if (!packet_l3(skb, p) && p->fragment != FRAGMENT_LATER && !packet_l4(skb, p) && p->proto == IPPROTO_ICMPV6) {
+	if (!packet_l3(skb) && p->fragment != FRAGMENT_LATER && !packet_l4(skb) && p->proto == IPPROTO_ICMPV6) {
 		int verdict, reason;
 
 		if (icmp6_control(p, &verdict, &reason))

@@ -396,10 +396,23 @@ type tcScratch struct {
 		Point        uint8
 		Classified   uint8
 		Masquerade   uint8
+		Related      uint8
+		_            [3]byte
+		Service      uint32
 	}
-	_     [4]byte
+	_        [4]byte
+	Decision struct {
+		_        structs.HostLayout
+		Reported uint64
+		D        uint32
+		Emit     uint32
+		Began    uint32
+		Taken    uint32
+		Pad      uint32
+		Flags    uint32
+	}
 	Key   tcCtKey
-	Entry struct {
+	Blank struct {
 		_    structs.HostLayout
 		Lock uint64
 		Conn tcCtConn

@@ -11,7 +11,7 @@
 #define CT_MISS -1
 #define CT_RETRY -2
 #define CT_RECLASSIFY -3
-#define CT_TRIES 4
+#define CT_TRIES 6
 
 #define EEXIST 17
 
@@ -39,8 +39,8 @@ static __always_inline __u64 ct_lifetime(__u8 proto, __u8 state, __u8 flags)
 	return cfg_icmp;
 }
 
-/* ct_init begins a connection in an entry; the lock is left alone. */
-static __always_inline void ct_init(struct ct_conn *e, const struct ct_key *k, const struct packet *p, const struct pass *o, __u32 src_is_lo)
+/* ct_init begins a connection in an entry of its key. */
+static __always_inline void ct_init(struct ct_conn *e, const struct packet *p, const struct pass *o, __u32 src_is_lo)
 {
 	/* Who sends SYN+ACK did not begin it. */
 	bool from_originator = (p->tcp_flags & (TCP_SYN | TCP_ACK)) != (TCP_SYN | TCP_ACK);
@@ -49,8 +49,6 @@ static __always_inline void ct_init(struct ct_conn *e, const struct ct_key *k, c
 	e->direction = sent == from_originator ? DIRECTION_EGRESS : DIRECTION_INGRESS;
 	/* Unique on a node until it boots: a CPU makes one entry of each direction per packet, and no time comes twice on it. */
 	e->connection = p->now << 11 | (p->cpu & 0x3ff) << 1 | (e->direction == DIRECTION_INGRESS);
-	e->tail = ct_tail(k);
-	e->expires = 0;
 	e->dir[0].packets = e->dir[0].bytes = e->dir[0].first = e->dir[0].last = 0;
 	e->dir[1].packets = e->dir[1].bytes = e->dir[1].first = e->dir[1].last = 0;
 	e->reported[0] = e->reported[1] = 0;
@@ -59,6 +57,8 @@ static __always_inline void ct_init(struct ct_conn *e, const struct ct_key *k, c
 	e->self_identity = o->self_identity;
 	e->peer_identity = o->peer_identity;
 	e->service = 0;
+	if (sent && e->direction == DIRECTION_EGRESS)
+		e->service = o->service;
 	e->ifindex = o->ifindex;
 	e->handshake_us = e->srtt_us = e->retransmissions = 0;
 	e->tcp_flags[0] = e->tcp_flags[1] = 0;
@@ -77,6 +77,8 @@ static __always_inline void ct_init(struct ct_conn *e, const struct ct_key *k, c
 		if (!p->starts)
 			e->flags |= CT_PICKED_UP;
 	}
+	if (o->related)
+		e->flags |= CT_RELATED;
 	if (sent && o->masquerade && e->direction == DIRECTION_EGRESS)
 		e->flags |= CT_MASQUERADE;
 }
@@ -179,6 +181,7 @@ static __always_inline bool ct_count(struct ct_conn *e, const struct packet *p, 
 	return report;
 }
 
+/* ct_snapshot copies what a record tells of a connection; it is short, since it runs under the lock. */
 static __always_inline void ct_snapshot(struct record *r, const struct ct_conn *e)
 {
 	r->connection = e->connection;
@@ -194,35 +197,53 @@ static __always_inline void ct_snapshot(struct record *r, const struct ct_conn *
 	r->forward_flags = e->tcp_flags[0];
 	r->reverse_flags = e->tcp_flags[1];
 	r->point = e->out_point; /* the caller has the last word */
-	r->flags = (e->flags & CT_PICKED_UP ? RECORD_PICKED_UP : 0) | (e->flags & CT_MASQUERADE ? RECORD_MASQUERADED : 0);
-	r->ip_version = e->flags & CT_V4 ? 4 : 6;
+	r->src_identity = e->self_identity;
+	r->dst_identity = e->peer_identity;
+	r->ifindex = e->ifindex;
+	r->icmp_type = e->icmp_type;
+	r->icmp_code = e->icmp_code;
+	r->flags = e->flags; /* as enum ct_flags, until ct_flags_out */
 }
 
-/* ct_final makes an entry's final record: everything that does not depend on a packet. */
-static __always_inline void ct_final(struct record *r, const struct ct_conn *e, const struct ct_key *k, __u64 now)
+/* ct_flags_out turns the flags of a snapshot into those of a record. */
+static __always_inline void ct_flags_out(struct record *r, __u8 more)
 {
-	bool egress = e->direction == DIRECTION_EGRESS, local_is_lo = e->flags & CT_LO_IS_LOCAL;
-	bool originator_is_lo = egress == local_is_lo;
+	__u8 flags = r->flags;
 
-	ct_snapshot(r, e);
+	_Static_assert(CT_PICKED_UP * 4 == RECORD_PICKED_UP && CT_MASQUERADE * 8 == RECORD_MASQUERADED && CT_V4 == 8, "bits move together");
+	r->ip_version = 6 - (flags & CT_V4) / 4;
+	r->flags = (flags & CT_PICKED_UP) * 4 | (flags & CT_MASQUERADE) * 8 | more;
+}
+
+/* ct_final makes a final record of a snapshot. */
+static __always_inline void ct_final(struct record *r, const struct ct_key *k, __u64 now)
+{
+	bool egress = r->direction == DIRECTION_EGRESS, local_is_lo = r->flags & CT_LO_IS_LOCAL;
+	__u32 self = r->src_identity, peer = r->dst_identity;
+
 	r->time = now;
 	r->type = RECORD_FINAL;
 	r->reason = TRACE_UNKNOWN;
-	r->point = egress ? e->out_point : POINT_TO_ENDPOINT;
-	r->src = originator_is_lo ? k->lo : k->hi;
-	r->dst = originator_is_lo ? k->hi : k->lo;
-	r->sport = r->dport = 0;
-	if (k->proto != IPPROTO_ICMP && k->proto != IPPROTO_ICMPV6) {
-		r->sport = bpf_ntohs(originator_is_lo ? k->lo_port : k->hi_port);
-		r->dport = bpf_ntohs(originator_is_lo ? k->hi_port : k->lo_port);
+	if (!egress) {
+		r->point = POINT_TO_ENDPOINT;
+		r->src_identity = peer;
+		r->dst_identity = self;
 	}
-	r->src_identity = egress ? e->self_identity : e->peer_identity;
-	r->dst_identity = egress ? e->peer_identity : e->self_identity;
+	if (egress == local_is_lo) {
+		r->src = k->lo;
+		r->dst = k->hi;
+		r->sport = bpf_ntohs(k->lo_port);
+		r->dport = bpf_ntohs(k->hi_port);
+	} else {
+		r->src = k->hi;
+		r->dst = k->lo;
+		r->sport = bpf_ntohs(k->hi_port);
+		r->dport = bpf_ntohs(k->lo_port);
+	}
+	if (k->proto == IPPROTO_ICMP || k->proto == IPPROTO_ICMPV6)
+		r->sport = r->dport = 0;
 	r->endpoint = k->endpoint;
-	r->ifindex = e->ifindex;
 	r->proto = k->proto;
-	r->icmp_type = e->icmp_type;
-	r->icmp_code = e->icmp_code;
 	r->length = 0;
 	r->rule = 0;
 	r->tcp_flags = 0;
@@ -232,17 +253,23 @@ static __always_inline void ct_final(struct record *r, const struct ct_conn *e, 
 	__builtin_memset(r->src_mac, 0, sizeof(r->src_mac));
 	__builtin_memset(r->dst_mac, 0, sizeof(r->dst_mac));
 	__builtin_memset(r->pad, 0, sizeof(r->pad));
+	ct_flags_out(r, 0);
 }
 
-/* ct_emit completes the record in scratch, whose totals are there, and writes it. */
-static __always_inline void ct_emit(struct __sk_buff *skb, struct scratch *s, bool is_new)
+/* ct_emit completes the record in scratch, which holds a snapshot and its reason, and writes it. */
+__noinline int ct_emit(struct __sk_buff *skb)
 {
-	struct record *r = &s->record;
-	struct packet *p = &s->packet;
-	struct pass *o = &s->pass;
-	bool reply = !!o->sent == (r->direction == DIRECTION_INGRESS);
-	__u8 mac[12];
+	struct scratch *s = scratch_get();
+	struct packet *p;
+	struct record *r;
+	struct pass *o;
+	__u8 flags = 0;
 
+	if (!s)
+		return 0;
+	r = &s->record;
+	p = &s->packet;
+	o = &s->pass;
 	r->time = p->now;
 	r->type = RECORD_TRACE;
 	r->src = p->src;
@@ -250,40 +277,56 @@ static __always_inline void ct_emit(struct __sk_buff *skb, struct scratch *s, bo
 	r->xlated.hi = r->xlated.lo = 0;
 	r->socket_cookie = r->cgroup_id = 0;
 	r->xlated_port = 0;
-	r->sport = r->dport = 0;
-	if (p->proto != IPPROTO_ICMP && p->proto != IPPROTO_ICMPV6) {
-		r->sport = bpf_ntohs(p->sport);
-		r->dport = bpf_ntohs(p->dport);
-	}
+	r->sport = bpf_ntohs(p->sport);
+	r->dport = bpf_ntohs(p->dport);
+	if (p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6)
+		r->sport = r->dport = 0;
 	r->endpoint = o->endpoint;
-	r->src_identity = o->sent ? o->self_identity : o->peer_identity;
-	r->dst_identity = o->sent ? o->peer_identity : o->self_identity;
+	if (o->sent) {
+		r->src_identity = o->self_identity;
+		r->dst_identity = o->peer_identity;
+		if (r->direction == DIRECTION_INGRESS)
+			flags = RECORD_IS_REPLY;
+	} else {
+		r->src_identity = o->peer_identity;
+		r->dst_identity = o->self_identity;
+		r->point = POINT_TO_ENDPOINT;
+		if (r->direction == DIRECTION_EGRESS)
+			flags = RECORD_IS_REPLY;
+	}
+	if (p->fragment)
+		flags |= RECORD_FRAGMENT;
+	if (r->reason == TRACE_ESTABLISHED && (flags & RECORD_IS_REPLY))
+		r->reason = TRACE_REPLY;
 	r->rule = 0;
 	r->ifindex = o->ifindex;
 	r->length = p->length;
-	if (r->reason != TRACE_RELATED)
-		r->reason = is_new ? TRACE_NEW : reply ? TRACE_REPLY : TRACE_ESTABLISHED;
-	if (!o->sent)
-		r->point = POINT_TO_ENDPOINT;
 	r->proto = p->proto;
 	r->tcp_flags = p->tcp_flags;
 	r->icmp_type = p->icmp_type;
 	r->icmp_code = p->icmp_code;
-	r->flags |= (reply ? RECORD_IS_REPLY : 0) | (p->fragment ? RECORD_FRAGMENT : 0);
-	bpf_skb_load_bytes(skb, 0, mac, sizeof(mac));
-	__builtin_memcpy(r->dst_mac, mac, 6);
-	__builtin_memcpy(r->src_mac, mac + 6, 6);
+	bpf_skb_load_bytes(skb, 0, r->dst_mac, sizeof(r->dst_mac));
+	bpf_skb_load_bytes(skb, 6, r->src_mac, sizeof(r->src_mac));
+	ct_flags_out(r, flags);
 	events_write(r);
+	return 0;
 }
 
 /* ct_classify decides where a packet goes that an endpoint sends to somebody else than a local endpoint; it returns 0 or a drop reason. */
-static __always_inline int ct_classify(struct scratch *s)
+__noinline int ct_classify(void)
 {
-	struct packet *p = &s->packet;
-	struct pass *o = &s->pass;
-	struct ipcache_entry *found = ipcache_find(&p->dst);
-	__u32 flags = found ? found->flags : 0;
+	struct scratch *s = scratch_get();
+	struct ipcache_entry *found;
+	struct packet *p;
+	struct pass *o;
+	__u32 flags;
 
+	if (!s)
+		return DROP_INVALID_PACKET;
+	p = &s->packet;
+	o = &s->pass;
+	found = ipcache_find(&p->dst);
+	flags = found ? found->flags : 0;
 	o->peer_identity = found && found->identity ? found->identity : identity_world(&p->dst);
 	o->classified = 1;
 	o->point = o->peer_identity == IDENTITY_HOST ? POINT_TO_HOST : POINT_TO_NETWORK;
@@ -304,12 +347,21 @@ static __always_inline int ct_classify(struct scratch *s)
 
 /* ct_service finds the service that a connection began on, as the socket hooks noted it. A note of TCP is of this very connection; one of
  * UDP may be of an earlier socket of the port, so that it must be fresh. */
-static __always_inline __u32 ct_service(const struct packet *p)
+__noinline int ct_service(void)
 {
-	struct svcconn_key key = {
-		.local = p->src, .remote = p->dst, .local_port = p->sport, .remote_port = p->dport, .proto = p->proto
-	};
+	struct scratch *s = scratch_get();
+	struct svcconn_key key = {};
 	struct svcconn_note *note;
+	struct packet *p;
+
+	if (!s)
+		return 0;
+	p = &s->packet;
+	key.local = p->src;
+	key.remote = p->dst;
+	key.local_port = p->sport;
+	key.remote_port = p->dport;
+	key.proto = p->proto;
 
 	if (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP)
 		return 0;
@@ -330,20 +382,26 @@ static __always_inline __u32 ct_service(const struct packet *p)
 }
 
 /* ct_related says whether an ICMP error is about a connection of the endpoint: its inner packet is one that the connection had. */
-static __always_inline bool ct_related(struct __sk_buff *skb, const struct scratch *s)
+__noinline int ct_related(struct __sk_buff *skb)
 {
-	const struct packet *p = &s->packet;
-	struct ct_key key = { .endpoint = s->pass.endpoint };
+	struct scratch *s = scratch_get();
+	struct ct_key key = {};
+	const struct packet *p;
 	struct addr src, dst;
-	__u32 offset = p->l4 + 8;
+	__u32 offset;
 	__be16 ports[4] = {};
 	__u8 proto;
 
+	if (!s)
+		return 0;
+	p = &s->packet;
+	offset = p->l4 + 8;
+	key.endpoint = s->pass.endpoint;
 	if (p->v4) {
 		struct iphdr ip;
 
 		if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
-			return false;
+			return 0;
 		addr_from_v4(&src, ip.saddr);
 		addr_from_v4(&dst, ip.daddr);
 		proto = ip.protocol;
@@ -352,7 +410,7 @@ static __always_inline bool ct_related(struct __sk_buff *skb, const struct scrat
 		struct ipv6hdr ip;
 
 		if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
-			return false;
+			return 0;
 		src.hi = ip.saddr[0];
 		src.lo = ip.saddr[1];
 		dst.hi = ip.daddr[0];
@@ -361,7 +419,7 @@ static __always_inline bool ct_related(struct __sk_buff *skb, const struct scrat
 		offset += sizeof(ip);
 	}
 	if (bpf_skb_load_bytes(skb, offset, ports, sizeof(ports)))
-		return false;
+		return 0;
 	if (proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6) {
 		__u8 type = *(__u8 *)ports;
 		bool request = type == 8 || type == 128;
@@ -371,14 +429,14 @@ static __always_inline bool ct_related(struct __sk_buff *skb, const struct scrat
 	}
 	key.proto = proto;
 	ct_key_make(&key, &src, &dst, ports[0], ports[1]);
-	return bpf_map_lookup_elem(&ct, &key);
+	return !!bpf_map_lookup_elem(&ct, &key);
 }
 
-/* ct_create makes an entry for the packet in scratch: 0, a drop reason, or CT_RETRY when another CPU was faster. */
-__noinline int ct_create(struct __sk_buff *skb, __u32 src_is_lo)
+/* ct_insert makes a blank entry for the packet in scratch, after deciding whether it may have one; ct_hit then begins the connection in it. It
+ * returns CT_RETRY or a drop reason. */
+__noinline int ct_insert(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
-	struct ct_conn *e;
 	struct packet *p;
 	struct pass *o;
 	long err;
@@ -391,7 +449,7 @@ __noinline int ct_create(struct __sk_buff *skb, __u32 src_is_lo)
 	if (o->local_peer) {
 		o->point = POINT_FROM_ENDPOINT;
 	} else if (o->sent) {
-		reason = ct_classify(s);
+		reason = ct_classify();
 		if (reason)
 			return reason;
 	} else {
@@ -400,48 +458,56 @@ __noinline int ct_create(struct __sk_buff *skb, __u32 src_is_lo)
 			return DROP_INVALID_SOURCE_IP;
 		o->peer_identity = identity_find(&p->src);
 		o->point = o->peer_identity == IDENTITY_HOST ? POINT_TO_HOST : POINT_TO_NETWORK;
+		o->classified = 1;
 	}
-	__builtin_memset(&s->entry, 0, sizeof(s->entry));
-	e = &s->entry.conn;
-	ct_init(e, &s->key, p, o, src_is_lo);
-	if (e->direction == DIRECTION_EGRESS && o->sent)
-		e->service = ct_service(p);
-	s->record.reason = 0;
-	if (p->icmp_error && ct_related(skb, s)) {
-		e->flags |= CT_RELATED;
-		s->record.reason = TRACE_RELATED;
-	}
-	ct_count(e, p, !!o->sent == (e->direction == DIRECTION_INGRESS));
-	err = bpf_map_update_elem(&ct, &s->key, &s->entry, BPF_NOEXIST);
-	if (err == -EEXIST)
+	if (o->sent)
+		o->service = ct_service();
+	if (p->icmp_error)
+		o->related = ct_related(skb);
+	s->blank.conn.tail = ct_tail(&s->key);
+	err = bpf_map_update_elem(&ct, &s->key, &s->blank, BPF_NOEXIST);
+	if (!err || err == -EEXIST)
 		return CT_RETRY;
-	if (err) {
-		metric_add(METRIC_CT_FULL, 1, p->bytes);
-		return DROP_CT_FULL;
+	metric_add(METRIC_CT_FULL, 1, p->bytes);
+	return DROP_CT_FULL;
+}
+
+/* ct_taken reports the connection that the one in scratch has replaced in its entry. */
+__noinline int ct_taken(void)
+{
+	struct scratch *s = scratch_get();
+	struct record *final;
+
+	if (!s)
+		return 0;
+	final = &s->final;
+	ct_final(final, &s->key, s->packet.now);
+	if (!events_write(final)) {
+		metric_add(METRIC_CT_UNREPORTED, 1, 0);
+		metric_add(METRIC_CT_UNREPORTED_TRAFFIC, final->forward.packets + final->reverse.packets,
+			   final->forward.bytes + final->reverse.bytes);
 	}
-	metric_add(METRIC_CT_CREATED, 1, 0);
-	ct_snapshot(&s->record, e);
-	o->masquerade = !!(e->flags & CT_MASQUERADE);
-	ct_emit(skb, s, true);
 	return 0;
 }
 
-/* ct_hit counts the packet in scratch in the entry that it has: 0, or CT_MISS, CT_RETRY, CT_RECLASSIFY. */
+/* ct_hit counts the packet in scratch in the entry that it has: 0, or CT_MISS, CT_RETRY, CT_RECLASSIFY. What it decides under the lock is kept
+ * in scratch, not in registers: the verifier then needs to look at what follows once, not once for each decision. */
 __noinline int ct_hit(struct __sk_buff *skb, __u32 src_is_lo)
 {
 	struct scratch *s = scratch_get();
-	bool emit, taken = false, related, stale;
+	volatile struct decision *v;
 	struct ct_entry *entry;
 	struct ct_conn *e;
 	struct packet *p;
 	struct pass *o;
-	__u64 reported;
 	__u32 d;
 
 	if (!s)
 		return CT_MISS;
 	p = &s->packet;
 	o = &s->pass;
+	v = &s->decision;
+	v->began = v->taken = 0;
 	entry = bpf_map_lookup_elem(&ct, &s->key);
 	if (!entry)
 		return CT_MISS;
@@ -457,66 +523,60 @@ __noinline int ct_hit(struct __sk_buff *skb, __u32 src_is_lo)
 		bpf_spin_unlock(&entry->lock);
 		return CT_RECLASSIFY;
 	}
-	if (p->now > e->expires || (e->state == CT_CLOSED && p->starts)) {
-		__u8 masquerade = o->masquerade, point = o->point;
-		__u32 peer = o->peer_identity;
-
-		ct_final(&s->final, e, &s->key, p->now);
-		if (!o->classified) {
-			o->masquerade = !!(e->flags & CT_MASQUERADE);
-			o->point = e->out_point;
-			if (!peer)
-				o->peer_identity = e->peer_identity;
-		}
-		ct_init(e, &s->key, p, o, src_is_lo);
-		o->masquerade = masquerade;
-		o->point = point;
-		o->peer_identity = peer;
-		taken = true;
-	}
+	if (!o->peer_identity)
+		o->peer_identity = e->peer_identity;
 	if (o->local_peer)
 		e->out_point = POINT_FROM_ENDPOINT;
 	else if (o->classified)
 		e->out_point = o->point;
-	d = !!o->sent == (e->direction == DIRECTION_INGRESS);
-	reported = e->reported[d & 1];
-	emit = ct_count(e, p, d);
-	if (emit)
+	else
+		o->masquerade = e->flags & CT_MASQUERADE;
+	o->point = e->out_point;
+	if (p->now > e->expires || (e->state == CT_CLOSED && p->starts)) {
+		if (e->state != CT_NONE) {
+			ct_snapshot(&s->final, e);
+			v->taken = 1;
+		}
+		ct_init(e, p, o, src_is_lo);
+		v->began = 1;
+	}
+	v->d = !!o->sent == (e->direction == DIRECTION_INGRESS);
+	d = v->d & 1;
+	v->reported = e->reported[d];
+	v->emit = ct_count(e, p, d);
+	if (v->emit)
 		ct_snapshot(&s->record, e);
-	if (!o->peer_identity)
-		o->peer_identity = e->peer_identity;
-	o->masquerade = o->sent && (e->flags & CT_MASQUERADE);
-	related = e->flags & CT_RELATED;
+	v->flags = e->flags;
 	bpf_spin_unlock(&entry->lock);
 
-	if (taken) {
+	o->masquerade = o->sent && (v->flags & CT_MASQUERADE);
+	if (v->began)
 		metric_add(METRIC_CT_CREATED, 1, 0);
-		if (!events_write(&s->final)) {
-			metric_add(METRIC_CT_UNREPORTED, 1, 0);
-			metric_add(METRIC_CT_UNREPORTED_TRAFFIC, s->final.forward.packets + s->final.reverse.packets,
-				   s->final.forward.bytes + s->final.reverse.bytes);
-		}
-	}
-	if (emit) {
-		stale = p->now - reported > 1000000000;
-		if (stale && !o->local_peer) /* addresses change hands */
+	if (v->taken)
+		ct_taken();
+	if (v->emit) {
+		if (!v->began && !o->local_peer && p->now - v->reported > 1000000000) /* addresses change hands */
 			o->peer_identity = identity_find(o->sent ? &p->dst : &p->src);
 		e->peer_identity = o->peer_identity;
 		e->self_identity = o->self_identity;
-		s->record.reason = related ? TRACE_RELATED : 0;
-		ct_emit(skb, s, taken);
+		s->record.reason = v->flags & CT_RELATED ? TRACE_RELATED : v->began ? TRACE_NEW : TRACE_ESTABLISHED;
+		ct_emit(skb);
 	}
 	return 0;
 }
 
 /* ct_update counts the packet in scratch at the observation point in scratch and reports it when due. It returns 0 or a drop reason; a packet
  * that is dropped is in no entry. */
-static __always_inline int ct_update(struct __sk_buff *skb, struct scratch *s)
+__noinline int ct_update(struct __sk_buff *skb)
 {
-	struct packet *p = &s->packet;
+	struct scratch *s = scratch_get();
+	struct packet *p;
 	__u32 src_is_lo;
 	int i, result;
 
+	if (!s)
+		return DROP_INVALID_PACKET;
+	p = &s->packet;
 	s->key.endpoint = s->pass.endpoint;
 	s->key.proto = p->proto;
 	s->key.kind = p->kind;
@@ -525,13 +585,9 @@ static __always_inline int ct_update(struct __sk_buff *skb, struct scratch *s)
 	for (i = 0; i < CT_TRIES; i++) {
 		result = ct_hit(skb, src_is_lo);
 		if (result == CT_MISS)
-			result = ct_create(skb, src_is_lo);
-		if (result == CT_RECLASSIFY) {
-			result = ct_classify(s);
-			if (result)
-				return result;
-			continue;
-		}
+			result = ct_insert(skb);
+		else if (result == CT_RECLASSIFY)
+			result = ct_classify() ?: CT_RETRY;
 		if (result != CT_RETRY)
 			return result;
 	}

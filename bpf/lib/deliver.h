@@ -22,7 +22,7 @@ static __always_inline int deliver(struct __sk_buff *skb, struct scratch *s, con
 		o->local_peer = 1;
 		o->peer_identity = src->identity;
 	}
-	reason = ct_update(skb, s);
+	reason = ct_update(skb);
 	if (reason)
 		return drop(skb, reason);
 	skb->cb[0] = ifindex; /* seen by tests; nothing in the kernel reads it */

@@ -3,7 +3,7 @@
 #ifndef WEIR_FRAGS_H
 #define WEIR_FRAGS_H
 
-#include "packet.h"
+#include "scratch.h"
 
 struct frag_key {
 	struct addr src;
@@ -30,11 +30,20 @@ struct {
 } frags SEC(".maps"); /* written and read: tc programs */
 
 /* frags_resolve gives a later fragment the ports of its first one. */
-static __always_inline int frags_resolve(struct packet *p)
+__noinline int frags_resolve(void)
 {
-	struct frag_key key = { .src = p->src, .dst = p->dst, .id = p->fragment_id, .proto = p->proto };
+	struct scratch *s = scratch_get();
+	struct frag_key key = {};
 	struct frag *found;
+	struct packet *p;
 
+	if (!s)
+		return DROP_INVALID_PACKET;
+	p = &s->packet;
+	key.src = p->src;
+	key.dst = p->dst;
+	key.id = p->fragment_id;
+	key.proto = p->proto;
 	if (p->fragment == FRAGMENT_FIRST) {
 		struct frag frag = {
 			.sport = p->sport, .dport = p->dport, .kind = p->kind, .icmp_type = p->icmp_type, .icmp_code = p->icmp_code

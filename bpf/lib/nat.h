@@ -334,9 +334,9 @@ __noinline int nat_in(struct __sk_buff *skb)
 	if (!s)
 		return NAT_NOT_OURS;
 	p = &s->packet;
-	if (p->fragment != FRAGMENT_LATER && packet_l4(skb, p))
+	if (p->fragment != FRAGMENT_LATER && packet_l4(skb))
 		return NAT_NOT_OURS; /* the node's stack knows what to do with it */
-	if (p->fragment && frags_resolve(p))
+	if (p->fragment && frags_resolve())
 		return NAT_NOT_OURS;
 	if (p->icmp_error)
 		return nat_in_error(skb);

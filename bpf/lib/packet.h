@@ -154,8 +154,8 @@ static __always_inline void packet_none(struct __sk_buff *skb, struct packet *p)
 	p->length = p->bytes = skb->len - ETH_HLEN;
 }
 
-/* packet_l3 reads addresses, protocol and length. On a fault it returns the drop reason; what could be read is there. */
-static __always_inline int packet_l3(struct __sk_buff *skb, struct packet *p)
+/* packet_parse_l3 reads addresses, protocol and length. On a fault it returns the drop reason; what could be read is there. */
+static __always_inline int packet_parse_l3(struct __sk_buff *skb, struct packet *p)
 {
 	int reason;
 
@@ -214,8 +214,8 @@ static __always_inline void packet_icmp_ports(struct packet *p, __u8 type, __u8 
 	}
 }
 
-/* packet_l4 reads ports, flags and the like of a packet that is no later fragment. */
-static __always_inline int packet_l4(struct __sk_buff *skb, struct packet *p)
+/* packet_parse_l4 reads ports, flags and the like of a packet that is no later fragment. */
+static __always_inline int packet_parse_l4(struct __sk_buff *skb, struct packet *p)
 {
 	switch (p->proto) {
 	case IPPROTO_TCP: {

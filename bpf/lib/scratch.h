@@ -19,13 +19,27 @@ struct pass {
 	__u8 point;          /* where a sent packet goes; set by ct_classify */
 	__u8 classified;
 	__u8 masquerade;     /* out: the packet is to get the node's address */
+	__u8 related;        /* an ICMP error about a connection of the endpoint */
+	__u32 service;       /* that a new connection of the endpoint began on */
+};
+
+/* decision is what ct_hit decided under the entry's lock. */
+struct decision {
+	__u64 reported; /* when the last record of this direction was written */
+	__u32 d;        /* index of the direction */
+	__u32 emit;     /* write a record */
+	__u32 began;    /* a connection begins in the entry */
+	__u32 taken;    /* where another one was */
+	__u32 pad;
+	__u32 flags;    /* enum ct_flags */
 };
 
 struct scratch {
 	struct packet packet;
 	struct pass pass;
+	struct decision decision;
 	struct ct_key key;
-	struct ct_template entry;
+	struct ct_template blank; /* all zero but the tail */
 	struct record record;
 	struct record final;
 };
@@ -42,6 +56,21 @@ static __always_inline struct scratch *scratch_get(void)
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&scratch, &zero);
+}
+
+/* packet_l3 and packet_l4 read the packet into scratch: 0 or a drop reason. */
+__noinline int packet_l3(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+
+	return s ? packet_parse_l3(skb, &s->packet) : DROP_INVALID_PACKET;
+}
+
+__noinline int packet_l4(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+
+	return s ? packet_parse_l4(skb, &s->packet) : DROP_INVALID_PACKET;
 }
 
 #endif

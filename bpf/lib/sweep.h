@@ -34,7 +34,7 @@ __noinline int sweep_one(struct __sk_buff *skb, __u32 offset, __u64 now, __u64 h
 	struct record *r;
 	__u64 last, fill, flags = BPF_RB_NO_WAKEUP;
 	void *ring;
-	bool due, masqueraded = false, local_is_lo = false;
+	bool due, blank, masqueraded, local_is_lo;
 
 	if (bpf_skb_load_bytes(skb, offset, &key, sizeof(key)))
 		return SWEEP_LIVE;
@@ -55,19 +55,23 @@ __noinline int sweep_one(struct __sk_buff *skb, __u32 offset, __u64 now, __u64 h
 	bpf_spin_lock(&entry->lock);
 	last = e->dir[0].last > e->dir[1].last ? e->dir[0].last : e->dir[1].last;
 	due = force || now > e->expires || ((e->state == CT_SYN_SENT || e->state == CT_SYN_RECV) && last < half_open_before);
-	if (e->state == CT_DEAD || e->tail != ct_tail(&key))
+	blank = e->state == CT_NONE;
+	if (blank || e->state == CT_DEAD || e->tail != ct_tail(&key))
 		due = false;
-	if (due) {
-		ct_final(r, e, &key, now);
+	if (due)
+		ct_snapshot(r, e);
+	if (due || blank)
 		e->state = CT_DEAD;
-		masqueraded = e->flags & CT_MASQUERADE;
-		local_is_lo = e->flags & CT_LO_IS_LOCAL;
-	}
 	bpf_spin_unlock(&entry->lock);
 	if (!due) {
 		bpf_ringbuf_discard(r, BPF_RB_NO_WAKEUP);
+		if (blank) /* no connection has begun in it: who wants to begin one makes another */
+			bpf_map_delete_elem(&ct, &key);
 		return SWEEP_LIVE;
 	}
+	masqueraded = r->flags & CT_MASQUERADE;
+	local_is_lo = r->flags & CT_LO_IS_LOCAL;
+	ct_final(r, &key, now);
 	bpf_ringbuf_submit(r, flags);
 	metric_add(METRIC_WRITTEN_FINAL, 1, 0);
 	bpf_map_delete_elem(&ct, &key);
