@@ -19,7 +19,8 @@ const (
 	ringHeader  = 8
 )
 
-// ring is one BPF ring buffer, mapped. The kernel maps the data twice in a row, so that no record is cut in two.
+// ring is one BPF ring buffer, mapped. The kernel would map the data twice in a row, so that no record is cut in two, but both mappings count
+// as this process's memory: once will do, and the record at the end is put together.
 type ring struct {
 	size     int
 	mask     uint64
@@ -35,6 +36,7 @@ type ring struct {
 	// The record at read, when peek has found one.
 	have bool
 	rec  *Record // nil = undecodable
+	cut  Record  // a record that goes round the end
 	time uint64
 	next uint64
 }
@@ -45,7 +47,7 @@ func mapRing(fd, size int) (*ring, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map consumer page: %w", err)
 	}
-	memory, err := unix.Mmap(fd, int64(page), page+2*size, unix.PROT_READ, unix.MAP_SHARED)
+	memory, err := unix.Mmap(fd, int64(page), page+size, unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("map data: %w", err), unix.Munmap(control))
 	}
@@ -54,7 +56,7 @@ func mapRing(fd, size int) (*ring, error) {
 	return r, nil
 }
 
-// newRing reads a ring that is laid out in memory; data is there twice.
+// newRing reads a ring that is laid out in memory.
 func newRing(control, producer, data []byte, size int) *ring {
 	return &ring{
 		size: size, mask: uint64(size - 1), control: control, data: data,
@@ -95,7 +97,7 @@ func (r *ring) peek() bool {
 		r.have = true
 		r.rec = nil
 		if length == RecordSize {
-			r.rec = (*Record)(unsafe.Pointer(&r.data[at+ringHeader]))
+			r.rec = r.record(int((r.read + ringHeader) & r.mask))
 			if r.rec.check() != nil {
 				r.rec = nil
 			}
@@ -106,6 +108,17 @@ func (r *ring) peek() bool {
 		// An undecodable record keeps the time of the one before it.
 	}
 	return r.have
+}
+
+// record returns the record at an offset.
+func (r *ring) record(at int) *Record {
+	if at+RecordSize <= r.size {
+		return (*Record)(unsafe.Pointer(&r.data[at]))
+	}
+	b := unsafe.Slice((*byte)(unsafe.Pointer(&r.cut)), RecordSize)
+	n := copy(b, r.data[at:])
+	copy(b[n:], r.data)
+	return &r.cut
 }
 
 // take returns the record that peek has found, and the position behind it.
