@@ -89,3 +89,12 @@ func Clean(name string) (found bool, err error) {
 	defer release()
 	return true, clean(name)
 }
+
+// Supervisor returns whether the process that owns a lab still runs; a lab without one has none.
+func Supervisor(name string) (alive func() bool) {
+	l, err := ledger.Read(ledgerPath(name))
+	if err != nil {
+		return func() bool { return false }
+	}
+	return l.State().Supervisor.Alive
+}

@@ -206,13 +206,28 @@ func (l *Lab) awaitParts(ctx context.Context, definitions []part.Definition) err
 	defer cancel()
 	for _, definition := range definitions {
 		for _, socket := range definition.Sockets {
-			if err := part.AwaitReady(deadline, socket); err != nil {
-				if ctx.Err() != nil {
-					return ctx.Err()
-				}
-				return fmt.Errorf("%s is not ready after %s: %w; the end of its log:\n%s",
-					definition.Name, l.config.Timeout, err, tail(definition.Log))
+			begun := time.Now()
+			err := part.AwaitReady(deadline, socket, func() error { return l.hopeless(definition.Name) })
+			if ctx.Err() != nil {
+				return ctx.Err()
 			}
+			if err != nil {
+				return fmt.Errorf("%s is not ready after %s: %w; the end of its log:\n%s",
+					definition.Name, time.Since(begun).Round(time.Second), err, tail(definition.Log))
+			}
+		}
+	}
+	return nil
+}
+
+// maxStarts is how often a part may end before it was ready: what fails so often fails for a reason that time does not heal.
+const maxStarts = 3
+
+// hopeless reports a part that ends again and again.
+func (l *Lab) hopeless(name string) error {
+	for _, p := range l.parts.List() {
+		if p.Name == name && p.Restarts >= maxStarts {
+			return fmt.Errorf("it ended %d times, the last time with %s", p.Restarts, p.LastExit)
 		}
 	}
 	return nil

@@ -207,19 +207,22 @@ func down(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, downDeadline)
 	defer cancel()
 	asked := false
+	supervised := lab.Supervisor(name)
 	for {
 		found, err := lab.Clean(name)
 		switch {
+		case err == nil && supervised():
+			// It has removed everything, and is about to end.
 		case err == nil && !found && !asked:
 			fmt.Printf("lab %s is not up\n", name)
 			return nil
 		case err == nil:
 			fmt.Printf("lab %s is down\n", name)
 			return nil
-		case !errors.Is(err, lab.ErrRunning):
+		case err != nil && !errors.Is(err, lab.ErrRunning):
 			return err
 		}
-		if !asked {
+		if !asked && err != nil {
 			err := call(ctx, name, func(ctx context.Context, client labv1.LabServiceClient) error {
 				_, err := client.Shutdown(ctx, &labv1.ShutdownRequest{})
 				return err

@@ -17,8 +17,9 @@ import (
 // readyPeriod is how often a part is asked.
 const readyPeriod = 50 * time.Millisecond
 
-// AwaitReady waits until the part behind a unix socket says that it is ready; the error says what it was waiting for.
-func AwaitReady(ctx context.Context, socket string) error {
+// AwaitReady waits until the part behind a unix socket says that it is ready; the error says what it was waiting for. It ends early when
+// hopeless returns an error.
+func AwaitReady(ctx context.Context, socket string, hopeless func() error) error {
 	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return fmt.Errorf("open %s: %w", socket, err)
@@ -40,6 +41,9 @@ func AwaitReady(ctx context.Context, socket string) error {
 		case ctx.Err() == nil:
 			last = err
 			conn.ResetConnectBackoff()
+		}
+		if err := hopeless(); err != nil {
+			return err
 		}
 		select {
 		case <-ctx.Done():
