@@ -31,7 +31,7 @@ type configType = observer.Config
 
 // cluster is a NATS server with mutual TLS, and whatever was started beside it.
 type cluster struct {
-	t     *testing.T
+	t     testing.TB
 	ca    *spiffe.CA
 	dir   string
 	store string
@@ -41,7 +41,7 @@ type cluster struct {
 	conn  *nats.Conn
 }
 
-func newCluster(t *testing.T) *cluster {
+func newCluster(t testing.TB) *cluster {
 	t.Helper()
 	ca, err := spiffe.NewCA("test.local")
 	if err != nil {
@@ -166,7 +166,7 @@ func (c *cluster) observer(change func(*observer.Config)) *client {
 
 // client asks an observer.
 type client struct {
-	t      *testing.T
+	t      testing.TB
 	addr   string
 	conn   *grpc.ClientConn
 	stop   func()
@@ -264,7 +264,7 @@ func (c *client) await(what string, request *hubble.GetFlowsRequest, ok func(*an
 }
 
 // eventually polls a condition that another goroutine will make true.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	for !ok() {
@@ -275,7 +275,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func testLog(t *testing.T) *slog.Logger {
+func testLog(t testing.TB) *slog.Logger {
 	t.Helper()
 	level := slog.LevelWarn
 	if testing.Verbose() {

