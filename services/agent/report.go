@@ -10,6 +10,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/weirmesh/weir/bpf/datapath"
+	flowpb "github.com/weirmesh/weir/gen/flow"
 	"github.com/weirmesh/weir/internal/status"
 	"github.com/weirmesh/weir/services/agent/internal/desired"
 	"github.com/weirmesh/weir/services/agent/internal/endpoint"
@@ -98,26 +100,41 @@ type collector struct {
 }
 
 var help = map[string]string{
-	"weir_agent_endpoints":                 "Endpoints of this node.",
-	"weir_agent_flows_total":               "Flows encoded.",
-	"weir_agent_records_total":             "Kernel records read.",
-	"weir_agent_batches_total":             "Batches sealed.",
-	"weir_agent_spool_bytes":               "Bytes that wait for a relay.",
-	"weir_agent_spool_bytes_max":           "Bound of the spool.",
-	"weir_agent_policy_connected":          "1 with a stream to a policy service.",
-	"weir_agent_policy_state_age_seconds":  "Age of the policy state in use.",
-	"weir_agent_relay_connected":           "1 with a stream to a relay.",
-	"weir_agent_connections":               "Live entries of the connection table.",
-	"weir_agent_connections_max":           "Bound of the connection table.",
-	"weir_agent_connections_created_total": "Connections that the kernel has tracked.",
-	"weir_agent_connections_refused_total": "Packets dropped since the connection table was full.",
-	"weir_agent_kernel_records_lost_total": "Records that found a ring full.",
+	"weir_agent_endpoints":                    "Endpoints of this node.",
+	"weir_agent_flows_total":                  "Flows encoded.",
+	"weir_agent_records_total":                "Kernel records read.",
+	"weir_agent_batches_total":                "Batches sealed.",
+	"weir_agent_spool_bytes":                  "Bytes that wait for a relay.",
+	"weir_agent_spool_bytes_max":              "Bound of the spool.",
+	"weir_agent_policy_connected":             "1 with a stream to a policy service.",
+	"weir_agent_policy_state_age_seconds":     "Age of the policy state in use.",
+	"weir_agent_relay_connected":              "1 with a stream to a relay.",
+	"weir_agent_connections":                  "Live entries of the connection table.",
+	"weir_agent_connections_max":              "Bound of the connection table.",
+	"weir_agent_connections_created_total":    "Connections that the kernel has tracked.",
+	"weir_agent_connections_refused_total":    "Packets dropped since the connection table was full.",
+	"weir_agent_connections_unreported_total": "Connections whose final record found a ring full.",
+}
+
+// labelled metrics and their labels.
+var labelled = map[string]struct {
+	help   string
+	labels []string
+}{
+	"weir_agent_kernel_records_written_total": {"Records that programs wrote, by type.", []string{"type"}},
+	"weir_agent_kernel_records_lost_total":    {"Records that found a ring full, by type.", []string{"type"}},
+	"weir_agent_drops_total":                  {"Drops, each with a record that was written or lost, by Hubble's reason and the connection's direction.", []string{"reason", "direction"}},
+	"weir_agent_drop_packets_total":           {"Dropped packets, as segments on the wire.", []string{"reason", "direction"}},
+	"weir_agent_drop_bytes_total":             {"Their IP length.", []string{"reason", "direction"}},
 }
 
 func newCollector(n *node) *collector {
 	c := &collector{node: n, descs: map[string]*prometheus.Desc{}}
 	for name, text := range help {
 		c.descs[name] = prometheus.NewDesc(name, text, nil, nil)
+	}
+	for name, l := range labelled {
+		c.descs[name] = prometheus.NewDesc(name, l.help, l.labels, nil)
 	}
 	return c
 }
@@ -132,8 +149,8 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	n := c.node
-	put := func(kind prometheus.ValueType, name string, v float64) {
-		ch <- prometheus.MustNewConstMetric(c.descs[name], kind, v)
+	put := func(kind prometheus.ValueType, name string, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(c.descs[name], kind, v, labels...)
 	}
 	flag := func(b bool) float64 {
 		if b {
@@ -158,6 +175,34 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	if k, err := n.datapath.Counters(); err == nil {
 		put(prometheus.CounterValue, "weir_agent_connections_created_total", float64(k.ConnsCreated))
 		put(prometheus.CounterValue, "weir_agent_connections_refused_total", float64(k.ConnsRefused))
-		put(prometheus.CounterValue, "weir_agent_kernel_records_lost_total", float64(k.Lost.Trace+k.Lost.Drop+k.Lost.Translation+k.Lost.Final))
+		put(prometheus.CounterValue, "weir_agent_connections_unreported_total", float64(k.ConnsUnreported))
+		for name, r := range map[string]datapath.RecordCounts{"weir_agent_kernel_records_written_total": k.Written, "weir_agent_kernel_records_lost_total": k.Lost} {
+			put(prometheus.CounterValue, name, float64(r.Trace), "trace")
+			put(prometheus.CounterValue, name, float64(r.Drop), "drop")
+			put(prometheus.CounterValue, name, float64(r.Translation), "translation")
+			put(prometheus.CounterValue, name, float64(r.Final), "final")
+		}
+	}
+	c.drops(put)
+}
+
+// drops sums the rows of the map of drops.
+func (c *collector) drops(put func(prometheus.ValueType, string, float64, ...string)) {
+	rows, err := c.node.datapath.Drops()
+	if err != nil {
+		return
+	}
+	type key struct{ reason, direction string }
+	sums := map[key]datapath.DropRow{}
+	for _, r := range rows {
+		k := key{flowpb.DropReason(r.Reason).String(), flowpb.TrafficDirection(r.Direction).String()}
+		s := sums[k]
+		s.Records, s.Packets, s.Bytes = s.Records+r.Records, s.Packets+r.Packets, s.Bytes+r.Bytes
+		sums[k] = s
+	}
+	for k, s := range sums {
+		put(prometheus.CounterValue, "weir_agent_drops_total", float64(s.Records), k.reason, k.direction)
+		put(prometheus.CounterValue, "weir_agent_drop_packets_total", float64(s.Packets), k.reason, k.direction)
+		put(prometheus.CounterValue, "weir_agent_drop_bytes_total", float64(s.Bytes), k.reason, k.direction)
 	}
 }
