@@ -34,7 +34,7 @@ func benchWorld(b *testing.B, change func(*Config)) *bench {
 }
 
 // measure reports the nanoseconds of one run of a program.
-func (w *bench) measure(b *testing.B, prog *ebpf.Program, packet []byte) {
+func measure(b *testing.B, w *bench, prog *ebpf.Program, packet []byte) {
 	var total time.Duration
 	for b.Loop() {
 		var took time.Duration
@@ -68,7 +68,7 @@ func BenchmarkPacket(b *testing.B) {
 			b.Fatal(err)
 		}
 		defer empty.Close()
-		w.measure(b, empty, tcp(b, at(podA4, 1), at(far4, 2), ack, 1, 1, 100))
+		measure(b, w, empty, tcp(b, at(podA4, 1), at(far4, 2), ack, 1, 1, 100))
 	})
 	for _, c := range []struct {
 		name    string
@@ -87,12 +87,12 @@ func BenchmarkPacket(b *testing.B) {
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			w := benchWorld(b, func(cfg *Config) { cfg.Aggregation = c.every })
-			w.measure(b, w.coll.Programs[c.program], c.packet(b))
+			measure(b, w, w.coll.Programs[c.program], c.packet(b))
 		})
 	}
 	b.Run("uplink, not masqueraded", func(b *testing.B) {
 		w := benchWorld(b, func(c *Config) { c.Masquerade, c.NodeIPv4 = true, node4 })
-		w.measure(b, w.coll.Programs[tcProgToNetwork], tcp(b, at(podA4, 1), at(out4, 2), ack, 1, 1, 100))
+		measure(b, w, w.coll.Programs[tcProgToNetwork], tcp(b, at(podA4, 1), at(out4, 2), ack, 1, 1, 100))
 	})
 }
 

@@ -193,7 +193,7 @@ func TestInboundIsNotMasqueraded(t *testing.T) {
 // ping sends an echo request of a size from a raw socket and waits for the answer.
 func ping(to netip.Addr, id uint16, size int) error {
 	family, proto, request, answer := unix.AF_INET, unix.IPPROTO_ICMP, byte(8), byte(0)
-	var sa unix.Sockaddr = &unix.SockaddrInet4{Addr: [4]byte{}}
+	var sa unix.Sockaddr
 	if to.Is4() {
 		sa = &unix.SockaddrInet4{Addr: to.As4()}
 	} else {

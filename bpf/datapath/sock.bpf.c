@@ -1,14 +1,17 @@
+// clang-format off
 //go:build ignore
+// clang-format on
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-// The socket hooks of the pods' cgroup: services are translated where a socket is told its destination, and local sockets say how their
-// connections do.
+// The socket hooks of the pods' cgroup: services are translated where a socket is told its destination, and local
+// sockets say how their connections do.
 #include "vmlinux.h"
 #include "sock.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-// The verifier takes a write to the context only by its own pointer and a constant offset: values are read into locals, and written once.
+// The verifier takes a write to the context only by its own pointer and a constant offset: values are read into locals,
+// and written once.
 static __always_inline void target_read4(struct bpf_sock_addr *ctx, struct target *t)
 {
 	addr_from_v4(&t->addr, ctx->user_ip4);
@@ -34,7 +37,8 @@ static __always_inline void target_read6(struct bpf_sock_addr *ctx, struct targe
 
 static __always_inline void target_write6(struct bpf_sock_addr *ctx, const struct target *t)
 {
-	__u32 a = (__u32)t->addr.hi, b = (__u32)(t->addr.hi >> 32), c = (__u32)t->addr.lo, d = (__u32)(t->addr.lo >> 32), port = t->port;
+	__u32 a = (__u32)t->addr.hi, b = (__u32)(t->addr.hi >> 32), c = (__u32)t->addr.lo,
+	      d = (__u32)(t->addr.lo >> 32), port = t->port;
 
 	asm volatile("" : "+r"(ctx));
 	((volatile struct bpf_sock_addr *)ctx)->user_ip6[0] = a;

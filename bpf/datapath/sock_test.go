@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -150,7 +151,7 @@ func TestServiceTCP(t *testing.T) {
 					}
 					var sa unix.Sockaddr
 					if cerr := sys.Control(func(fd uintptr) { sa, err = unix.Getpeername(int(fd)) }); cerr != nil || err != nil {
-						return fmt.Errorf("getpeername: %v %w", cerr, err)
+						return fmt.Errorf("getpeername: %w", errors.Join(cerr, err))
 					}
 					peer = sockaddr(sa)
 					return nil

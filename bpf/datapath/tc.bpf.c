@@ -1,4 +1,6 @@
+// clang-format off
 //go:build ignore
+// clang-format on
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 // The tc programs: every packet of a pod passes one of them at an ingress hook. README.md says where each is attached.
@@ -10,8 +12,8 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-// icmp6_control handles what keeps a link going rather than a connection: true when *verdict says what becomes of the packet, or
-// *reason why it is dropped.
+// icmp6_control handles what keeps a link going rather than a connection: true when *verdict says what becomes of the
+// packet, or *reason why it is dropped.
 static __always_inline bool icmp6_control(const struct packet *p, int *verdict, int *reason)
 {
 	switch (p->icmp_type) {
@@ -176,7 +178,8 @@ int from_network(struct __sk_buff *skb)
 	return inbound(skb, s, true);
 }
 
-// to_network: what leaves by the uplink. Packets of pods that leave the cluster, which from_pod has marked, get the node's address.
+// to_network: what leaves by the uplink. Packets of pods that leave the cluster, which from_pod has marked, get the
+// node's address.
 SEC("tc")
 int to_network(struct __sk_buff *skb)
 {
@@ -213,7 +216,8 @@ int to_network(struct __sk_buff *skb)
 	return drop(skb, reason);
 }
 
-// from_host: what the node's own stack sends to local pods, at the ingress of the receiving end of the node's veth pair.
+// from_host: what the node's own stack sends to local pods, at the ingress of the receiving end of the node's veth
+// pair.
 SEC("tc")
 int from_host(struct __sk_buff *skb)
 {
@@ -224,8 +228,8 @@ int from_host(struct __sk_buff *skb)
 	return inbound(skb, s, false);
 }
 
-// to_pod: what comes to a pod round the ingress hooks, at the egress of the host side of its veth pair. bpf_redirect_peer does not pass
-// here, so that nothing should.
+// to_pod: what comes to a pod round the ingress hooks, at the egress of the host side of its veth pair.
+// bpf_redirect_peer does not pass here, so that nothing should.
 SEC("tc")
 int to_pod(struct __sk_buff *skb)
 {

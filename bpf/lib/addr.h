@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Addresses: always 16 bytes in network order; IPv4 is kept as ::ffff:a.b.c.d, so that one path serves both families. */
+/* Addresses: always 16 bytes in network order; IPv4 is kept as ::ffff:a.b.c.d, so that one path serves both families.
+ */
 #ifndef WEIR_ADDR_H
 #define WEIR_ADDR_H
 
@@ -21,7 +22,8 @@ static __always_inline void addr_from_v4(struct addr *a, __be32 v4)
 	a->lo = ((__u64)v4 << 32) | ADDR_V4_PREFIX;
 }
 
-/* addr_from_words reads an address of a context, which the verifier lets be read in 32-bit words only: volatile keeps them apart. */
+/* addr_from_words reads an address of a context, which the verifier lets be read in 32-bit words only: volatile keeps
+ * them apart. */
 static __always_inline void addr_from_words(struct addr *a, volatile __u32 *w)
 {
 	__u32 w0 = w[0], w1 = w[1], w2 = w[2], w3 = w[3];

@@ -6,10 +6,10 @@
 #include "addr.h"
 
 /* Bits of skb->mark that Weir uses: 0x0f00. The rest belongs to others. */
-#define MARK_MASK 0x0f00
-#define MARK_PROXY 0x0200      /* kept for the L7 proxy: the value that its routing rule matches */
+#define MARK_MASK	0x0f00
+#define MARK_PROXY	0x0200 /* kept for the L7 proxy: the value that its routing rule matches */
 #define MARK_MASQUERADE 0x0400 /* from_pod -> to_network: give this packet the node's address */
-#define MARK_DELIVERED 0x0800  /* to_pod lets it through: an ingress hook has seen it */
+#define MARK_DELIVERED	0x0800 /* to_pod lets it through: an ingress hook has seen it */
 
 /* Nanoseconds. */
 volatile const __u64 cfg_report_interval = 5000000000ULL;
@@ -21,7 +21,8 @@ volatile const __u64 cfg_udp = 60000000000ULL;
 volatile const __u64 cfg_udp_answered = 180000000000ULL;
 volatile const __u64 cfg_icmp = 60000000000ULL;
 
-/* 1: a record for every packet. 0: new connections, new TCP flags, SYN, FIN, RST, and one a report interval and direction. */
+/* 1: a record for every packet. 0: new connections, new TCP flags, SYN, FIN, RST, and one a report interval and
+ * direction. */
 volatile const __u32 cfg_every_packet = 0;
 volatile const __u32 cfg_masquerade = 0;
 /* Wake the reader when a ring's fill crosses this many bytes. */

@@ -8,10 +8,10 @@
 #include "identity.h"
 #include "scratch.h"
 
-#define CT_MISS -1
-#define CT_RETRY -2
+#define CT_MISS	      -1
+#define CT_RETRY      -2
 #define CT_RECLASSIFY -3
-#define CT_TRIES 6
+#define CT_TRIES      6
 
 #define EEXIST 17
 
@@ -47,7 +47,8 @@ static __always_inline void ct_init(struct ct_conn *e, const struct packet *p, c
 	bool sent = o->sent;
 
 	e->direction = sent == from_originator ? DIRECTION_EGRESS : DIRECTION_INGRESS;
-	/* Unique on a node until it boots: a CPU makes one entry of each direction per packet, and no time comes twice on it. */
+	/* Unique on a node until it boots: a CPU makes one entry of each direction per packet, and no time comes twice
+	 * on it. */
 	e->connection = p->now << 11 | (p->cpu & 0x3ff) << 1 | (e->direction == DIRECTION_INGRESS);
 	e->dir[0].packets = e->dir[0].bytes = e->dir[0].first = e->dir[0].last = 0;
 	e->dir[1].packets = e->dir[1].bytes = e->dir[1].first = e->dir[1].last = 0;
@@ -143,14 +144,15 @@ static __always_inline void ct_state_sctp(struct ct_conn *e, const struct packet
 	case 8: /* SHUTDOWN ACK */
 		e->state = CT_FIN_WAIT;
 		break;
-	case 6: /* ABORT */
+	case 6:	 /* ABORT */
 	case 14: /* SHUTDOWN COMPLETE */
 		e->state = CT_CLOSED;
 		break;
 	}
 }
 
-/* ct_count adds a packet of direction d to an entry and says whether it is worth a record. The caller holds the lock, or alone has it. */
+/* ct_count adds a packet of direction d to an entry and says whether it is worth a record. The caller holds the lock,
+ * or alone has it. */
 static __always_inline bool ct_count(struct ct_conn *e, const struct packet *p, __u32 d)
 {
 	__u8 before = e->state, news = p->tcp_flags;
@@ -210,7 +212,8 @@ static __always_inline void ct_flags_out(struct record *r, __u8 more)
 {
 	__u8 flags = r->flags;
 
-	_Static_assert(CT_PICKED_UP * 4 == RECORD_PICKED_UP && CT_MASQUERADE * 8 == RECORD_MASQUERADED && CT_V4 == 8, "bits move together");
+	_Static_assert(CT_PICKED_UP * 4 == RECORD_PICKED_UP && CT_MASQUERADE * 8 == RECORD_MASQUERADED && CT_V4 == 8,
+		       "bits move together");
 	r->ip_version = 6 - (flags & CT_V4) / 4;
 	r->flags = (flags & CT_PICKED_UP) * 4 | (flags & CT_MASQUERADE) * 8 | more;
 }
@@ -312,7 +315,8 @@ __noinline int ct_emit(struct __sk_buff *skb)
 	return 0;
 }
 
-/* ct_classify decides where a packet goes that an endpoint sends to somebody else than a local endpoint; it returns 0 or a drop reason. */
+/* ct_classify decides where a packet goes that an endpoint sends to somebody else than a local endpoint; it returns 0
+ * or a drop reason. */
 __noinline int ct_classify(void)
 {
 	struct scratch *s = scratch_get();
@@ -333,9 +337,10 @@ __noinline int ct_classify(void)
 	if (flags & IPCACHE_LOCAL_PODS)
 		return DROP_UNROUTABLE;
 	if (flags & IPCACHE_SERVICES) {
-		struct service_key key = { .addr = p->dst, .port = p->dport, .proto = p->proto };
+		struct service_key key = {.addr = p->dst, .port = p->dport, .proto = p->proto};
 
-		/* Sockets are translated before they send: what still has a service address met no backend, or is no socket's. */
+		/* Sockets are translated before they send: what still has a service address met no backend, or is no
+		 * socket's. */
 		return bpf_map_lookup_elem(&services, &key) ? DROP_NO_BACKEND : DROP_IS_CLUSTER_IP;
 	}
 	o->masquerade = cfg_masquerade && identity_is_outside(o->peer_identity) && !(flags & IPCACHE_NO_MASQUERADE) &&
@@ -345,8 +350,8 @@ __noinline int ct_classify(void)
 
 #define SVCCONN_UDP_AGE 10000000000ULL
 
-/* ct_service finds the service that a connection began on, as the socket hooks noted it. A note of TCP is of this very connection; one of
- * UDP may be of an earlier socket of the port, so that it must be fresh. */
+/* ct_service finds the service that a connection began on, as the socket hooks noted it. A note of TCP is of this very
+ * connection; one of UDP may be of an earlier socket of the port, so that it must be fresh. */
 __noinline int ct_service(void)
 {
 	struct scratch *s = scratch_get();
@@ -381,7 +386,8 @@ __noinline int ct_service(void)
 	return 0;
 }
 
-/* ct_related says whether an ICMP error is about a connection of the endpoint: its inner packet is one that the connection had. */
+/* ct_related says whether an ICMP error is about a connection of the endpoint: its inner packet is one that the
+ * connection had. */
 __noinline int ct_related(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
@@ -432,8 +438,8 @@ __noinline int ct_related(struct __sk_buff *skb)
 	return !!bpf_map_lookup_elem(&ct, &key);
 }
 
-/* ct_insert makes a blank entry for the packet in scratch, after deciding whether it may have one; ct_hit then begins the connection in it. It
- * returns CT_RETRY or a drop reason. */
+/* ct_insert makes a blank entry for the packet in scratch, after deciding whether it may have one; ct_hit then begins
+ * the connection in it. It returns CT_RETRY or a drop reason. */
 __noinline int ct_insert(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
@@ -490,8 +496,9 @@ __noinline int ct_taken(void)
 	return 0;
 }
 
-/* ct_hit counts the packet in scratch in the entry that it has: 0, or CT_MISS, CT_RETRY, CT_RECLASSIFY. What it decides under the lock is kept
- * in scratch, not in registers: the verifier then needs to look at what follows once, not once for each decision. */
+/* ct_hit counts the packet in scratch in the entry that it has: 0, or CT_MISS, CT_RETRY, CT_RECLASSIFY. What it decides
+ * under the lock is kept in scratch, not in registers: the verifier then needs to look at what follows once, not once
+ * for each decision. */
 __noinline int ct_hit(struct __sk_buff *skb, __u32 src_is_lo)
 {
 	struct scratch *s = scratch_get();
@@ -565,8 +572,8 @@ __noinline int ct_hit(struct __sk_buff *skb, __u32 src_is_lo)
 	return 0;
 }
 
-/* ct_update counts the packet in scratch at the observation point in scratch and reports it when due. It returns 0 or a drop reason; a packet
- * that is dropped is in no entry. */
+/* ct_update counts the packet in scratch at the observation point in scratch and reports it when due. It returns 0 or a
+ * drop reason; a packet that is dropped is in no entry. */
 __noinline int ct_update(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
@@ -591,7 +598,8 @@ __noinline int ct_update(struct __sk_buff *skb)
 		if (result != CT_RETRY)
 			return result;
 	}
-	/* The entry is being deleted on another CPU, longer than we care to wait: the packet goes on, in no total but this. */
+	/* The entry is being deleted on another CPU, longer than we care to wait: the packet goes on, in no total but
+	 * this. */
 	metric_add(METRIC_CT_UNCOUNTED, p->segments, p->bytes);
 	return 0;
 }

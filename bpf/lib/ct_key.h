@@ -6,7 +6,8 @@
 #include "ct_types.h"
 
 /* ct_key_make sorts the ends; it returns whether the packet's source is the lower one. */
-static __always_inline bool ct_key_make(struct ct_key *k, const struct addr *src, const struct addr *dst, __be16 sport, __be16 dport)
+static __always_inline bool ct_key_make(struct ct_key *k, const struct addr *src, const struct addr *dst, __be16 sport,
+					__be16 dport)
 {
 	bool src_is_lo;
 

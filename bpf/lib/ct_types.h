@@ -11,36 +11,38 @@ enum ct_state {
 	CT_SYN_RECV = 2,    /* half-open: the responder answered */
 	CT_ESTABLISHED = 3, /* also every protocol without a handshake */
 	CT_FIN_WAIT = 4,    /* one side has closed */
-	CT_CLOSED = 5,      /* both sides closed and acknowledged, or reset */
-	CT_DEAD = 6,        /* its final record is written; the entry is deleted within the same program run */
+	CT_CLOSED = 5,	    /* both sides closed and acknowledged, or reset */
+	CT_DEAD = 6,	    /* its final record is written; the entry is deleted within the same program run */
 };
 
 enum ct_flags {
-	CT_PICKED_UP = 1,   /* the start was not seen */
-	CT_MASQUERADE = 2,  /* leaves the node with the node's address */
-	CT_RELATED = 4,     /* an ICMP error about a tracked connection */
+	CT_PICKED_UP = 1,  /* the start was not seen */
+	CT_MASQUERADE = 2, /* leaves the node with the node's address */
+	CT_RELATED = 4,	   /* an ICMP error about a tracked connection */
 	CT_V4 = 8,
 	CT_LO_IS_LOCAL = 16, /* the key's lo side is the endpoint */
-	CT_ANSWERED = 32,   /* packets went both ways */
+	CT_ANSWERED = 32,    /* packets went both ways */
 };
 
-/* ct_key: one entry per observation point (endpoint), whichever way a packet goes. The two ends are sorted: lo <= hi. */
+/* ct_key: one entry per observation point (endpoint), whichever way a packet goes. The two ends are sorted: lo <= hi.
+ */
 struct ct_key {
 	struct addr lo;
 	struct addr hi;
-	__be16 lo_port; /* ICMP echo: the asking side's port is the id, the other's 0; other ICMP: 0 and type << 8 | code of the receiver */
+	__be16 lo_port; /* ICMP echo: the asking side's port is the id, the other's 0; other ICMP: 0 and type << 8 |
+			   code of the receiver */
 	__be16 hi_port;
 	__u16 endpoint;
 	__u8 proto;
-	__u8 kind;      /* 0; 1 = ICMP that is not echo */
+	__u8 kind; /* 0; 1 = ICMP that is not echo */
 };
 
-/* ct_conn: [0] is originator to responder, [1] is back. Everything in it changes under the entry's lock, except identities and what
- * the local socket tells (single words, last writer wins). */
+/* ct_conn: [0] is originator to responder, [1] is back. Everything in it changes under the entry's lock, except
+ * identities and what the local socket tells (single words, last writer wins). */
 struct ct_conn {
-	__u64 tail;       /* the last 8 bytes of the key: tells an element that was freed and used again */
+	__u64 tail; /* the last 8 bytes of the key: tells an element that was freed and used again */
 	__u64 connection;
-	__u64 expires;    /* CLOCK_MONOTONIC ns */
+	__u64 expires; /* CLOCK_MONOTONIC ns */
 	struct traffic dir[2];
 	__u64 reported[2]; /* when the last record of that direction was written */
 	__u64 syn_time;
@@ -54,10 +56,10 @@ struct ct_conn {
 	__u8 tcp_flags[2];
 	__u8 state;
 	__u8 known;
-	__u8 direction;   /* enum direction */
-	__u8 out_point;   /* trace point of packets that the endpoint sends */
-	__u8 flags;       /* enum ct_flags */
-	__u8 fins;        /* bit d: FIN seen from direction d; bit d+2: acknowledged */
+	__u8 direction; /* enum direction */
+	__u8 out_point; /* trace point of packets that the endpoint sends */
+	__u8 flags;	/* enum ct_flags */
+	__u8 fins;	/* bit d: FIN seen from direction d; bit d+2: acknowledged */
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u8 pad[2];

@@ -6,8 +6,10 @@
 #include "ct.h"
 #include "drop.h"
 
-/* deliver counts the packet in scratch at dst's observation point and hands it over. src is the sending endpoint of this node, or NULL. */
-static __always_inline int deliver(struct __sk_buff *skb, struct scratch *s, const struct endpoint *dst, const struct endpoint *src, bool from_uplink)
+/* deliver counts the packet in scratch at dst's observation point and hands it over. src is the sending endpoint of
+ * this node, or NULL. */
+static __always_inline int deliver(struct __sk_buff *skb, struct scratch *s, const struct endpoint *dst,
+				   const struct endpoint *src, bool from_uplink)
 {
 	struct pass *o = &s->pass;
 	__u32 ifindex = dst->ifindex;

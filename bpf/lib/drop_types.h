@@ -8,7 +8,7 @@ struct drop_key {
 	__u32 peer_identity;
 	__u32 rule;
 	__u16 endpoint;
-	__be16 port;      /* destination port of the packet */
+	__be16 port; /* destination port of the packet */
 	__u8 direction;
 	__u8 proto;
 	__u8 reason;

@@ -6,15 +6,15 @@
 #include "addr.h"
 
 struct endpoint {
-	__u32 ifindex;  /* host-side interface */
+	__u32 ifindex; /* host-side interface */
 	__u32 identity;
 	__u16 id;
-	__u8 mac[6];    /* of the pod */
+	__u8 mac[6]; /* of the pod */
 };
 
 enum ipcache_flags {
-	IPCACHE_LOCAL_PODS = 1, /* a range of local pod addresses: no endpoint there means that nobody is */
-	IPCACHE_SERVICES = 2,   /* a range of service addresses */
+	IPCACHE_LOCAL_PODS = 1,	   /* a range of local pod addresses: no endpoint there means that nobody is */
+	IPCACHE_SERVICES = 2,	   /* a range of service addresses */
 	IPCACHE_NO_MASQUERADE = 4, /* reached with the pod's own address */
 };
 
@@ -25,7 +25,7 @@ struct ipcache_key {
 
 struct ipcache_entry {
 	__u32 identity;
-	__u32 flags;      /* enum ipcache_flags */
+	__u32 flags;	  /* enum ipcache_flags */
 	struct addr node; /* node that has the address; zero = this one or none */
 };
 

@@ -36,8 +36,9 @@ struct {
 	__type(value, struct flowstate);
 } flowstate SEC(".maps"); /* written and read: datapath.Rings; no program touches it */
 
-/* events_write copies a record to this CPU's ring. Every record is counted, as written or as lost. The reader is woken when the fill crosses
- * a threshold, never else: it also looks by itself every few milliseconds, and a wake-up per record costs more than the record. */
+/* events_write copies a record to this CPU's ring. Every record is counted, as written or as lost. The reader is woken
+ * when the fill crosses a threshold, never else: it also looks by itself every few milliseconds, and a wake-up per
+ * record costs more than the record. */
 static __always_inline bool events_write(struct record *r)
 {
 	__u32 cpu = bpf_get_smp_processor_id();

@@ -45,9 +45,11 @@ __noinline int frags_resolve(void)
 	key.id = p->fragment_id;
 	key.proto = p->proto;
 	if (p->fragment == FRAGMENT_FIRST) {
-		struct frag frag = {
-			.sport = p->sport, .dport = p->dport, .kind = p->kind, .icmp_type = p->icmp_type, .icmp_code = p->icmp_code
-		};
+		struct frag frag = {.sport = p->sport,
+				    .dport = p->dport,
+				    .kind = p->kind,
+				    .icmp_type = p->icmp_type,
+				    .icmp_code = p->icmp_code};
 
 		bpf_map_update_elem(&frags, &key, &frag, BPF_ANY);
 		return 0;

@@ -13,7 +13,7 @@ static __always_inline struct endpoint *endpoint_find(const struct addr *a)
 
 static __always_inline struct ipcache_entry *ipcache_find(const struct addr *a)
 {
-	struct ipcache_key key = { .prefixlen = 128 };
+	struct ipcache_key key = {.prefixlen = 128};
 
 	__builtin_memcpy(key.addr, a, sizeof(key.addr));
 	return bpf_map_lookup_elem(&ipcache, &key);
@@ -36,7 +36,8 @@ static __always_inline __u32 identity_find(const struct addr *a)
 /* identity_is_outside: world, or a CIDR identity. */
 static __always_inline bool identity_is_outside(__u32 identity)
 {
-	return identity == IDENTITY_WORLD || identity == IDENTITY_WORLD_V4 || identity == IDENTITY_WORLD_V6 || identity >= IDENTITY_LOCAL_MIN;
+	return identity == IDENTITY_WORLD || identity == IDENTITY_WORLD_V4 || identity == IDENTITY_WORLD_V6 ||
+	       identity >= IDENTITY_LOCAL_MIN;
 }
 
 #endif

@@ -28,7 +28,8 @@ struct {
 	__uint(max_entries, 1024); /* sized */
 	__type(key, __u32);
 	__type(value, struct endpoint);
-} interfaces SEC(".maps"); /* host-side ifindex; written: datapath.Endpoints; read: from_pod, for packets with a foreign source */
+} interfaces SEC(
+    ".maps"); /* host-side ifindex; written: datapath.Endpoints; read: from_pod, for packets with a foreign source */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);

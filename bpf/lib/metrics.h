@@ -14,17 +14,17 @@ enum metric {
 	METRIC_LOST_DROP,
 	METRIC_LOST_TRANSLATION,
 	METRIC_LOST_FINAL,
-	METRIC_CT_CREATED,  /* entries made; = finals written + finals unreported + live entries */
-	METRIC_CT_FULL,     /* connections refused since ct was full (bytes: of their packets) */
-	METRIC_CT_UNREPORTED, /* taken over while the ring was full: connections */
+	METRIC_CT_CREATED,	      /* entries made; = finals written + finals unreported + live entries */
+	METRIC_CT_FULL,		      /* connections refused since ct was full (bytes: of their packets) */
+	METRIC_CT_UNREPORTED,	      /* taken over while the ring was full: connections */
 	METRIC_CT_UNREPORTED_TRAFFIC, /* their packets (count) and bytes */
-	METRIC_CT_UNCOUNTED, /* packets that met an entry being deleted, and are in no total */
-	METRIC_DROPS_OVERFLOW, /* drops that found no row in the drops map */
+	METRIC_CT_UNCOUNTED,	      /* packets that met an entry being deleted, and are in no total */
+	METRIC_DROPS_OVERFLOW,	      /* drops that found no row in the drops map */
 	METRIC_ARP,
 	METRIC_ND,
 	METRIC_MULTICAST_CONTROL, /* MLD, IGMP and router solicitations of pods: dropped, no flow */
-	METRIC_BYPASSED,    /* packets that came round to a pod without passing an ingress hook: dropped */
-	METRIC_NAT_CLAIMED, /* masquerading ports claimed */
+	METRIC_BYPASSED,	  /* packets that came round to a pod without passing an ingress hook: dropped */
+	METRIC_NAT_CLAIMED,	  /* masquerading ports claimed */
 	METRICS,
 };
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Masquerading of TCP, UDP, ICMP echo, and of the ICMP errors about them. A claim lives as long as the connection's ct entry. */
+/* Masquerading of TCP, UDP, ICMP echo, and of the ICMP errors about them. A claim lives as long as the connection's ct
+ * entry. */
 #ifndef WEIR_NAT_H
 #define WEIR_NAT_H
 
@@ -12,7 +13,7 @@
 #define NAT_TRIES 32
 
 /* What nat_in found, besides a drop reason. */
-#define NAT_NOT_OURS 0
+#define NAT_NOT_OURS   0
 #define NAT_TRANSLATED 1
 
 struct {
@@ -54,7 +55,8 @@ static __always_inline int nat_address(struct __sk_buff *skb, struct packet *p, 
 
 		if (has_l4 && p->proto != IPPROTO_ICMP && bpf_l4_csum_replace(skb, checksum, was, is, flags | 4))
 			return DROP_WRITE_ERROR;
-		if (bpf_l3_csum_replace(skb, ETH_HLEN + 10, was, is, 4) || bpf_skb_store_bytes(skb, ETH_HLEN + (source ? 12 : 16), &is, 4, 0))
+		if (bpf_l3_csum_replace(skb, ETH_HLEN + 10, was, is, 4) ||
+		    bpf_skb_store_bytes(skb, ETH_HLEN + (source ? 12 : 16), &is, 4, 0))
 			return DROP_WRITE_ERROR;
 	} else {
 		__s64 diff = bpf_csum_diff((__be32 *)old, sizeof(*old), (__be32 *)now, sizeof(*now), 0);
@@ -88,8 +90,9 @@ static __always_inline int nat_port(struct __sk_buff *skb, struct packet *p, boo
 /* nat_claim takes a free port of the node for a connection to one peer. */
 static __always_inline int nat_claim(const struct nat_key *out, struct nat_entry *claimed)
 {
-	struct nat_key in = { .src = out->dst, .dst = claimed->addr, .sport = out->dport, .proto = out->proto, .kind = NAT_IN };
-	struct nat_entry back = { .addr = out->src, .port = out->sport };
+	struct nat_key in = {
+	    .src = out->dst, .dst = claimed->addr, .sport = out->dport, .proto = out->proto, .kind = NAT_IN};
+	struct nat_entry back = {.addr = out->src, .port = out->sport};
 	__u32 range = cfg_nat_port_max - cfg_nat_port_min + 1, start = bpf_get_prandom_u32();
 	int i;
 
@@ -109,11 +112,12 @@ static __always_inline int nat_claim(const struct nat_key *out, struct nat_entry
 	return DROP_NO_NAT_PORT;
 }
 
-/* nat_find returns the claim of a connection that has both of its rows: the map forgets the longest unused row, whichever it is. */
+/* nat_find returns the claim of a connection that has both of its rows: the map forgets the longest unused row,
+ * whichever it is. */
 static __always_inline struct nat_entry *nat_find(const struct nat_key *out)
 {
 	struct nat_entry *found = bpf_map_lookup_elem(&nat, out), *back;
-	struct nat_key in = { .src = out->dst, .sport = out->dport, .proto = out->proto, .kind = NAT_IN };
+	struct nat_key in = {.src = out->dst, .sport = out->dport, .proto = out->proto, .kind = NAT_IN};
 
 	if (!found)
 		return NULL;
@@ -130,7 +134,7 @@ static __always_inline struct nat_entry *nat_find(const struct nat_key *out)
 static __always_inline void nat_release(const struct nat_key *out)
 {
 	struct nat_entry *found = bpf_map_lookup_elem(&nat, out);
-	struct nat_key in = { .src = out->dst, .sport = out->dport, .proto = out->proto, .kind = NAT_IN };
+	struct nat_key in = {.src = out->dst, .sport = out->dport, .proto = out->proto, .kind = NAT_IN};
 
 	if (!found)
 		return;
@@ -195,9 +199,10 @@ static __always_inline bool inner_read(struct __sk_buff *skb, const struct packe
 	return true;
 }
 
-/* inner_rewrite replaces the inner packet's source or destination. The inner IPv4 header's own checksum takes up the change of address, so
- * that only the port changes the ICMP checksum; an inner IPv6 address changes it too. */
-static __always_inline int inner_rewrite(struct __sk_buff *skb, const struct packet *p, struct inner *in, bool source, struct addr *now, __be16 port)
+/* inner_rewrite replaces the inner packet's source or destination. The inner IPv4 header's own checksum takes up the
+ * change of address, so that only the port changes the ICMP checksum; an inner IPv6 address changes it too. */
+static __always_inline int inner_rewrite(struct __sk_buff *skb, const struct packet *p, struct inner *in, bool source,
+					 struct addr *now, __be16 port)
 {
 	struct addr *old = source ? &in->src : &in->dst;
 	__be16 was = source ? in->sport : in->dport;
@@ -206,7 +211,8 @@ static __always_inline int inner_rewrite(struct __sk_buff *skb, const struct pac
 	if (p->v4) {
 		__be32 a = addr_v4(old), b = addr_v4(now);
 
-		if (bpf_l3_csum_replace(skb, in->l3 + 10, a, b, 4) || bpf_skb_store_bytes(skb, in->l3 + (source ? 12 : 16), &b, 4, 0))
+		if (bpf_l3_csum_replace(skb, in->l3 + 10, a, b, 4) ||
+		    bpf_skb_store_bytes(skb, in->l3 + (source ? 12 : 16), &b, 4, 0))
 			return DROP_WRITE_ERROR;
 	} else {
 		__s64 diff = bpf_csum_diff((__be32 *)old, sizeof(*old), (__be32 *)now, sizeof(*now), 0);
@@ -227,7 +233,7 @@ __noinline int nat_out_error(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
 	struct inner in = {};
-	struct nat_key out = { .kind = NAT_OUT };
+	struct nat_key out = {.kind = NAT_OUT};
 	struct nat_entry *found;
 	struct addr node;
 	__be16 port;
@@ -253,7 +259,7 @@ __noinline int nat_out_error(struct __sk_buff *skb)
 __noinline int nat_out(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
-	struct nat_key out = { .kind = NAT_OUT };
+	struct nat_key out = {.kind = NAT_OUT};
 	struct nat_entry claimed = {}, *found;
 	struct packet *p;
 	int i, reason;
@@ -263,7 +269,8 @@ __noinline int nat_out(struct __sk_buff *skb)
 	p = &s->packet;
 	if (p->icmp_error)
 		return nat_out_error(skb);
-	if (p->kind || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP && p->proto != IPPROTO_ICMP && p->proto != IPPROTO_ICMPV6))
+	if (p->kind || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP && p->proto != IPPROTO_ICMP &&
+			p->proto != IPPROTO_ICMPV6))
 		return DROP_NAT_PROTOCOL;
 	out.src = p->src;
 	out.dst = p->dst;
@@ -295,7 +302,7 @@ __noinline int nat_in_error(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
 	struct inner in = {};
-	struct nat_key key = { .kind = NAT_IN };
+	struct nat_key key = {.kind = NAT_IN};
 	struct nat_entry *found;
 	struct addr pod;
 	__be16 port;
@@ -319,11 +326,12 @@ __noinline int nat_in_error(struct __sk_buff *skb)
 	return reason ? reason : NAT_TRANSLATED;
 }
 
-/* nat_in turns an answer to the node's address, which is in scratch, into the pod's: NAT_NOT_OURS, NAT_TRANSLATED or a drop reason. */
+/* nat_in turns an answer to the node's address, which is in scratch, into the pod's: NAT_NOT_OURS, NAT_TRANSLATED or a
+ * drop reason. */
 __noinline int nat_in(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
-	struct nat_key key = { .kind = NAT_IN };
+	struct nat_key key = {.kind = NAT_IN};
 	struct nat_entry *found;
 	struct addr pod;
 	struct packet *p;

@@ -10,7 +10,8 @@ enum nat_kind {
 	NAT_IN = 1,  /* the answer before translation; making this row is claiming the port */
 };
 
-/* nat_key: a tuple as a packet has it. A claim is two rows, one of each kind. ICMP echo: the asking side's port is the id, the other's 0. */
+/* nat_key: a tuple as a packet has it. A claim is two rows, one of each kind. ICMP echo: the asking side's port is the
+ * id, the other's 0. */
 struct nat_key {
 	struct addr src;
 	struct addr dst;

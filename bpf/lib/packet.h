@@ -12,8 +12,8 @@
 #define TCP_RST 4
 #define TCP_ACK 16
 
-#define IP_MF 0x2000
-#define IP_OFFSET 0x1fff
+#define IP_MF	       0x2000
+#define IP_OFFSET      0x1fff
 #define MAX_EXTENSIONS 6
 
 enum fragment {
@@ -26,26 +26,26 @@ struct packet {
 	struct addr src;
 	struct addr dst;
 	__u64 now;
-	__u32 length;   /* IP length of what passed */
+	__u32 length;	/* IP length of what passed */
 	__u32 segments; /* it stands for on the wire */
-	__u32 bytes;    /* IP length of these together */
-	__u32 l4;       /* offset of the L4 header */
-	__u32 payload;  /* bytes behind the TCP header */
-	__u32 seq;      /* host order */
+	__u32 bytes;	/* IP length of these together */
+	__u32 l4;	/* offset of the L4 header */
+	__u32 payload;	/* bytes behind the TCP header */
+	__u32 seq;	/* host order */
 	__u32 ack;
 	__u32 fragment_id;
-	__be16 sport;   /* as conntrack has them: see struct ct_key for ICMP */
+	__be16 sport; /* as conntrack has them: see struct ct_key for ICMP */
 	__be16 dport;
 	__u8 proto;
-	__u8 kind;      /* as in struct ct_key */
+	__u8 kind; /* as in struct ct_key */
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 icmp_code;
-	__u8 chunk;     /* type of the first SCTP chunk */
-	__u8 fragment;  /* enum fragment */
+	__u8 chunk;    /* type of the first SCTP chunk */
+	__u8 fragment; /* enum fragment */
 	__u8 ttl;
 	__u8 v4;
-	__u8 starts;    /* begins a connection: TCP SYN, SCTP INIT */
+	__u8 starts; /* begins a connection: TCP SYN, SCTP INIT */
 	__u8 icmp_error;
 	__u8 pad;
 	__u32 cpu;
@@ -154,7 +154,8 @@ static __always_inline void packet_none(struct __sk_buff *skb, struct packet *p)
 	p->length = p->bytes = skb->len - ETH_HLEN;
 }
 
-/* packet_parse_l3 reads addresses, protocol and length. On a fault it returns the drop reason; what could be read is there. */
+/* packet_parse_l3 reads addresses, protocol and length. On a fault it returns the drop reason; what could be read is
+ * there. */
 static __always_inline int packet_parse_l3(struct __sk_buff *skb, struct packet *p)
 {
 	int reason;

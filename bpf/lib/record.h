@@ -7,10 +7,10 @@
 
 enum record_type {
 	RECORD_NONE = 0,
-	RECORD_TRACE = 1,       /* a packet passed an observation point */
-	RECORD_DROP = 2,        /* a packet was dropped; see reason */
+	RECORD_TRACE = 1,	/* a packet passed an observation point */
+	RECORD_DROP = 2,	/* a packet was dropped; see reason */
 	RECORD_TRANSLATION = 3, /* a socket's destination was translated from a service address to a backend */
-	RECORD_FINAL = 4,       /* a connection's last totals; its entry is gone or was taken over */
+	RECORD_FINAL = 4,	/* a connection's last totals; its entry is gone or was taken over */
 	RECORD_TYPES = 5,
 };
 
@@ -46,9 +46,9 @@ enum known_bits {
 };
 
 enum record_flags {
-	RECORD_IS_REPLY = 1,     /* the packet goes from responder to originator */
-	RECORD_FRAGMENT = 2,     /* the packet is a fragment */
-	RECORD_PICKED_UP = 4,    /* the connection's start was not seen: originator and responder are a guess */
+	RECORD_IS_REPLY = 1,	 /* the packet goes from responder to originator */
+	RECORD_FRAGMENT = 2,	 /* the packet is a fragment */
+	RECORD_PICKED_UP = 4,	 /* the connection's start was not seen: originator and responder are a guess */
 	RECORD_SOCK_REVERSE = 8, /* a translation of an answer (service address shown to the socket) */
 	RECORD_MASQUERADED = 16, /* this connection's packets leave the node with the node's address */
 };
@@ -82,47 +82,48 @@ struct traffic {
 	__u64 last;
 };
 
-/* record: source and destination are those of this packet, except that a RECORD_FINAL names originator and responder, and a
- * RECORD_TRANSLATION the socket and the service address. All counters are totals of the connection up to and with this packet. */
+/* record: source and destination are those of this packet, except that a RECORD_FINAL names originator and responder,
+ * and a RECORD_TRANSLATION the socket and the service address. All counters are totals of the connection up to and with
+ * this packet. */
 struct record {
-	__u64 time;       /* CLOCK_MONOTONIC, ns */
-	__u64 connection; /* the same in all records of one connection at one observation point; 0 = none */
+	__u64 time;		/* CLOCK_MONOTONIC, ns */
+	__u64 connection;	/* the same in all records of one connection at one observation point; 0 = none */
 	struct traffic forward; /* originator to responder */
 	struct traffic reverse;
 	struct addr src;
 	struct addr dst;
-	struct addr xlated;   /* translation: the backend */
-	__u64 socket_cookie;  /* translation only */
-	__u64 cgroup_id;      /* translation only */
-	__u16 sport;          /* host order, as the other ports here; 0 where the protocol has none */
+	struct addr xlated;  /* translation: the backend */
+	__u64 socket_cookie; /* translation only */
+	__u64 cgroup_id;     /* translation only */
+	__u16 sport;	     /* host order, as the other ports here; 0 where the protocol has none */
 	__u16 dport;
-	__u16 xlated_port;    /* translation: the backend's */
-	__u16 endpoint;       /* whose observation point this is; 0 = not known */
+	__u16 xlated_port; /* translation: the backend's */
+	__u16 endpoint;	   /* whose observation point this is; 0 = not known */
 	__u32 src_identity;
 	__u32 dst_identity;
-	__u32 service;        /* service of the connection; 0 = none or not known */
-	__u32 rule;           /* number of the deciding policy rule; 0 = none */
+	__u32 service; /* service of the connection; 0 = none or not known */
+	__u32 rule;    /* number of the deciding policy rule; 0 = none */
 	__u32 ifindex;
-	__u32 length;         /* IP length of this packet as it passed, unsegmented */
-	__u32 handshake_us;   /* SYN to the ACK that ends the handshake */
-	__u32 srtt_us;        /* of the local socket */
+	__u32 length;	       /* IP length of this packet as it passed, unsegmented */
+	__u32 handshake_us;    /* SYN to the ACK that ends the handshake */
+	__u32 srtt_us;	       /* of the local socket */
 	__u32 retransmissions; /* segments that the local socket sent again */
-	__u8 type;            /* enum record_type */
-	__u8 reason;          /* drop: enum drop_reason; trace: enum trace_reason */
-	__u8 point;           /* enum trace_point */
-	__u8 direction;       /* enum direction */
-	__u8 proto;           /* IP protocol number */
-	__u8 tcp_flags;       /* of this packet, as in the header */
+	__u8 type;	       /* enum record_type */
+	__u8 reason;	       /* drop: enum drop_reason; trace: enum trace_reason */
+	__u8 point;	       /* enum trace_point */
+	__u8 direction;	       /* enum direction */
+	__u8 proto;	       /* IP protocol number */
+	__u8 tcp_flags;	       /* of this packet, as in the header */
 	__u8 icmp_type;
 	__u8 icmp_code;
-	__u8 flags;           /* enum record_flags */
-	__u8 known;           /* enum known_bits */
-	__u8 state;           /* enum ct_state */
-	__u8 forward_flags;   /* TCP flags seen so far */
+	__u8 flags;	    /* enum record_flags */
+	__u8 known;	    /* enum known_bits */
+	__u8 state;	    /* enum ct_state */
+	__u8 forward_flags; /* TCP flags seen so far */
 	__u8 reverse_flags;
 	__u8 src_mac[6];
 	__u8 dst_mac[6];
-	__u8 ip_version;      /* 4 or 6 */
+	__u8 ip_version; /* 4 or 6 */
 	__u8 pad[2];
 };
 

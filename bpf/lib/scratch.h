@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Room for one packet's way through a tc program. Bottom halves are off there, so that nothing else on this CPU uses it meanwhile. It is
- * a map value, not stack, so that the steps can be global functions, each verified once. */
+/* Room for one packet's way through a tc program. Bottom halves are off there, so that nothing else on this CPU uses it
+ * meanwhile. It is a map value, not stack, so that the steps can be global functions, each verified once. */
 #ifndef WEIR_SCRATCH_H
 #define WEIR_SCRATCH_H
 
@@ -13,25 +13,25 @@ struct pass {
 	__u32 peer_identity; /* 0 = to be looked up */
 	__u32 ifindex;
 	__u16 endpoint;
-	__u8 sent;           /* the endpoint sends it; else it is delivered to it */
-	__u8 local_peer;     /* the other end is an endpoint of this node */
+	__u8 sent;	 /* the endpoint sends it; else it is delivered to it */
+	__u8 local_peer; /* the other end is an endpoint of this node */
 	__u8 from_uplink;
-	__u8 point;          /* where a sent packet goes; set by ct_classify */
+	__u8 point; /* where a sent packet goes; set by ct_classify */
 	__u8 classified;
-	__u8 masquerade;     /* out: the packet is to get the node's address */
-	__u8 related;        /* an ICMP error about a connection of the endpoint */
-	__u32 service;       /* that a new connection of the endpoint began on */
+	__u8 masquerade; /* out: the packet is to get the node's address */
+	__u8 related;	 /* an ICMP error about a connection of the endpoint */
+	__u32 service;	 /* that a new connection of the endpoint began on */
 };
 
 /* decision is what ct_hit decided under the entry's lock. */
 struct decision {
 	__u64 reported; /* when the last record of this direction was written */
-	__u32 d;        /* index of the direction */
-	__u32 emit;     /* write a record */
-	__u32 began;    /* a connection begins in the entry */
-	__u32 taken;    /* where another one was */
+	__u32 d;	/* index of the direction */
+	__u32 emit;	/* write a record */
+	__u32 began;	/* a connection begins in the entry */
+	__u32 taken;	/* where another one was */
 	__u32 pad;
-	__u32 flags;    /* enum ct_flags */
+	__u32 flags; /* enum ct_flags */
 };
 
 struct scratch {

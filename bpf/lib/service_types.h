@@ -13,15 +13,15 @@ struct service_key {
 };
 
 struct service {
-	__u32 id;     /* the agent's number of the service */
-	__u32 set;    /* backend set: changes with every change of the backends */
-	__u32 count;  /* backends in the set */
+	__u32 id;    /* the agent's number of the service */
+	__u32 set;   /* backend set: changes with every change of the backends */
+	__u32 count; /* backends in the set */
 	__u32 flags;
 };
 
 struct backend_key {
 	__u32 set;
-	__u32 slot;   /* 0 .. count-1 */
+	__u32 slot; /* 0 .. count-1 */
 };
 
 struct backend {
@@ -56,8 +56,9 @@ struct sockrev_value {
 	__u32 service;
 };
 
-/* svcconn_key: which service a connection belongs to; read once, when its ct entry is made. local_port is 0 for a connected UDP socket,
- * whose port is not yet chosen when it is translated; local is zero too when the socket's pod is not known. */
+/* svcconn_key: which service a connection belongs to; read once, when its ct entry is made. local_port is 0 for a
+ * connected UDP socket, whose port is not yet chosen when it is translated; local is zero too when the socket's pod is
+ * not known. */
 struct svcconn_key {
 	struct addr local;
 	struct addr remote;

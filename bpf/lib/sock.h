@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Services at the socket: the address is translated once, when the socket is told where to go, and never in a packet. */
+/* Services at the socket: the address is translated once, when the socket is told where to go, and never in a packet.
+ */
 #ifndef WEIR_SOCK_H
 #define WEIR_SOCK_H
 
@@ -33,7 +34,7 @@ struct target {
 /* svc_select picks any backend of a service. */
 static __always_inline struct backend *svc_select(const struct service *svc)
 {
-	struct backend_key key = { .set = svc->set };
+	struct backend_key key = {.set = svc->set};
 
 	if (!svc->count)
 		return NULL;
@@ -43,14 +44,14 @@ static __always_inline struct backend *svc_select(const struct service *svc)
 
 static __always_inline struct service *svc_find(const struct target *t)
 {
-	struct service_key key = { .addr = t->addr, .port = t->port, .proto = t->proto };
+	struct service_key key = {.addr = t->addr, .port = t->port, .proto = t->proto};
 
 	return bpf_map_lookup_elem(&services, &key);
 }
 
 /* sock_report writes a translation record: src may be unknown. */
-static __always_inline void sock_report(const struct addr *src, __u16 sport, const struct netns_endpoint *owner, const struct sock_choice *choice,
-					__u8 proto, __u64 cookie)
+static __always_inline void sock_report(const struct addr *src, __u16 sport, const struct netns_endpoint *owner,
+					const struct sock_choice *choice, __u8 proto, __u64 cookie)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
 	void *ring = bpf_map_lookup_elem(&events, &cpu);
@@ -86,12 +87,13 @@ static __always_inline void sock_report(const struct addr *src, __u16 sport, con
 }
 
 /* sock_report_udp reports a translation of a UDP socket and notes its service for the ct entry to come. */
-static __always_inline void sock_report_udp(struct bpf_sock_addr *ctx, const struct sock_choice *choice, __u16 local_port)
+static __always_inline void sock_report_udp(struct bpf_sock_addr *ctx, const struct sock_choice *choice,
+					    __u16 local_port)
 {
 	__u64 cookie = bpf_get_netns_cookie(ctx);
 	struct netns_endpoint *owner = bpf_map_lookup_elem(&netns, &cookie);
-	struct svcconn_key key = { .remote = choice->backend, .remote_port = choice->backend_port, .proto = IPPROTO_UDP };
-	struct svcconn_note note = { .time = bpf_ktime_get_ns(), .service = choice->service };
+	struct svcconn_key key = {.remote = choice->backend, .remote_port = choice->backend_port, .proto = IPPROTO_UDP};
+	struct svcconn_note note = {.time = bpf_ktime_get_ns(), .service = choice->service};
 
 	if (owner) {
 		key.local = addr_is_v4(&choice->vip) ? owner->v4 : owner->v6;
@@ -148,8 +150,9 @@ static __always_inline bool sock_translate(struct bpf_sock_addr *ctx, struct tar
 		choice->set = svc->set;
 	}
 	if (datagram && !again) {
-		struct sockrev_key key = { .cookie = bpf_get_socket_cookie(ctx), .backend = choice->backend, .port = choice->backend_port };
-		struct sockrev_value row = { .vip = choice->vip, .port = choice->vip_port, .service = choice->service };
+		struct sockrev_key key = {
+		    .cookie = bpf_get_socket_cookie(ctx), .backend = choice->backend, .port = choice->backend_port};
+		struct sockrev_value row = {.vip = choice->vip, .port = choice->vip_port, .service = choice->service};
 
 		bpf_map_update_elem(&sockrev, &key, &row, BPF_ANY);
 	}
@@ -163,7 +166,8 @@ static __always_inline bool sock_translate(struct bpf_sock_addr *ctx, struct tar
 	return true;
 }
 
-/* sock_reverse shows the service address instead of the backend's. A connected UDP socket can be asked for a datagram's sender too. */
+/* sock_reverse shows the service address instead of the backend's. A connected UDP socket can be asked for a datagram's
+ * sender too. */
 static __always_inline bool sock_reverse(struct bpf_sock_addr *ctx, struct target *t, bool datagram)
 {
 	struct bpf_sock *sk = ctx->sk;
@@ -175,7 +179,7 @@ static __always_inline bool sock_reverse(struct bpf_sock_addr *ctx, struct targe
 		return true;
 	}
 	if (datagram) {
-		struct sockrev_key key = { .cookie = bpf_get_socket_cookie(ctx), .backend = t->addr, .port = t->port };
+		struct sockrev_key key = {.cookie = bpf_get_socket_cookie(ctx), .backend = t->addr, .port = t->port};
 		struct sockrev_value *row = bpf_map_lookup_elem(&sockrev, &key);
 
 		if (row) {
@@ -211,7 +215,7 @@ static __always_inline void sock_tuple(struct bpf_sock_ops *ops, struct svcconn_
 static __always_inline struct ct_entry *sock_entry(const struct svcconn_key *k)
 {
 	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &k->local);
-	struct ct_key key = { .proto = IPPROTO_TCP };
+	struct ct_key key = {.proto = IPPROTO_TCP};
 
 	if (!ep)
 		return NULL;
@@ -232,7 +236,7 @@ static __always_inline void sock_connecting(struct bpf_sock_ops *ops)
 	sock_tuple(ops, &key);
 	choice = bpf_sk_storage_get(&choices, sk, NULL, 0);
 	if (choice && choice->service) {
-		struct svcconn_note note = { .time = bpf_ktime_get_ns(), .service = choice->service };
+		struct svcconn_note note = {.time = bpf_ktime_get_ns(), .service = choice->service};
 		struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &key.local);
 		struct netns_endpoint owner = {};
 
@@ -242,7 +246,8 @@ static __always_inline void sock_connecting(struct bpf_sock_ops *ops)
 			owner.ifindex = ep->ifindex;
 		}
 		bpf_map_update_elem(&svcconn, &key, &note, BPF_ANY);
-		sock_report(&key.local, bpf_ntohs(key.local_port), &owner, choice, IPPROTO_TCP, bpf_get_socket_cookie(ops));
+		sock_report(&key.local, bpf_ntohs(key.local_port), &owner, choice, IPPROTO_TCP,
+			    bpf_get_socket_cookie(ops));
 	} else if (bpf_map_lookup_elem(&svcconn, &key)) {
 		bpf_map_delete_elem(&svcconn, &key); /* of an earlier connection with these ports */
 	}

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Collecting entries. The agent finds candidates and runs this program on them (BPF_PROG_TEST_RUN); the final record and the deletion
- * happen in one run, which ends even if the agent dies. So a final record is written once, and is in the ring or the entry in ct. */
+/* Collecting entries. The agent finds candidates and runs this program on them (BPF_PROG_TEST_RUN); the final record
+ * and the deletion happen in one run, which ends even if the agent dies. So a final record is written once, and is in
+ * the ring or the entry in ct. */
 #ifndef WEIR_SWEEP_H
 #define WEIR_SWEEP_H
 
@@ -10,9 +11,9 @@
 #define SWEEP_KEYS 64
 
 enum sweep_result {
-	SWEEP_LIVE = 0,  /* not due, or gone */
+	SWEEP_LIVE = 0, /* not due, or gone */
 	SWEEP_DONE = 1,
-	SWEEP_FULL = 2,  /* no room in the ring */
+	SWEEP_FULL = 2, /* no room in the ring */
 };
 
 /* sweep_request is the packet of a run; keys follow it. */
@@ -20,7 +21,7 @@ struct sweep_request {
 	__u8 ethernet[14];
 	__u16 count;
 	__u64 half_open_before; /* collect half-open entries that were silent since; 0 = only what has expired */
-	__u8 force;             /* collect whatever is named */
+	__u8 force;		/* collect whatever is named */
 	__u8 pad[7];
 };
 
@@ -54,7 +55,8 @@ __noinline int sweep_one(struct __sk_buff *skb, __u32 offset, __u64 now, __u64 h
 		return SWEEP_FULL;
 	bpf_spin_lock(&entry->lock);
 	last = e->dir[0].last > e->dir[1].last ? e->dir[0].last : e->dir[1].last;
-	due = force || now > e->expires || ((e->state == CT_SYN_SENT || e->state == CT_SYN_RECV) && last < half_open_before);
+	due = force || now > e->expires ||
+	      ((e->state == CT_SYN_SENT || e->state == CT_SYN_RECV) && last < half_open_before);
 	blank = e->state == CT_NONE;
 	if (blank || e->state == CT_DEAD || e->tail != ct_tail(&key))
 		due = false;
@@ -77,12 +79,12 @@ __noinline int sweep_one(struct __sk_buff *skb, __u32 offset, __u64 now, __u64 h
 	bpf_map_delete_elem(&ct, &key);
 	if (masqueraded) {
 		struct nat_key out = {
-			.src = local_is_lo ? key.lo : key.hi,
-			.dst = local_is_lo ? key.hi : key.lo,
-			.sport = local_is_lo ? key.lo_port : key.hi_port,
-			.dport = local_is_lo ? key.hi_port : key.lo_port,
-			.proto = key.proto,
-			.kind = NAT_OUT,
+		    .src = local_is_lo ? key.lo : key.hi,
+		    .dst = local_is_lo ? key.hi : key.lo,
+		    .sport = local_is_lo ? key.lo_port : key.hi_port,
+		    .dport = local_is_lo ? key.hi_port : key.lo_port,
+		    .proto = key.proto,
+		    .kind = NAT_OUT,
 		};
 
 		nat_release(&out);
@@ -105,7 +107,8 @@ int sweep(struct __sk_buff *skb)
 	for (i = 0; i < SWEEP_KEYS; i++) {
 		if (i >= request.count)
 			break;
-		result = sweep_one(skb, sizeof(request) + i * sizeof(struct ct_key), now, request.half_open_before, request.force);
+		result = sweep_one(skb, sizeof(request) + i * sizeof(struct ct_key), now, request.half_open_before,
+				   request.force);
 		if (result == SWEEP_DONE)
 			done++;
 		else if (result == SWEEP_FULL)
