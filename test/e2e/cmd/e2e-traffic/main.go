@@ -33,6 +33,12 @@ func run(ctx context.Context, args []string) error {
 	if len(args) > 0 && args[0] == "serve" {
 		return traffic.Serve(ctx)
 	}
+	if len(args) == 3 {
+		switch args[0] {
+		case "spoof", "orphan-fragments", "fill":
+			return crafted(args[0], args[1], args[2])
+		}
+	}
 	if len(args) == 2 && args[0] == "ready" {
 		return traffic.Ready(args[1])
 	}
@@ -49,7 +55,7 @@ func run(ctx context.Context, args []string) error {
 		return traffic.OffloadOff(args[1])
 	}
 	if len(args) == 0 || args[0] != "run" {
-		return errors.New("usage: e2e-traffic serve | ready PORT | run [flags] | offload-off INTERFACE | measure-serve | load ADDRESS RATE DURATION | measure rtt|throughput|connections ADDRESS DURATION")
+		return errors.New("usage: e2e-traffic serve | ready PORT | run [flags] | offload-off INTERFACE | spoof|orphan-fragments|fill COUNT ADDRESS | measure-serve | load ADDRESS RATE DURATION | measure rtt|throughput|connections ADDRESS DURATION")
 	}
 	args = args[1:]
 	fs := flag.NewFlagSet("e2e-traffic", flag.ContinueOnError)
@@ -124,5 +130,24 @@ func load(ctx context.Context, to, rate, d string) error {
 	}
 	made, err := traffic.Load(ctx, addr, n, duration)
 	fmt.Println(made)
+	return err
+}
+
+func crafted(what, count, to string) error {
+	n, err := strconv.Atoi(count)
+	if err != nil || n <= 0 {
+		return fmt.Errorf("count %q: want a number above 0", count)
+	}
+	addr, err := netip.ParseAddr(to)
+	if err != nil {
+		return fmt.Errorf("address %q: %w", to, err)
+	}
+	switch what {
+	case "spoof":
+		return traffic.Spoof(n, addr)
+	case "orphan-fragments":
+		return traffic.OrphanFragments(n, addr)
+	}
+	_, err = fmt.Println(traffic.Fill(n, addr))
 	return err
 }
