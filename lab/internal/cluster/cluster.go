@@ -234,7 +234,13 @@ func (c *Cluster) Delete(keys []object.Key) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var results []string
-	for _, key := range keys {
+	// Namespaces last: they take with them what was named as well.
+	ordered := slices.Clone(keys)
+	slices.SortStableFunc(ordered, func(a, b object.Key) int {
+		last := map[bool]int{true: 1}
+		return last[a.Kind == "Namespace"] - last[b.Kind == "Namespace"]
+	})
+	for _, key := range ordered {
 		if c.deleteOne(key) {
 			results = append(results, word(key)+" deleted")
 		} else {

@@ -157,26 +157,34 @@ func (f *Follower) Look() {
 	if err != nil {
 		return
 	}
+	// What a file lost may have moved to another: nothing is deleted before all are applied.
+	lost := map[string][]object.Key{}
 	for _, name := range names {
-		f.lookAt(name)
+		lost[name] = f.lookAt(name)
 	}
 	for name, known := range f.files {
 		if !slices.Contains(names, name) {
 			delete(f.files, name)
 			f.setFault(name, nil)
-			f.report(name, f.cluster.Delete(f.unclaimed(known.keys)))
+			lost[name] = known.keys
+		}
+	}
+	for name, keys := range lost {
+		if gone := f.unclaimed(keys); len(gone) > 0 {
+			f.report(name, f.cluster.Delete(gone))
 		}
 	}
 }
 
-func (f *Follower) lookAt(name string) {
+// lookAt applies a file if it has changed, and returns the objects it had before.
+func (f *Follower) lookAt(name string) []object.Key {
 	data, err := os.ReadFile(name)
 	if errors.Is(err, os.ErrNotExist) {
-		return
+		return nil
 	}
 	if err != nil {
 		f.setFault(name, err)
-		return
+		return nil
 	}
 	known := f.files[name]
 	if known == nil {
@@ -185,7 +193,7 @@ func (f *Follower) lookAt(name string) {
 	}
 	hash := sha256.Sum256(data)
 	if hash == known.hash {
-		return
+		return nil
 	}
 	known.hash = hash
 	items, err := manifest.Parse(name, data)
@@ -195,14 +203,15 @@ func (f *Follower) lookAt(name string) {
 	}
 	f.setFault(name, err)
 	if err != nil {
-		return
+		return nil
 	}
+	f.report(name, results)
 	before := known.keys
 	known.keys = nil
 	for _, item := range items {
 		known.keys = append(known.keys, item.Key())
 	}
-	f.report(name, append(results, f.cluster.Delete(f.unclaimed(before))...))
+	return before
 }
 
 // unclaimed returns those keys that no file has now: an object may move from one file to another.
