@@ -254,8 +254,7 @@ func (l *Lab) makeFolders() error {
 			return err
 		}
 	}
-	// Containers need not be root to read the zone.
-	return errors.Join(os.Chmod(RunDir(l.config.Name), 0o711), os.Chmod(l.runPath("dns"), 0o755))
+	return nil
 }
 
 // moveLog makes the lab's own log the standard output and error of this process.

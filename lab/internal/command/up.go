@@ -145,8 +145,10 @@ func upDetached(command *cobra.Command, config lab.Config) error {
 	if err != nil {
 		return fmt.Errorf("start lab: %w", err)
 	}
-	stop := context.AfterFunc(command.Context(), func() { _ = child.Process.Signal(syscall.SIGTERM) })
+	// Ctrl-C while waiting ends the lab as well; it says so on the pipe.
+	interrupted, stop := signal.NotifyContext(command.Context(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(interrupted, func() { _ = child.Process.Signal(syscall.SIGTERM) })
 	lines := bufio.NewScanner(read)
 	for lines.Scan() {
 		switch line := lines.Text(); {
@@ -165,9 +167,12 @@ func upDetached(command *cobra.Command, config lab.Config) error {
 		}
 	}
 	err = child.Wait()
-	data, _ := os.ReadFile(path)
+	data, _ := os.ReadFile(path) // what there is helps
 	os.Remove(path)
-	return fmt.Errorf("the lab ended before it was ready: %v\n%s", err, data)
+	if interrupted.Err() != nil && err == nil {
+		return errors.New("interrupted, the lab has ended")
+	}
+	return fmt.Errorf("the lab ended before it was ready: %w\n%s", err, data)
 }
 
 func trimSay(line string) string {
