@@ -254,6 +254,9 @@ func TestPast(t *testing.T) {
 	if n := count(o.flows(all)); n != batches*perBatch {
 		t.Errorf("since the start: %d flows, want %d", n, batches*perBatch)
 	}
+	if n := count(o.flows(&hubble.GetFlowsRequest{Since: &timestamppb.Timestamp{Seconds: -62135596800}})); n != batches*perBatch {
+		t.Errorf("since the year 1: %d flows", n)
+	}
 	a, err := o.flows(&hubble.GetFlowsRequest{Since: timestamppb.New(start), Number: 3})
 	if count(a, err) != 3 || !slices.Equal(a.uuids(), uuids(1, 3)) {
 		t.Errorf("the first three = %v", a.uuids())

@@ -149,7 +149,7 @@ func (s *Service) serve(source *spiffe.Source) error {
 			"/" + relayv1.RelayService_ServiceDesc.ServiceName + "/":   {"agent"},
 			"/" + statusv1.StatusService_ServiceDesc.ServiceName + "/": {server.Local},
 		},
-		Options: []grpc.ServerOption{grpc.MaxRecvMsgSize(batch.MaxBytes + 1024)},
+		Options: []grpc.ServerOption{grpc.MaxRecvMsgSize(batch.MaxBytes + 1024), grpc.ForceServerCodecV2(ingest.NewCodec())},
 		Metrics: s.registry,
 	})
 	s.presence = ingest.NewPresence(s.config.ClusterName, s.config.Instance, s.conn, s.log)

@@ -9,7 +9,9 @@ import (
 	"github.com/weirmesh/weir/services/observer/internal/event"
 )
 
-// needsPast reports whether events at `since` or later may be older than memory.
+// needsPast reports whether events at `since` or later may be older than memory. What memory forgot
+// arrived before its oldest event, or within the order window of it, and no event is later than its
+// arrival unless its node's clock is ahead by more than the slack.
 func (r *run) needsPast() bool {
 	if r.engine.past == nil {
 		return false
@@ -22,10 +24,10 @@ func (r *run) needsPast() bool {
 		return true
 	}
 	buf := make([]event.Event, 1)
-	if n, _ := r.engine.store.Read(first, buf); n == 0 {
+	if n, _ := r.engine.store.Read(first, buf); n == 0 || buf[0].Source == nil {
 		return true
 	}
-	return buf[0].Time() > *r.sel.Since-int64(slack)
+	return buf[0].Source.Arrival > *r.sel.Since-int64(slack)
 }
 
 // readPast tells what is older than memory, and returns where in memory to go on. While it reads,

@@ -219,3 +219,25 @@ func TestSecondCopyInMemory(t *testing.T) {
 		t.Errorf("%d flows, want 200", r.flows)
 	}
 }
+
+// TestLateBacklog: the oldest event of memory may be far older than what memory forgot, when an agent
+// sent late; a request for the time between still needs the past.
+func TestLateBacklog(t *testing.T) {
+	forgotten := source(t, 1, 1, 100)
+	late := source(t, 2, 101, 100)
+	hour := int64(time.Hour)
+	forgotten.Arrival += hour // its records are as old as the others, but that is not looked at here
+	late.Arrival += hour
+	s := store.New(late.Size() + 100*40 + 100)
+	s.Append(events(forgotten))
+	s.Append(events(late))
+	past := &fakePast{t: t, sources: []*event.Source{forgotten}}
+	r := &reader{started: make(chan struct{})}
+	since := testflow.Base.UnixNano() + int64(15*time.Second) // later than all records, earlier than their arrival
+	if err := New(s, past, time.Now).Run(t.Context(), Selection{Since: &since}, batch.Flow, all{}, r); err != nil {
+		t.Fatal(err)
+	}
+	if past.opened != 1 {
+		t.Error("the past was not looked at")
+	}
+}
