@@ -147,7 +147,7 @@ func (s *Service) setUp() (_ *node, err error) {
 		StateFile: s.path("policy-state"), Store: n.store, Sink: n.mirror, Changed: n.policyChanged, Now: time.Now, Log: s.log,
 	})
 	n.endpoints = endpoint.New(endpoint.Config{
-		Node: s.config.Node, StateFile: s.path("endpoints"), MTU: n.uplink.MTU, Store: n.store, Programs: n.datapath, Table: n.datapath.Endpoints(),
+		Node: s.config.Node, StateFile: s.path("endpoints"), MTU: n.uplink.MTU, Store: n.store, Programs: programs{n.datapath}, Table: n.datapath.Endpoints(),
 		Identities: n.mirror, Registry: n.policy, Directory: n.directory, Events: n.events, Now: time.Now,
 		PolicyWait: endpoint.DefaultPolicyWait, SpreadWait: endpoint.DefaultSpreadWait, Log: s.log,
 	})
@@ -155,6 +155,15 @@ func (s *Service) setUp() (_ *node, err error) {
 		return nil, err
 	}
 	return n, n.restore()
+}
+
+// programs is the datapath as endpoints need it.
+type programs struct{ *datapath.Datapath }
+
+// Purge collects the connections of an endpoint that is gone.
+func (p programs) Purge(id uint16) error {
+	_, err := p.Conntrack().Purge(id)
+	return err
 }
 
 // restore puts back what was there: the last policy state, then the endpoints, then the hooks that everything passes.

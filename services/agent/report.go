@@ -51,7 +51,7 @@ func (n *node) details() []status.Detail {
 	details := []status.Detail{
 		{Name: "endpoints", Value: fmt.Sprint(pods)},
 		{Name: "kernel path", Value: strings.Join(n.datapath.Path(), ", ")},
-		{Name: "policy", Value: policyWords(p, time.Now())},
+		{Name: "policy", Value: policyWords(p, len(n.config.Policy), time.Now())},
 		{Name: "identities", Value: fmt.Sprint(n.store.Count(desired.KindIdentity))},
 		{Name: "services", Value: fmt.Sprint(len(n.mirror.ServiceRows()))},
 		{Name: "connections", Value: fmt.Sprintf("%d of %d (%d half-open, %d wait for collection)",
@@ -66,6 +66,9 @@ func (n *node) details() []status.Detail {
 		lost := c.Lost.Trace + c.Lost.Drop + c.Lost.Translation + c.Lost.Final
 		details = append(details, status.Detail{Name: "kernel records", Value: fmt.Sprintf("%d written, %d lost in full rings",
 			c.Written.Trace+c.Written.Drop+c.Written.Translation+c.Written.Final, lost)})
+		if dropped := c.DropsOverflow + n.dropped(); dropped > 0 {
+			details = append(details, status.Detail{Name: "packets dropped", Value: fmt.Sprint(dropped)})
+		}
 		if c.ConnsRefused > 0 {
 			details = append(details, status.Detail{Name: "connections refused", Value: fmt.Sprintf("%d packets, since the table was full", c.ConnsRefused)})
 		}
@@ -76,6 +79,19 @@ func (n *node) details() []status.Detail {
 	return details
 }
 
+// dropped counts packets in the map of drops.
+func (n *node) dropped() uint64 {
+	rows, err := n.datapath.Drops()
+	if err != nil {
+		n.log.Warn("dropped packets were not read", "error", err)
+	}
+	var total uint64
+	for _, r := range rows {
+		total += r.Packets
+	}
+	return total
+}
+
 func orElse(s, other string) string {
 	if s == "" {
 		return other
@@ -83,10 +99,10 @@ func orElse(s, other string) string {
 	return s
 }
 
-func policyWords(p policysync.Status, now time.Time) string {
+func policyWords(p policysync.Status, replicas int, now time.Time) string {
 	switch {
 	case p.Connected && p.Complete:
-		return fmt.Sprintf("connected to %s, revision %d", p.Address, p.Revision)
+		return fmt.Sprintf("state from %s, revision %d, %d of %d replicas connected", p.Address, p.Revision, p.Streams, replicas)
 	case p.StateTime.IsZero():
 		return "no state yet"
 	}

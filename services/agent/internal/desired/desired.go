@@ -7,6 +7,7 @@ package desired
 import (
 	"context"
 	"net/netip"
+	"reflect"
 	"slices"
 	"sync"
 )
@@ -201,6 +202,16 @@ func (s *Store) Count(kind Kind) int {
 	}
 	return n
 }
+
+// Get returns a resource, or nil.
+func (s *Store) Get(k Key) Resource {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.resources[k]
+}
+
+// Equal says whether two resources say the same.
+func Equal(a, b Resource) bool { return a == b || reflect.DeepEqual(a, b) }
 
 // Node returns a node, or nil.
 func (s *Store) Node(name string) *Node {

@@ -34,6 +34,7 @@ type kernel struct {
 	rows     map[netip.Addr]datapath.Endpoint
 	attached map[string]bool
 	claims   map[netip.Addr]flow.Peer
+	purged   []uint16
 	fail     error // of the next Upsert
 }
 
@@ -48,6 +49,18 @@ func (k *kernel) DetachPod(name string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	delete(k.attached, name)
+	return nil
+}
+
+func (k *kernel) Purge(id uint16) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for a, e := range k.rows {
+		if e.ID == id {
+			return fmt.Errorf("connections of endpoint %d are purged while it has %s", id, a)
+		}
+	}
+	k.purged = append(k.purged, id)
 	return nil
 }
 
@@ -233,6 +246,9 @@ func TestAddAndDelete(t *testing.T) {
 		f.remove("a")
 		if got := f.left(); got != nothing {
 			t.Errorf("left: %s", got)
+		}
+		if !slices.Equal(f.kernel.purged, []uint16{1}) {
+			t.Errorf("purged %v, want endpoint 1 once", f.kernel.purged)
 		}
 		if err := f.Check("c-a", "eth0", ns); !errors.Is(err, endpoint.ErrUnknown) {
 			t.Errorf("check of nothing: %v", err)

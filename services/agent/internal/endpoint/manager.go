@@ -26,6 +26,8 @@ import (
 type Programs interface {
 	AttachPod(ifname string) error
 	DetachPod(ifname string) error
+	// Purge writes the final records of an endpoint's connections.
+	Purge(id uint16) error
 }
 
 // Table is the kernel's map of endpoints (datapath.Endpoints).

@@ -45,6 +45,12 @@ func (m *Manager) remove(k key, e *Endpoint) error {
 		if !e.Unmanaged {
 			errs = append(errs, m.cfg.Table.Delete(a))
 		}
+	}
+	if !e.Unmanaged {
+		// Nothing makes new ones any more. Their final records still find the endpoint's names.
+		errs = append(errs, m.cfg.Programs.Purge(e.ID))
+	}
+	for _, a := range e.Addresses {
 		errs = append(errs, m.cfg.Identities.RemoveLocal(e.UID, a))
 	}
 	if !m.hasOther(e) {

@@ -71,14 +71,14 @@ func (c *Client) Load() error {
 }
 
 // keepSaved writes the state now and then while it changes, and a last time at the end.
-func (c *Client) keepSaved(ctx context.Context) {
+func (c *Client) keepSaved(ctx context.Context) error {
 	tick := time.NewTicker(saveInterval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			c.save()
-			return
+			return nil
 		case <-tick.C:
 			c.save()
 		}

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package policysync is the agent's end of the policy service's stream. It hands the state to a Sink, acknowledges each revision after the sink
-// has taken it, registers the local endpoints anew on every stream, and keeps the last state on disk for the time when no policy service answers.
-//
-// One stream is open at a time; when it breaks, the next address of the list is tried.
+// Package policysync is the agent's end of the policy service's streams, one to every replica. Registrations of local endpoints go to all of them; state
+// comes from one, the leading stream, and another takes the lead when it breaks. A revision is acknowledged, on each stream, when the maps hold what that
+// stream has said. The last state is kept on disk for the time when no replica answers.
 package policysync
 
 import (
@@ -15,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
 	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
@@ -41,7 +41,7 @@ type Config struct {
 	StateFile string
 	Store     *desired.Store
 	Sink      Sink
-	// Changed, if set, is called when Status changes.
+	// Changed, if set, is called when Status changes. It must not call the client.
 	Changed func(Status)
 	Now     func() time.Time
 	Log     *slog.Logger
@@ -49,15 +49,14 @@ type Config struct {
 
 // Status says how things stand with the policy service.
 type Status struct {
+	// Connected: there is a leading stream. Address is its replica, Streams counts all that are open.
 	Connected bool
-	// Address of the replica.
-	Address string
-	// Revision that the maps hold, of this stream.
+	Address   string
+	Streams   int
+	// Revision of the leading stream that the maps hold.
 	Revision uint64
 	// Complete: this process has had the whole state from a policy service.
 	Complete bool
-	// Since when the stream has been up or down.
-	Since time.Time
 	// StateTime is when the state in use was last known to be current; zero = there is none.
 	StateTime time.Time
 	// Rejected counts resources that could not be read, Failed writes to maps that failed.
@@ -66,22 +65,29 @@ type Status struct {
 
 // Client is safe for concurrent use.
 type Client struct {
-	cfg Config
-	log *slog.Logger
+	cfg   Config
+	log   *slog.Logger
+	links []*link
+
+	// applying makes changes of the state one after the other; it is taken before mu.
+	applying sync.Mutex
+	lead     *link // owned by applying
 
 	mu        sync.Mutex
 	status    Status
 	endpoints map[string]*policyv1.Endpoint // registered, by uid
 	waiting   map[string]chan Spread        // by uid: who waits for Spread
-	outbox    []*policyv1.SyncRequest
-	wake      chan struct{}
 	dirty     bool
 }
 
 // New makes a client.
 func New(cfg Config) *Client {
-	return &Client{cfg: cfg, log: cfg.Log.With("component", "policysync"), endpoints: map[string]*policyv1.Endpoint{},
-		waiting: map[string]chan Spread{}, wake: make(chan struct{}, 1), status: Status{Since: cfg.Now()}}
+	c := &Client{cfg: cfg, log: cfg.Log.With("component", "policysync"), endpoints: map[string]*policyv1.Endpoint{},
+		waiting: map[string]chan Spread{}}
+	for _, a := range cfg.Addresses {
+		c.links = append(c.links, newLink(c, a))
+	}
+	return c
 }
 
 // Status returns how things stand.
@@ -93,6 +99,25 @@ func (c *Client) Status() Status {
 		s.StateTime = c.cfg.Now()
 	}
 	return s
+}
+
+func (c *Client) setStatus(f func(*Status)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f(&c.status)
+	if c.cfg.Changed != nil {
+		c.cfg.Changed(c.status)
+	}
+}
+
+// Run keeps a stream to each of the replicas until ctx ends.
+func (c *Client) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, l := range c.links {
+		group.Go(func() error { return l.run(ctx) })
+	}
+	group.Go(func() error { return c.keepSaved(ctx) })
+	return group.Wait()
 }
 
 // Endpoint is what a registration says.
@@ -112,8 +137,8 @@ type Spread struct {
 // notYet is the one refusal that ends by itself.
 const notYet = "not known yet"
 
-// Register tells the policy service, now and after every reconnection, that an endpoint is ready. The channel yields once, if and when the policy
-// service answers.
+// Register tells every replica, now and after every reconnection, that an endpoint is ready. The channel yields once, if and when the leading
+// replica answers.
 func (c *Client) Register(e Endpoint) <-chan Spread {
 	r := &policyv1.Endpoint{Uid: e.UID, Node: c.cfg.Node, Namespace: e.Namespace, Name: e.Name, Identity: e.Identity, NamedPorts: e.NamedPorts}
 	for _, a := range e.Addresses {
@@ -127,203 +152,141 @@ func (c *Client) Register(e Endpoint) <-chan Spread {
 	defer c.mu.Unlock()
 	c.endpoints[e.UID] = r
 	c.waiting[e.UID] = ch
-	c.sendLocked(&policyv1.SyncRequest{Message: &policyv1.SyncRequest_Register{Register: r}})
+	for _, l := range c.links {
+		l.queueLocked(&policyv1.SyncRequest{Message: &policyv1.SyncRequest_Register{Register: r}})
+	}
 	return ch
 }
 
-// Unregister tells the policy service that an endpoint is gone.
+// Unregister tells every replica that an endpoint is gone.
 func (c *Client) Unregister(uid string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.endpoints, uid)
 	delete(c.waiting, uid)
-	c.sendLocked(&policyv1.SyncRequest{Message: &policyv1.SyncRequest_Unregister{Unregister: uid}})
-}
-
-// sendLocked queues a message for the open stream. Without one there is no need to: a new stream begins with every registration, and
-// endpoints that are not among them are gone.
-func (c *Client) sendLocked(r *policyv1.SyncRequest) {
-	if !c.status.Connected {
-		return
-	}
-	c.outbox = append(c.outbox, r)
-	select {
-	case c.wake <- struct{}{}:
-	default:
+	for _, l := range c.links {
+		l.queueLocked(&policyv1.SyncRequest{Message: &policyv1.SyncRequest_Unregister{Unregister: uid}})
 	}
 }
 
-func (c *Client) setStatus(f func(*Status)) {
-	c.mu.Lock()
-	f(&c.status)
-	s := c.status
-	c.mu.Unlock()
-	if c.cfg.Changed != nil {
-		c.cfg.Changed(s)
-	}
-}
-
-// Run keeps a stream to one of the replicas until ctx ends.
-func (c *Client) Run(ctx context.Context) error {
-	saver := make(chan struct{})
-	go func() {
-		defer close(saver)
-		c.keepSaved(ctx)
-	}()
-	defer func() { <-saver }()
-	backoff := firstBackoff
-	for i := 0; ; i++ {
-		address := c.cfg.Addresses[i%len(c.cfg.Addresses)]
-		started := c.cfg.Now()
-		err := c.stream(ctx, address)
-		if ctx.Err() != nil {
-			return nil
-		}
-		c.setStatus(func(s *Status) {
-			if s.Connected {
-				s.Connected, s.Since = false, c.cfg.Now()
-				if s.Complete {
-					s.StateTime = c.cfg.Now()
-				}
-			}
-		})
-		c.log.Warn("policy stream ended", "address", address, "error", err)
-		if c.cfg.Now().Sub(started) > 10*time.Second {
-			backoff = firstBackoff
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(backoff):
-		}
-		backoff = min(2*backoff, maxBackoff)
-	}
-}
-
-const (
-	firstBackoff = 100 * time.Millisecond
-	maxBackoff   = 3 * time.Second
-	// openTimeout bounds how long an address that does not answer is waited for.
-	openTimeout = 5 * time.Second
-)
-
-// stream runs one stream to its end.
-func (c *Client) stream(ctx context.Context, address string) error {
-	conn, err := c.cfg.Dial(address)
-	if err != nil {
-		return fmt.Errorf("dial: %w", err)
-	}
-	defer conn.Close()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	open := time.AfterFunc(openTimeout, func() { cancel(errors.New("no answer")) })
-	defer open.Stop()
-	stream, err := policyv1.NewPolicyServiceClient(conn).Sync(ctx)
-	if err != nil {
-		return fmt.Errorf("open stream: %w", causeOr(ctx, err))
-	}
-	c.cfg.Store.Begin()
-	c.mu.Lock()
-	c.outbox = []*policyv1.SyncRequest{{Message: &policyv1.SyncRequest_Hello{Hello: &policyv1.Hello{
-		Node: c.cfg.Node, Version: c.cfg.Version, Instance: c.cfg.Instance}}}}
-	for _, e := range c.endpoints {
-		c.outbox = append(c.outbox, &policyv1.SyncRequest{Message: &policyv1.SyncRequest_Register{Register: e}})
-	}
-	c.status.Connected, c.status.Address, c.status.Revision, c.status.Since = true, address, 0, c.cfg.Now()
-	c.mu.Unlock()
-
-	sendDone := make(chan error, 1)
-	go func() { sendDone <- c.send(ctx, stream) }()
-	err = c.receive(ctx, stream, func() { open.Stop() })
-	cancel(err)
-	return errors.Join(causeOr(ctx, err), <-sendDone)
-}
-
-func causeOr(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
-		return cause
-	}
-	return err
-}
-
-// send is the stream's only sender.
-func (c *Client) send(ctx context.Context, stream grpc.BidiStreamingClient[policyv1.SyncRequest, policyv1.SyncResponse]) error {
-	for {
-		c.mu.Lock()
-		out := c.outbox
-		c.outbox = nil
-		c.mu.Unlock()
-		for _, r := range out {
-			if err := stream.Send(r); err != nil {
-				return nil // the receiver has the reason
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-c.wake:
-		}
-	}
-}
-
-func (c *Client) receive(ctx context.Context, stream grpc.BidiStreamingClient[policyv1.SyncRequest, policyv1.SyncResponse], opened func()) error {
-	for {
-		r, err := stream.Recv()
-		if err != nil {
-			return err
-		}
-		opened()
-		switch m := r.GetMessage().(type) {
-		case *policyv1.SyncResponse_Update:
-			if err := c.update(ctx, m.Update); err != nil {
-				return err
-			}
-		case *policyv1.SyncResponse_Synced:
-			changes := c.cfg.Store.Complete()
-			err := errors.Join(c.cfg.Sink.Apply(changes, false), c.cfg.Sink.Prune())
-			if err != nil {
-				return fmt.Errorf("complete state: %w", err)
-			}
-			c.setStatus(func(s *Status) { s.Complete, s.Revision = true, m.Synced.GetRevision() })
-			c.ack(m.Synced.GetRevision())
-			c.log.Info("state is complete", "address", c.Status().Address, "revision", m.Synced.GetRevision())
-		case *policyv1.SyncResponse_Spread:
-			c.spread(m.Spread)
-		}
-	}
-}
-
-func (c *Client) spread(s *policyv1.Spread) {
+// spread takes a replica's answer to a registration. The leading one knows best which nodes hold an address; what another refuses is only logged.
+func (c *Client) spread(l *link, s *policyv1.Spread) {
 	if strings.Contains(s.GetError(), notYet) {
 		return
 	}
 	c.mu.Lock()
-	ch := c.waiting[s.GetUid()]
-	delete(c.waiting, s.GetUid())
-	c.mu.Unlock()
-	if ch != nil {
+	defer c.mu.Unlock()
+	leading := !c.status.Connected || c.status.Address == l.address
+	if ch := c.waiting[s.GetUid()]; ch != nil && leading {
+		delete(c.waiting, s.GetUid())
 		ch <- Spread{LateNodes: s.GetLateNodes(), Refused: s.GetError()}
-	} else if s.GetError() != "" {
-		c.log.Error("an endpoint does not spread", "uid", s.GetUid(), "reason", s.GetError())
+		return
+	}
+	if s.GetError() != "" {
+		c.log.Error("an endpoint does not spread", "uid", s.GetUid(), "replica", l.address, "reason", s.GetError())
 	}
 }
 
-// update applies one update. A resource that cannot be read is left out and counted; it must not keep the others away. A map that cannot be
-// written ends the stream: the revision is not acknowledged, and the next stream brings everything again.
-func (c *Client) update(ctx context.Context, u *policyv1.Update) error {
+// update takes a message of a stream into its view and, if the stream leads, into the state.
+func (c *Client) update(l *link, u *policyv1.Update) error {
 	upserts, removals, err := convert(u)
 	if err != nil {
-		c.log.Error("policy service sent what cannot be read", "error", err)
+		// A resource that cannot be read is left out and counted; it must not keep the others away.
+		c.log.Error("policy service sent what cannot be read", "replica", l.address, "error", err)
 		c.setStatus(func(s *Status) { s.Rejected++ })
 	}
-	changes := c.cfg.Store.Apply(upserts, removals)
-	if err := c.cfg.Sink.Apply(changes, false); err != nil {
-		c.setStatus(func(s *Status) { s.Failed++ })
-		return fmt.Errorf("apply revision %d: %w", u.GetRevision(), err)
+	c.applying.Lock()
+	defer c.applying.Unlock()
+	l.take(u.GetRevision(), upserts, removals)
+	switch c.lead {
+	case nil:
+		return c.apply(l, c.follow(l), false)
+	case l:
+		return c.apply(l, c.cfg.Store.Apply(upserts, removals), false)
 	}
-	c.setStatus(func(s *Status) { s.Revision = u.GetRevision() })
-	c.ack(u.GetRevision())
-	return ctx.Err()
+	l.acknowledge(c.cfg.Store)
+	return nil
+}
+
+// complete ends the first state of a stream.
+func (c *Client) complete(l *link, revision uint64) error {
+	c.applying.Lock()
+	defer c.applying.Unlock()
+	l.take(revision, nil, nil)
+	l.complete = true
+	var changes []desired.Change
+	switch c.lead {
+	case nil:
+		changes = c.follow(l)
+	case l:
+	default:
+		l.acknowledge(c.cfg.Store)
+		return nil
+	}
+	return c.apply(l, append(changes, c.cfg.Store.Complete()...), true)
+}
+
+// apply takes changes of the leading stream into the maps and acknowledges them, and what other streams said of the same. A map that cannot be
+// written ends the stream: the revision is not acknowledged, and the next stream brings everything again.
+func (c *Client) apply(l *link, changes []desired.Change, complete bool) error {
+	err := c.cfg.Sink.Apply(changes, false)
+	if err == nil && complete {
+		err = c.cfg.Sink.Prune()
+	}
+	if err != nil {
+		c.setStatus(func(s *Status) { s.Failed++ })
+		return fmt.Errorf("apply revision %d: %w", l.revision, err)
+	}
+	c.setStatus(func(s *Status) {
+		s.Revision = l.revision
+		s.Complete = s.Complete || complete
+	})
+	c.mu.Lock()
+	c.dirty = true
+	c.mu.Unlock()
+	for _, other := range c.links {
+		other.acknowledge(c.cfg.Store)
+	}
+	if complete {
+		c.log.Info("state is complete", "replica", l.address, "revision", l.revision)
+	}
+	return nil
+}
+
+// follow makes a stream the leading one, and the state what it has said so far.
+func (c *Client) follow(l *link) []desired.Change {
+	c.lead = l
+	c.cfg.Store.Begin()
+	c.setStatus(func(s *Status) { s.Connected, s.Address, s.Revision = true, l.address, 0 })
+	return c.cfg.Store.Apply(l.view.All(), nil)
+}
+
+// ended takes a stream out. If it led, another one that has the whole state takes over at once; else the next message of any does.
+func (c *Client) ended(l *link) {
+	c.applying.Lock()
+	defer c.applying.Unlock()
+	l.reset()
+	if c.lead != l {
+		return
+	}
+	c.lead = nil
+	c.setStatus(func(s *Status) {
+		if s.Complete {
+			s.StateTime = c.cfg.Now()
+		}
+		s.Connected, s.Address = false, ""
+	})
+	for _, other := range c.links {
+		if !other.complete {
+			continue
+		}
+		changes := append(c.follow(other), c.cfg.Store.Complete()...)
+		if err := c.apply(other, changes, true); err != nil {
+			// The mirror tries again by itself; this stream's next message is not acknowledged before it succeeded.
+			c.log.Error("state of another replica was not applied", "replica", other.address, "error", err)
+		}
+		return
+	}
 }
 
 func convert(u *policyv1.Update) ([]desired.Upsert, []desired.Key, error) {
@@ -348,11 +311,4 @@ func convert(u *policyv1.Update) ([]desired.Upsert, []desired.Key, error) {
 		removals = append(removals, key)
 	}
 	return upserts, removals, errors.Join(errs...)
-}
-
-func (c *Client) ack(revision uint64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.dirty = true
-	c.sendLocked(&policyv1.SyncRequest{Message: &policyv1.SyncRequest_Ack{Ack: revision}})
 }

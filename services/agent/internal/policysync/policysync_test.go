@@ -218,12 +218,12 @@ func TestUnreadableResourceDoesNotKeepOthersAway(t *testing.T) {
 }
 
 func TestFailedMapEndsTheStreamWithoutAck(t *testing.T) {
-	f := start(t, "", true, "a", "b")
+	f := start(t, "", true, "a")
 	f.sink.fail = errors.New("map is full")
 	s := wait(t, "stream", f.replicas["a"].streams)
 	s.update(t, 1, []*policyv1.Resource{node("node-1", "172.30.0.1")})
-	// The next stream is to the next replica; it brings all of it again.
-	s2 := wait(t, "second stream", f.replicas["b"].streams)
+	// The next stream brings all of it again.
+	s2 := wait(t, "second stream", f.replicas["a"].streams)
 	for len(s.got) > 0 {
 		if m := <-s.got; m.GetAck() != 0 {
 			t.Errorf("revision %d was acknowledged", m.GetAck())
@@ -234,13 +234,13 @@ func TestFailedMapEndsTheStreamWithoutAck(t *testing.T) {
 }
 
 func TestWhatANewStreamDoesNotSendIsGone(t *testing.T) {
-	f := start(t, "", true, "a", "b")
+	f := start(t, "", true, "a")
 	s := wait(t, "stream", f.replicas["a"].streams)
 	s.update(t, 1, []*policyv1.Resource{identity(300), identity(301)})
 	s.synced(t, 1)
 	s.ack(t, 1)
 	s.end <- status.Error(codes.Unavailable, "drain")
-	s2 := wait(t, "second stream", f.replicas["b"].streams)
+	s2 := wait(t, "second stream", f.replicas["a"].streams)
 	s2.update(t, 1, []*policyv1.Resource{identity(301)})
 	s2.ack(t, 1)
 	if n := f.store.Count(desired.KindIdentity); n != 2 {
@@ -253,8 +253,85 @@ func TestWhatANewStreamDoesNotSendIsGone(t *testing.T) {
 	}
 }
 
-func TestRegistrations(t *testing.T) {
+// acks returns the latest revision that was acknowledged so far.
+func (s *session) acks() uint64 {
+	var latest uint64
+	for len(s.got) > 0 {
+		if m := <-s.got; m.GetAck() != 0 {
+			latest = m.GetAck()
+		}
+	}
+	return latest
+}
+
+func TestEveryReplicaIsServedAndOneLeads(t *testing.T) {
 	f := start(t, "", true, "a", "b")
+	a, b := wait(t, "stream", f.replicas["a"].streams), wait(t, "stream", f.replicas["b"].streams)
+	f.Register(endpoint("u1"))
+	for _, s := range []*session{a, b} {
+		for wait(t, "registration", s.got).GetRegister().GetUid() != "u1" {
+		}
+	}
+	a.update(t, 1, []*policyv1.Resource{identity(300, "k8s:a=1")})
+	a.ack(t, 1)
+	a.synced(t, 1)
+	// b says the same by other revisions, then something of its own: only what the maps hold is acknowledged.
+	b.update(t, 70, []*policyv1.Resource{identity(300, "k8s:a=1")})
+	b.ack(t, 70)
+	b.update(t, 71, []*policyv1.Resource{identity(301, "k8s:b=1")})
+	b.synced(t, 71)
+	a.update(t, 2, []*policyv1.Resource{node("node-1", "172.30.0.1")})
+	a.ack(t, 2)
+	if got := b.acks(); got != 0 {
+		t.Errorf("b was told %d, its identity 301 is not in the maps", got)
+	}
+	if f.store.Count(desired.KindIdentity) != 1 || f.Status().Address != "a" || f.Status().Streams != 2 {
+		t.Errorf("state of b was applied; status %+v", f.Status())
+	}
+	// Then a says it too.
+	a.update(t, 3, []*policyv1.Resource{identity(301, "k8s:b=1")})
+	b.ack(t, 71)
+
+	// a dies: b leads at once, with all that it has said, and what it has not said goes.
+	a.end <- status.Error(codes.Unavailable, "killed")
+	b.update(t, 72, []*policyv1.Resource{identity(302)})
+	b.ack(t, 72)
+	if f.store.Count(desired.KindIdentity) != 3 || f.store.Node("node-1") != nil || f.Status().Address != "b" {
+		t.Errorf("%d identities, node %v, status %+v", f.store.Count(desired.KindIdentity), f.store.Node("node-1"), f.Status())
+	}
+	// a comes back, and follows.
+	a = wait(t, "stream", f.replicas["a"].streams)
+	if wait(t, "hello", a.got).GetHello() == nil || wait(t, "registration", a.got).GetRegister().GetUid() != "u1" {
+		t.Error("the new stream does not begin with hello and the endpoint")
+	}
+	a.update(t, 1, []*policyv1.Resource{identity(302)})
+	a.ack(t, 1)
+	if f.Status().Address != "b" {
+		t.Errorf("status %+v, want b to lead on", f.Status())
+	}
+}
+
+// A stream that said a part of its state while another led, and then leads, loses nothing of it.
+func TestHalfSaidStateIsNotLost(t *testing.T) {
+	f := start(t, "", true, "a", "b")
+	a, b := wait(t, "stream", f.replicas["a"].streams), wait(t, "stream", f.replicas["b"].streams)
+	a.update(t, 1, []*policyv1.Resource{identity(300)})
+	a.ack(t, 1)
+	b.update(t, 5, []*policyv1.Resource{identity(300), identity(301)})
+	a.update(t, 2, []*policyv1.Resource{identity(301)})
+	a.ack(t, 2)
+	b.ack(t, 5)
+	a.end <- status.Error(codes.Unavailable, "killed")
+	wait(t, "second stream", f.replicas["a"].streams) // so the old one is out
+	b.synced(t, 6)
+	b.ack(t, 6)
+	if f.store.Count(desired.KindIdentity) != 2 || f.Status().Address != "b" {
+		t.Errorf("%d identities, status %+v", f.store.Count(desired.KindIdentity), f.Status())
+	}
+}
+
+func TestRegistrations(t *testing.T) {
+	f := start(t, "", true, "a")
 	early := f.Register(endpoint("u1")) // perhaps before there is a stream
 	s := wait(t, "stream", f.replicas["a"].streams)
 	registered := func(s *session, uid string) *policyv1.Endpoint {
@@ -286,7 +363,7 @@ func TestRegistrations(t *testing.T) {
 	}
 	// A new stream begins with hello and with what is there now.
 	s.end <- status.Error(codes.Unavailable, "drain")
-	s2 := wait(t, "second stream", f.replicas["b"].streams)
+	s2 := wait(t, "second stream", f.replicas["a"].streams)
 	if wait(t, "hello", s2.got).GetHello() == nil {
 		t.Error("the stream does not begin with hello")
 	}
