@@ -82,7 +82,8 @@ func (d *Datapath) load() error {
 	return d.takeOverLinks()
 }
 
-// Close lets go of maps and programs; what is pinned or attached stays.
+// Close lets go of maps and programs; what is pinned or attached stays. Nobody may use the Datapath any more, Rings above all: their memory
+// is unmapped.
 func (d *Datapath) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

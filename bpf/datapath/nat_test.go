@@ -190,6 +190,52 @@ func TestInboundIsNotMasqueraded(t *testing.T) {
 	}
 }
 
+// What cannot be masqueraded is dropped with its reason; a claim is good for one peer.
+func TestMasqueradeRefusals(t *testing.T) {
+	b := newBench(t, func(c *Config) {
+		c.Masquerade, c.NodeIPv4 = true, node4
+		c.NATPortMin, c.NATPortMax = 61000, 61000
+	})
+	masq := withMark(0x400)
+	leave := func(p []byte) verdict { return b.run(tcProgToNetwork, b.uplink, p, masq) }
+	other := netip.MustParseAddr("192.0.2.81")
+	first := udp(t, at(podA4, 1000), at(out4, 53), 10)
+	for i, c := range []struct {
+		packet []byte
+		code   uint32
+		reason uint8
+	}{
+		{first, actOK, 0},
+		{first, actOK, 0},
+		{udp(t, at(podA4, 1001), at(out4, 53), 10), actShot, DropNoNATPort},
+		{udp(t, at(podA4, 1001), at(other, 53), 10), actOK, 0},
+		{rawIP(t, podA4, out4, unix.IPPROTO_SCTP, make([]byte, 16), nil), actShot, DropNATProtocol},
+	} {
+		b.records()
+		v := leave(c.packet)
+		if v.code != c.code {
+			t.Errorf("packet %d: verdict %d, want %d", i, v.code, c.code)
+		}
+		r := b.records()
+		if c.reason == 0 {
+			if len(r) != 0 {
+				t.Errorf("packet %d: records %+v", i, r)
+			}
+			if src, _ := netip.AddrFromSlice(v.out[26:30]); src != node4 || v.out[34] != 61000>>8 || v.out[35] != 61000&0xff {
+				t.Errorf("packet %d: left as %v port %d", i, src, int(v.out[34])<<8|int(v.out[35]))
+			}
+		} else if len(r) != 1 || r[0].Reason != c.reason || r[0].Endpoint != epA {
+			t.Errorf("packet %d: records %+v, want a drop for reason %d", i, r, c.reason)
+		}
+	}
+	if v := b.run(tcProgToNetwork, b.uplink, first); v.code != actOK || string(v.out) != string(first) {
+		t.Error("a packet without the mark was changed")
+	}
+	if c := b.counters(); c.NATClaimed != 2 {
+		t.Errorf("%d claims, want 2", c.NATClaimed)
+	}
+}
+
 // ping sends an echo request of a size from a raw socket and waits for the answer.
 func ping(to netip.Addr, id uint16, size int) error {
 	family, proto, request, answer := unix.AF_INET, unix.IPPROTO_ICMP, byte(8), byte(0)

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -300,4 +301,93 @@ func TestServiceUDP(t *testing.T) {
 			checkService(w, t, c.vip, c.backend, unix.IPPROTO_UDP, c.local)
 		})
 	}
+}
+
+// An unconnected socket stays with its backend until the set of backends changes.
+func TestServiceChanges(t *testing.T) {
+	w, client, server := serviceWorld(t)
+	udpEcho(w, server, at(podB4, 8080))
+	udpEcho(w, server, at(podB4, 8081))
+	f := Frontend{vip4, 80, unix.IPPROTO_UDP}
+	w.do(inside(client.ns, func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}); err != nil {
+			return err
+		}
+		for _, backend := range []uint16{8080, 8081, 8080} {
+			if err := w.Services().Upsert(Service{f, serviceID, []netip.AddrPort{at(podB4, backend)}}); err != nil {
+				return err
+			}
+			w.records()
+			for range 3 {
+				if err := unix.Sendto(fd, []byte("hello"), 0, &unix.SockaddrInet4{Port: 80, Addr: vip4.As4()}); err != nil {
+					return err
+				}
+				_, from, err := unix.Recvfrom(fd, make([]byte, 100), 0)
+				if err != nil {
+					return fmt.Errorf("answer of %d: %w", backend, err)
+				}
+				if got := sockaddr(from); got != at(vip4, 80) {
+					t.Errorf("answer from %v", got)
+				}
+			}
+			translations := 0
+			for _, r := range w.records() {
+				if r.Type == RecordTranslation {
+					translations++
+					if r.XlatedPort != backend {
+						t.Errorf("translated to port %d, want %d", r.XlatedPort, backend)
+					}
+				}
+			}
+			if translations != 1 {
+				t.Errorf("backend %d: %d translations, want 1", backend, translations)
+			}
+		}
+		return nil
+	}))
+}
+
+// What the local socket sends again is in its entry, also of a connection that never comes to be.
+func TestRetransmissions(t *testing.T) {
+	w, client, _ := serviceWorld(t)
+	// The host outside does not know the way back.
+	w.do(inside(w.out.ns, func() error {
+		l, err := netlink.LinkByName("outside")
+		if err != nil {
+			return err
+		}
+		_, dst, _ := net.ParseCIDR("10.244.1.0/24")
+		return netlink.RouteDel(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: dst})
+	}))
+	w.do(inside(client.ns, func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		if err := unix.Connect(fd, &unix.SockaddrInet4{Port: 9, Addr: w.out.v4.As4()}); !errors.Is(err, unix.EINPROGRESS) {
+			return fmt.Errorf("connect: %w", err)
+		}
+		for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+			var conn Conn
+			w.do(w.Conntrack().List(func(c Conn) bool { conn = c; return c.Destination.Addr() != w.out.v4 }))
+			if conn.Forward.Packets < 2 {
+				continue
+			}
+			if conn.Known&KnownRetransmissions == 0 || uint64(conn.Retransmissions) != conn.Forward.Packets-1 {
+				// The socket counts just after the packet went.
+				continue
+			}
+			if conn.State != StateSynSent {
+				t.Errorf("state %v, want syn-sent", conn.State)
+			}
+			return nil
+		}
+		return errors.New("no retransmission in the entry within 10 seconds")
+	}))
 }
