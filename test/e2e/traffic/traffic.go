@@ -44,11 +44,11 @@ func Serve(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { serveTCP(tcp) })
 	wg.Go(func() { serveUDP(udp) })
-	<-ctx.Done()
+	err = serveWho(ctx)
 	tcp.Close()
 	udp.Close()
 	wg.Wait()
-	return nil
+	return err
 }
 
 func serveTCP(ln net.Listener) {
@@ -180,7 +180,10 @@ func Run(ctx context.Context, cfg Config) (map[string]int, error) {
 }
 
 func tcpRequest(c net.Conn, rng *rand.Rand) error {
-	req, resp := size(rng), size(rng)
+	return tcpTransfer(c, size(rng), size(rng))
+}
+
+func tcpTransfer(c net.Conn, req, resp int) error {
 	msg := make([]byte, 8+req)
 	binary.BigEndian.PutUint32(msg, uint32(req))
 	binary.BigEndian.PutUint32(msg[4:], uint32(resp))

@@ -51,11 +51,17 @@ func run(ctx context.Context, args []string) error {
 	if len(args) == 4 && args[0] == "load" {
 		return load(ctx, args[1], args[2], args[3])
 	}
+	if len(args) > 1 {
+		switch args[0] {
+		case "ask", "path-mtu", "transfer", "ping":
+			return probe(ctx, args[0], args[1:])
+		}
+	}
 	if len(args) == 2 && args[0] == "offload-off" {
 		return traffic.OffloadOff(args[1])
 	}
 	if len(args) == 0 || args[0] != "run" {
-		return errors.New("usage: e2e-traffic serve | ready PORT | run [flags] | offload-off INTERFACE | spoof|orphan-fragments|fill COUNT ADDRESS | measure-serve | load ADDRESS RATE DURATION | measure rtt|throughput|connections ADDRESS DURATION")
+		return errors.New("usage: e2e-traffic serve | ready PORT | run [flags] | offload-off INTERFACE | spoof|orphan-fragments|fill COUNT ADDRESS | measure-serve | load ADDRESS RATE DURATION | measure rtt|throughput|connections ADDRESS DURATION | " + probeUsage)
 	}
 	args = args[1:]
 	fs := flag.NewFlagSet("e2e-traffic", flag.ContinueOnError)
