@@ -172,7 +172,14 @@ func (l *Lab) start(ctx, partsCtx context.Context, group *errgroup.Group, ready 
 	l.say("Weir is ready: %d nodes, observer on %s", len(l.nodes), l.config.ObserverListen)
 	group.Go(func() error { return l.runner.Run(ctx) })
 	group.Go(func() error { return l.files.Run(ctx) })
-	l.awaitPods(ctx)
+	// Like a cluster that somebody comes to: its DNS is there first. If it is not soon, that is not worth waiting for.
+	l.awaitPods(ctx, systemHead, systemPod)
+	l.runner.Release()
+	if waiting := l.awaitPods(ctx, l.config.Timeout, everything); len(waiting) > 0 && ctx.Err() == nil {
+		l.say("not ready after %s:\n  %s", l.config.Timeout, strings.Join(waiting, "\n  "))
+	} else if ctx.Err() == nil {
+		l.say("all pods are ready")
+	}
 	if ctx.Err() == nil {
 		ready()
 	}

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -103,33 +102,36 @@ func (l *Lab) describe() *labv1.GetLabResponse {
 	return response
 }
 
-// awaitPods waits until the pods and hosts of the manifests run, or until there is no use in waiting longer. A pod that does not start
-// is the manifest's affair: the lab stays up, and says so.
-func (l *Lab) awaitPods(ctx context.Context) {
-	deadline, cancel := context.WithTimeout(ctx, l.config.Timeout)
+// systemHead is how long the pods of the system namespace may take before the others start as well.
+const systemHead = 5 * time.Second
+
+func systemPod(o object.Object) bool { return o.GetNamespace() == cluster.SystemNamespace }
+
+func everything(object.Object) bool { return true }
+
+// awaitPods waits until the pods and hosts that are wanted run, or for limit, and returns those that do not. A pod that does not start is
+// the manifest's affair: the lab stays up.
+func (l *Lab) awaitPods(ctx context.Context, limit time.Duration, wanted func(object.Object) bool) []string {
+	deadline, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	watch := l.cluster.Watch("Pod", "Host")
 	defer watch.Close()
 	for {
-		waiting := l.waiting()
+		waiting := l.waiting(wanted)
 		if len(waiting) == 0 {
-			l.say("all pods are ready")
-			return
+			return nil
 		}
 		if _, err := watch.Next(deadline); err != nil {
-			if ctx.Err() == nil {
-				l.say("not ready after %s:\n  %s", l.config.Timeout, strings.Join(waiting, "\n  "))
-			}
-			return
+			return waiting
 		}
 	}
 }
 
 // waiting names the pods and hosts that are not ready, and why.
-func (l *Lab) waiting() []string {
+func (l *Lab) waiting(wanted func(object.Object) bool) []string {
 	var names []string
 	for _, pod := range cluster.List[*corev1.Pod](l.cluster) {
-		if ready(pod) {
+		if ready(pod) || !wanted(pod) {
 			continue
 		}
 		state, why := control.PodStatus(pod)
@@ -142,7 +144,7 @@ func (l *Lab) waiting() []string {
 				started++
 			}
 		}
-		if started < len(host.Spec.Containers) {
+		if started < len(host.Spec.Containers) && wanted(host) {
 			names = append(names, fmt.Sprintf("host %s: %s", host.Name, host.Status.Message))
 		}
 	}

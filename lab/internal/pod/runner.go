@@ -82,11 +82,33 @@ type Runner struct {
 	mu   sync.Mutex
 	runs map[types.UID]*run
 	wait sync.WaitGroup
+	// begin is what waits for Release: functions by the uid of what they start. Nil after Release.
+	begin map[types.UID]func()
 }
 
 // NewRunner makes a runner.
 func NewRunner(config Config) *Runner {
-	return &Runner{config: config, slots: make(chan struct{}, startsAtOnce), runs: map[types.UID]*run{}}
+	return &Runner{config: config, slots: make(chan struct{}, startsAtOnce), runs: map[types.UID]*run{}, begin: map[types.UID]func(){}}
+}
+
+// Release starts everything that is not of the system namespace. Until then it waits: what a cluster has always had, such as DNS, runs
+// before its first application does.
+func (r *Runner) Release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, begin := range r.begin {
+		begin()
+	}
+	r.begin = nil
+}
+
+// startOrHold starts a workload now or at Release. The caller holds r.mu.
+func (r *Runner) startOrHold(ctx context.Context, uid types.UID, w *workload) {
+	if r.begin == nil || w.namespace == cluster.SystemNamespace {
+		r.start(ctx, uid, w)
+		return
+	}
+	r.begin[uid] = func() { r.start(ctx, uid, w) }
 }
 
 // Run follows the cluster's pods and hosts until ctx ends. Then it returns, and what runs is left to the ledger.
@@ -131,10 +153,10 @@ func (r *Runner) pod(ctx context.Context, pod *corev1.Pod, gone bool) {
 	current, running := r.runs[pod.UID]
 	switch {
 	case !running && !gone && pod.DeletionTimestamp == nil:
-		w := podWorkload(r.config, pod)
-		r.start(ctx, pod.UID, w)
+		r.startOrHold(ctx, pod.UID, podWorkload(r.config, pod))
 	case !running && !gone:
 		// It was deleted before it began.
+		delete(r.begin, pod.UID)
 		r.wait.Go(func() { r.config.Cluster.PodGone(pod.UID) })
 	case running && (gone || pod.DeletionTimestamp != nil):
 		current.end()
@@ -147,7 +169,9 @@ func (r *Runner) host(ctx context.Context, host *object.Host, gone bool) {
 	current, running := r.runs[host.UID]
 	switch {
 	case !running && !gone:
-		r.start(ctx, host.UID, hostWorkload(r.config, host))
+		r.startOrHold(ctx, host.UID, hostWorkload(r.config, host))
+	case !running && gone:
+		delete(r.begin, host.UID)
 	case running && gone:
 		current.end()
 	}

@@ -101,7 +101,15 @@ type fixture struct {
 	done    chan error
 }
 
+// newFixture has a runner that holds nothing back.
 func newFixture(t *testing.T) *fixture {
+	t.Helper()
+	f := newHoldingFixture(t)
+	f.runner.Release()
+	return f
+}
+
+func newHoldingFixture(t *testing.T) *fixture {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("this test needs root: it makes namespaces and control groups")
@@ -426,4 +434,35 @@ func TestStubborn(t *testing.T) {
 	p := f.await("web", "ready", ready)
 	f.cluster.Delete([]object.Key{object.KeyOf(p)})
 	f.awaitGone("web")
+}
+
+// TestRelease: the system's pods start first, the others when they are let go; one that is deleted before never starts.
+func TestRelease(t *testing.T) {
+	f := newHoldingFixture(t)
+	f.apply(podYAML("web", "exec sleep 1000", "") + "---\n" + podYAML("early", "exec sleep 1000", "") + "---\n" +
+		strings.Replace(podYAML("dns", "exec sleep 1000", ""), "{name: dns", "{name: dns, namespace: kube-system", 1))
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	watch := f.cluster.Watch("Pod")
+	defer watch.Close()
+	for {
+		dns, _ := cluster.Get[*corev1.Pod](f.cluster, object.Key{Kind: "Pod", Namespace: "kube-system", Name: "dns"})
+		if ready(dns) {
+			break
+		}
+		if _, err := watch.Next(ctx); err != nil {
+			t.Fatalf("the system's pod does not start: %+v", dns.Status)
+		}
+	}
+	early, _ := f.get("early")
+	f.cluster.Delete([]object.Key{object.KeyOf(early)})
+	f.awaitGone("early")
+	if _, err := f.runner.Locate("default", "web", ""); !errors.Is(err, pod.ErrNoPod) {
+		t.Errorf("a pod that is held back: %v", err)
+	}
+	f.runner.Release()
+	f.await("web", "ready", ready)
+	if len(f.plugin.plugged) != 2 {
+		t.Errorf("plugged in: %v", f.plugin.plugged)
+	}
 }
