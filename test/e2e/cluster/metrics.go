@@ -62,28 +62,31 @@ func (l *Lab) Metrics(ctx context.Context, node string, port int) (Metrics, erro
 }
 
 // dialIn dials from inside a network namespace.
-func dialIn(ctx context.Context, netns, network, addr string) (net.Conn, error) {
-	type result struct {
-		conn net.Conn
-		err  error
-	}
-	done := make(chan result, 1)
+func dialIn(ctx context.Context, netns, network, addr string) (conn net.Conn, err error) {
+	err = inNetns(ctx, netns, func(ctx context.Context) (err error) {
+		var d net.Dialer
+		conn, err = d.DialContext(ctx, network, addr)
+		return err
+	})
+	return conn, err
+}
+
+// inNetns calls fn on a thread inside a network namespace, given by its path.
+func inNetns(ctx context.Context, netns string, fn func(context.Context) error) error {
+	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread dies with its foreign namespace
 		fd, err := unix.Open(netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			done <- result{nil, err}
+			done <- err
 			return
 		}
 		defer unix.Close(fd)
 		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
-			done <- result{nil, err}
+			done <- err
 			return
 		}
-		var d net.Dialer
-		conn, err := d.DialContext(ctx, network, addr)
-		done <- result{conn, err}
+		done <- fn(ctx)
 	}()
-	r := <-done
-	return r.conn, r.err
+	return <-done
 }
