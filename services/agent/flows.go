@@ -74,7 +74,7 @@ func (n *node) setUpFlows() error {
 	if err != nil {
 		return fmt.Errorf("load flow state: %w", err)
 	}
-	tracker, err := losses.New(n.path("kernel-losses"), n.datapath.Counters, state.Epoch == 0)
+	tracker, err := losses.New(n.path("losses"), n.datapath.Counters, state.Epoch == 0)
 	if err != nil {
 		// What the last agent told is told again: too much rather than too little.
 		n.log.Error("losses told by the last agent are not known", "error", err)
@@ -91,7 +91,7 @@ func (n *node) setUpFlows() error {
 	n.publisher = publish.New(publish.Config{
 		Addresses: n.config.Relay, Dial: n.dialer("relay"), Spool: n.spool, Log: n.log,
 		Acked: func(b *batch.Sealed) {
-			if err := tracker.Confirm(b.Losses); err != nil {
+			if err := tracker.Stored(b); err != nil {
 				n.log.Error("told losses were not saved", "error", err)
 			}
 		},

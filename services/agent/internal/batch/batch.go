@@ -32,7 +32,7 @@ type Sealed struct {
 	// Encoded weir.flow.v1.Batch. Nobody changes it.
 	Bytes []byte
 	// What the batch itself tells of losses: if the batch is dropped, this must be told again.
-	Losses []*flowv1.Loss
+	Losses []*flowv1.Loss `json:"-"`
 }
 
 // Last is the number of the last record.

@@ -4,7 +4,8 @@
 // them, and hands the batches to the spool. One goroutine does all of it.
 //
 // Order matters: a batch is sealed, then the pinned state says what it covers, then it may be sent, and last the rings' room is given back. A
-// process that dies in between loses nothing that it has not numbered, and the next one can say which numbers may be missing.
+// process that dies in between loses nothing that it has not numbered, and the next one can say which numbers may be missing. What tells of losses
+// that have no numbers goes in batches of its own, which are on disk before they may be sent.
 package pipeline
 
 import (
@@ -33,10 +34,16 @@ type Rings interface {
 	Commit(positions []uint64) error
 }
 
-// Losses are the kernel's counts of records that found a ring full (losses.Tracker).
+// Losses keeps what is told of losses (losses.Tracker).
 type Losses interface {
-	// New returns what was not told yet; it counts as told from then on.
+	// Pending are batches of earlier agents that may not have arrived.
+	Pending() []*batch.Sealed
+	// Room says whether one more batch may be kept.
+	Room() bool
+	// New returns the kernel's losses that were not told yet.
 	New(now time.Time) ([]*flowv1.Loss, error)
+	// Keep makes a batch of losses outlive this process until it has arrived, instead of others that were dropped.
+	Keep(b *batch.Sealed, insteadOf []*batch.Sealed) error
 }
 
 // Config says what a pipeline works on.
@@ -92,7 +99,9 @@ type Pipeline struct {
 	pauseTime time.Duration
 	lossesDue time.Time
 	emit      func(*flow.Flow)
-	invalid   uint64 // not told yet
+	// Not told yet.
+	invalid, eventsDropped uint64
+	untold                 []*batch.Sealed
 
 	epoch, next, flows, records, batches, invalidAll atomic.Uint64
 }
@@ -131,16 +140,28 @@ func (p *Pipeline) Begin() error {
 	p.pauseTime = min(max(time.Duration(p.cfg.Rings.Bytes()/256)*time.Microsecond, minPause), maxPause)
 	p.pause = time.NewTimer(maxPause)
 	p.pause.Stop()
-	if last := old.NextSequence - 1; old.Epoch != 0 && old.NextSequence > 1 {
-		first := uint64(1)
-		if p.cfg.Ended.Epoch == old.Epoch {
-			first = p.cfg.Ended.Last + 1
+
+	last := old.NextSequence - 1
+	if old.NextSequence == 0 {
+		last = 0
+	}
+	for _, b := range p.cfg.Losses.Pending() {
+		p.cfg.Spool.Resume(b)
+		if b.Epoch == old.Epoch {
+			// It may be on disk, and sent by us now, though its agent died before it saved the state.
+			last = max(last, b.Last())
 		}
-		if first <= last {
-			// How many of them did not arrive, only the observer can tell.
-			p.sealer.AddLoss(now.UnixNano(), &flowv1.Loss{Place: flowv1.Place_PLACE_SPOOL, Cause: flowv1.Cause_CAUSE_RESTART,
-				Count: last - first + 1, Epoch: old.Epoch, First: first, Last: last, LastTime: now.UnixNano()})
-			p.opened = now
+	}
+	first := uint64(1)
+	if p.cfg.Ended.Epoch == old.Epoch {
+		first = p.cfg.Ended.Last + 1
+	}
+	if old.Epoch != 0 && first <= last {
+		// How many of them did not arrive, only the observer can tell.
+		p.sealer.AddLoss(now.UnixNano(), &flowv1.Loss{Place: flowv1.Place_PLACE_SPOOL, Cause: flowv1.Cause_CAUSE_RESTART,
+			Count: last - first + 1, Epoch: old.Epoch, First: first, Last: last, LastTime: now.UnixNano()})
+		if err := p.sealLosses(nil); err != nil {
+			return err
 		}
 	}
 	p.log.Info("epoch begins", "epoch", epoch, "lastEpoch", old.Epoch, "lastNext", old.NextSequence)
@@ -196,7 +217,7 @@ func (p *Pipeline) step(ctx context.Context) (more bool, err error) {
 // record takes one record of the kernel.
 func (p *Pipeline) record(cpu int, r *datapath.Record, pos uint64) {
 	if p.sealer.Full() {
-		if err := p.sealAt(false); err != nil {
+		if err := p.finish(nil); err != nil {
 			p.log.Error("batch was not sealed", "error", err)
 		}
 	}
@@ -223,31 +244,56 @@ func (p *Pipeline) collect(last bool) {
 		p.sealer.AddAgentEvent(e.Time.UnixNano(), e.Body)
 	}
 	now := p.cfg.Now()
-	at := now.UnixNano()
-	if n := p.cfg.Events.TakeDropped(); n > 0 {
-		p.lose(at, &flowv1.Loss{Place: flowv1.Place_PLACE_AGENT, Cause: flowv1.Cause_CAUSE_FULL, Count: n, LastTime: at})
-	}
-	if p.invalid > 0 {
-		p.lose(at, &flowv1.Loss{Place: flowv1.Place_PLACE_AGENT, Cause: flowv1.Cause_CAUSE_INVALID, Count: p.invalid, LastTime: at})
-		p.invalid = 0
-	}
-	news, again := p.cfg.Spool.TakeLosses()
+	news, untold := p.cfg.Spool.TakeLosses()
 	for _, l := range news {
-		p.lose(at, l)
+		// It names numbers, so that it is not missed if it dies with this process: the next one reports all that did not arrive.
+		p.lose(now.UnixNano(), l)
 	}
-	for _, l := range again {
-		p.sealer.AddLoss(at, l)
-	}
+	p.untold = append(p.untold, untold...)
+	p.eventsDropped += p.cfg.Events.TakeDropped()
 	if last || now.After(p.lossesDue) || p.lossesDue.Sub(now) > lossInterval {
 		p.lossesDue = now.Add(lossInterval)
-		losses, err := p.cfg.Losses.New(now)
-		if err != nil {
-			p.log.Error("loss counters were not read", "error", err)
-		}
-		for _, l := range losses {
-			p.lose(at, l)
+		if err := p.tellLosses(now); err != nil {
+			p.log.Error("losses were not told", "error", err)
 		}
 	}
+}
+
+// tellLosses tells, in a batch of its own, what was lost before it had numbers.
+func (p *Pipeline) tellLosses(now time.Time) error {
+	if !p.cfg.Losses.Room() {
+		return nil
+	}
+	list, err := p.cfg.Losses.New(now)
+	if err != nil {
+		return err
+	}
+	at := now.UnixNano()
+	if p.eventsDropped > 0 {
+		list = append(list, &flowv1.Loss{Place: flowv1.Place_PLACE_AGENT, Cause: flowv1.Cause_CAUSE_FULL, Count: p.eventsDropped, LastTime: at})
+		p.eventsDropped = 0
+	}
+	if p.invalid > 0 {
+		list = append(list, &flowv1.Loss{Place: flowv1.Place_PLACE_AGENT, Cause: flowv1.Cause_CAUSE_INVALID, Count: p.invalid, LastTime: at})
+		p.invalid = 0
+	}
+	if len(list) == 0 && len(p.untold) == 0 {
+		return nil
+	}
+	if err := p.seal(); err != nil {
+		return err
+	}
+	for _, l := range list {
+		p.lose(at, l)
+	}
+	for _, b := range p.untold {
+		for _, l := range b.Losses {
+			p.sealer.AddLoss(at, l)
+		}
+	}
+	untold := p.untold
+	p.untold = nil
+	return p.sealLosses(untold)
 }
 
 // lose counts a loss and tells of it in the batch.
@@ -256,27 +302,43 @@ func (p *Pipeline) lose(at int64, l *flowv1.Loss) {
 	p.sealer.AddLoss(at, l)
 }
 
-func (p *Pipeline) seal() error { return p.sealAt(true) }
+// seal finishes the batch and gives the rings' room back.
+func (p *Pipeline) seal() error {
+	if err := p.finish(nil); err != nil {
+		return err
+	}
+	if err := p.cfg.Rings.Commit(p.positions); err != nil {
+		return fmt.Errorf("give back ring space: %w", err)
+	}
+	return nil
+}
 
-// sealAt finishes the batch. Within a Read the rings' room is not given back, as the record at hand still lies in it.
-func (p *Pipeline) sealAt(commit bool) error {
+// sealLosses finishes a batch of losses. It must outlive this process from before it may be sent.
+func (p *Pipeline) sealLosses(insteadOf []*batch.Sealed) error {
+	return p.finish(func(b *batch.Sealed) error { return p.cfg.Losses.Keep(b, insteadOf) })
+}
+
+// finish seals what there is. Within a Read it must not be followed by Commit, as the record at hand still lies in the ring.
+func (p *Pipeline) finish(keep func(*batch.Sealed) error) error {
 	sealed, ok := p.sealer.Seal()
 	p.opened = time.Time{}
 	if !ok {
 		return nil
 	}
 	p.next.Store(p.sealer.Next())
-	err := p.cfg.Rings.SaveState(datapath.State{Epoch: p.sealer.Epoch(), NextSequence: p.sealer.Next(), Positions: p.positions})
-	p.cfg.Spool.Push(sealed)
-	p.batches.Add(1)
-	if err != nil {
-		// The rings keep what is covered; the next state that is saved covers it too.
-		return fmt.Errorf("save flow state: %w", err)
-	}
-	if commit {
-		if err := p.cfg.Rings.Commit(p.positions); err != nil {
-			return fmt.Errorf("give back ring space: %w", err)
+	var errs []error
+	if keep != nil {
+		if err := keep(sealed); err != nil {
+			// It is told all the same; only a death before it arrives would hide it.
+			errs = append(errs, fmt.Errorf("keep batch of losses: %w", err))
 		}
 	}
-	return nil
+	err := p.cfg.Rings.SaveState(datapath.State{Epoch: p.sealer.Epoch(), NextSequence: p.sealer.Next(), Positions: p.positions})
+	if err != nil {
+		// The rings keep what is covered; the next state that is saved covers it too.
+		errs = append(errs, fmt.Errorf("save flow state: %w", err))
+	}
+	p.cfg.Spool.Push(sealed)
+	p.batches.Add(1)
+	return errors.Join(errs...)
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"testing"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 
 	"github.com/weirmesh/weir/bpf/datapath"
 	flowv1 "github.com/weirmesh/weir/gen/weir/flow/v1"
+	"github.com/weirmesh/weir/services/agent/internal/batch"
 	"github.com/weirmesh/weir/services/agent/internal/event"
 	"github.com/weirmesh/weir/services/agent/internal/flow"
 	"github.com/weirmesh/weir/services/agent/internal/spool"
@@ -80,12 +82,26 @@ func records(n int) []*datapath.Record {
 	return list
 }
 
-type fakeLosses []*flowv1.Loss
+// disk is what outlives an agent beside the kernel: losses to tell, and batches kept.
+type disk struct {
+	list    []*flowv1.Loss
+	pending []*batch.Sealed
+	full    bool
+}
 
-func (l *fakeLosses) New(time.Time) ([]*flowv1.Loss, error) {
-	list := *l
-	*l = nil
+func (d *disk) New(time.Time) ([]*flowv1.Loss, error) {
+	list := d.list
+	d.list = nil
 	return list, nil
+}
+
+func (d *disk) Pending() []*batch.Sealed { return slices.Clone(d.pending) }
+func (d *disk) Room() bool               { return !d.full }
+
+func (d *disk) Keep(b *batch.Sealed, insteadOf []*batch.Sealed) error {
+	d.pending = slices.DeleteFunc(d.pending, func(p *batch.Sealed) bool { return slices.Contains(insteadOf, p) })
+	d.pending = append(d.pending, b)
+	return nil
 }
 
 type clock struct{}
@@ -94,18 +110,19 @@ func (clock) Unix(m uint64) int64 { return int64(m) + 1e18 }
 
 type fixture struct {
 	rings  *fakeRings
-	losses fakeLosses
+	losses *disk
 	spool  *spool.Spool
 	events *event.Queue
 	lost   map[flowv1.Place]uint64
 	*Pipeline
 }
 
-func agent(t *testing.T, rings *fakeRings, ended Ended) *fixture {
+func agent(t *testing.T, rings *fakeRings, ended Ended, d ...*disk) *fixture {
 	t.Helper()
-	f := &fixture{rings: rings, spool: spool.New(1 << 26), lost: map[flowv1.Place]uint64{}, events: event.NewQueue(time.Now)}
+	d = append(d, &disk{})
+	f := &fixture{rings: rings, losses: d[0], spool: spool.New(1 << 26), lost: map[flowv1.Place]uint64{}, events: event.NewQueue(time.Now)}
 	f.Pipeline = New(Config{
-		Node: "n", Cluster: "default", Rings: rings, Losses: &f.losses, Spool: f.spool, Events: f.events, Ended: ended,
+		Node: "n", Cluster: "default", Rings: rings, Losses: f.losses, Spool: f.spool, Events: f.events, Ended: ended,
 		Encoder: flow.NewEncoder(flow.NewDirectory("default", time.Now), clock{}, flow.Node{Cluster: "default", Name: "n"}),
 		Lost:    func(p flowv1.Place, _ flowv1.Cause, n uint64) { f.lost[p] += n },
 		Now:     time.Now, Log: slog.New(slog.DiscardHandler),
@@ -247,8 +264,8 @@ func TestWhatIsLostIsTold(t *testing.T) {
 	list[2] = nil
 	list[3] = &datapath.Record{Type: datapath.RecordTrace} // no IP version
 	f := agent(t, &fakeRings{t: t, records: list}, Ended{})
-	f.losses = fakeLosses{{Place: flowv1.Place_PLACE_KERNEL, Cause: flowv1.Cause_CAUSE_FULL, Count: 44, Cpu: proto.Uint32(1)}}
-	f.runUntil(t, func() bool { return f.Stats().Next > 1 })
+	f.losses.list = []*flowv1.Loss{{Place: flowv1.Place_PLACE_KERNEL, Cause: flowv1.Cause_CAUSE_FULL, Count: 44, Cpu: proto.Uint32(1)}}
+	f.runUntil(t, func() bool { return f.Stats().Next == 6 })
 	flows, _, losses := count(f.batches(t))
 	if flows != 3 {
 		t.Errorf("%d flows, want 3", flows)
@@ -261,6 +278,71 @@ func TestWhatIsLostIsTold(t *testing.T) {
 		if got[place] != want || f.lost[place] != want {
 			t.Errorf("%s: %d told, %d counted, want %d", place, got[place], f.lost[place], want)
 		}
+	}
+}
+
+// What has no numbers is on disk before it is sent, and is sent by the next agent under the same numbers.
+func TestUnnumberedLossesOutliveTheAgent(t *testing.T) {
+	rings, d := &fakeRings{t: t, records: records(10)}, &disk{}
+	old := agent(t, rings, Ended{}, d)
+	d.list = []*flowv1.Loss{{Place: flowv1.Place_PLACE_KERNEL, Cause: flowv1.Cause_CAUSE_FULL, Count: 44, Cpu: proto.Uint32(1)}}
+	old.runUntil(t, func() bool { return len(d.pending) == 1 && old.Stats().Next == 12 })
+	// It dies before it has sent anything, and so does the next one, which told of the first one's end.
+	second := agent(t, rings, Ended{}, d)
+	third := agent(t, rings, Ended{}, d)
+	third.runUntil(t, func() bool { return third.Stats().Next > 1 && third.sealer.Len() == 0 })
+	_, _, losses := count(third.batches(t))
+	ends := map[uint64]uint64{}
+	var kernel uint64
+	for _, l := range losses {
+		if l.Cause == flowv1.Cause_CAUSE_RESTART {
+			ends[l.Epoch] = l.Last
+		} else {
+			kernel += l.Count
+		}
+	}
+	if kernel != 44 || ends[old.Stats().Epoch] != 11 || ends[second.Stats().Epoch] != 1 || len(losses) != 3 {
+		t.Errorf("losses %v: want 44 of the kernel, epoch %d to end at 11 and epoch %d at 1, each once", losses, old.Stats().Epoch, second.Stats().Epoch)
+	}
+}
+
+// An agent that died after it kept a batch and before it saved the state has given that batch's numbers.
+func TestKeptBatchCountsAsNumbered(t *testing.T) {
+	rings, d := &fakeRings{t: t, records: records(10)}, &disk{}
+	old := agent(t, rings, Ended{}, d)
+	old.runUntil(t, func() bool { return old.Stats().Next == 11 })
+	d.pending = []*batch.Sealed{{Epoch: old.Stats().Epoch, First: 11, Count: 2}}
+	agent(t, rings, Ended{}, d)
+	b := &flowv1.Batch{}
+	if err := proto.Unmarshal(d.pending[1].Bytes, b); err != nil || b.Records[0].GetLoss().GetLast() != 12 {
+		t.Errorf("%v, %v; want the old epoch to end at 12", b, err)
+	}
+}
+
+// A batch of losses that the spool dropped is replaced, not forgotten; while the disk takes no more, nothing is told.
+func TestDroppedLossesAreToldAgain(t *testing.T) {
+	f := agent(t, &fakeRings{t: t, records: records(3)}, Ended{})
+	dropped := &batch.Sealed{Epoch: 1, First: 1, Count: 1, Bytes: make([]byte, 1<<27),
+		Losses: []*flowv1.Loss{{Place: flowv1.Place_PLACE_KERNEL, Cause: flowv1.Cause_CAUSE_FULL, Count: 7}}}
+	f.losses.pending = []*batch.Sealed{dropped}
+	f.spool.Push(dropped) // larger than the spool
+	f.losses.full = true
+	f.losses.list = []*flowv1.Loss{{Place: flowv1.Place_PLACE_KERNEL, Cause: flowv1.Cause_CAUSE_FULL, Count: 1}}
+	f.runUntil(t, func() bool { return f.Stats().Next > 1 })
+	if len(f.losses.pending) != 1 || len(f.losses.list) != 1 {
+		t.Errorf("%d pending, %d to tell: want it to wait", len(f.losses.pending), len(f.losses.list))
+	}
+	f.losses.full, f.lossesDue = false, time.Time{}
+	f.runUntil(t, func() bool { return f.losses.pending[0] != dropped })
+	var kernel uint64
+	_, _, losses := count(f.batches(t))
+	for _, l := range losses {
+		if l.Place == flowv1.Place_PLACE_KERNEL {
+			kernel += l.Count
+		}
+	}
+	if kernel != 8 || f.lost[flowv1.Place_PLACE_KERNEL] != 1 || f.lost[flowv1.Place_PLACE_SPOOL] != 1 {
+		t.Errorf("%d told, counted %v; want 8 told, 1 of them news, and the dropped record", kernel, f.lost)
 	}
 }
 

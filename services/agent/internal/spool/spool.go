@@ -29,9 +29,10 @@ type Spool struct {
 	bytes   int
 	flying  int
 	losses  []*flowv1.Loss
-	again   []*flowv1.Loss // what dropped batches would have told
+	untold  []*batch.Sealed // dropped batches that would have told of losses
 	dropped uint64
-	acked   uint64 // all numbers up to here are acknowledged or dropped
+	epoch   uint64 // the latest
+	acked   uint64 // of that epoch: all numbers up to here are acknowledged or dropped
 	wake    chan struct{}
 }
 
@@ -42,9 +43,17 @@ func New(maxBytes int) *Spool { return &Spool{max: maxBytes, wake: make(chan str
 const overhead = 256
 
 // Push adds a batch and drops what no longer fits.
-func (s *Spool) Push(sealed *batch.Sealed) {
+func (s *Spool) Push(sealed *batch.Sealed) { s.push(sealed, false) }
+
+// Resume adds a batch of an earlier agent, which may have been sent.
+func (s *Spool) Resume(sealed *batch.Sealed) { s.push(sealed, true) }
+
+func (s *Spool) push(sealed *batch.Sealed, sent bool) {
 	s.mu.Lock()
-	s.entries = append(s.entries, &entry{sealed: sealed})
+	if sealed.Epoch > s.epoch {
+		s.epoch, s.acked = sealed.Epoch, sealed.First-1
+	}
+	s.entries = append(s.entries, &entry{sealed: sealed, sent: sent})
 	s.bytes += len(sealed.Bytes) + overhead
 	for s.bytes > s.max && s.dropOldestUnsent() {
 	}
@@ -67,7 +76,9 @@ func (s *Spool) dropOldestUnsent() bool {
 // lost tells of a batch's own records, and again of what the batch would have told. Neighbouring ranges are told as one.
 func (s *Spool) lost(b *batch.Sealed, place flowv1.Place, cause flowv1.Cause) {
 	s.dropped += uint64(b.Count)
-	s.again = append(s.again, b.Losses...)
+	if len(b.Losses) > 0 {
+		s.untold = append(s.untold, b)
+	}
 	for _, l := range s.losses {
 		if l.Place == place && l.Cause == cause && l.Epoch == b.Epoch && l.Last+1 == b.First {
 			l.Last, l.Count = b.Last(), l.Count+uint64(b.Count)
@@ -81,14 +92,14 @@ func (s *Spool) lost(b *batch.Sealed, place flowv1.Place, cause flowv1.Cause) {
 	})
 }
 
-// TakeLosses returns what was lost since the last call, and the losses that a dropped batch would have told: those are no news, but must be told
-// again. The caller must put each into a batch.
-func (s *Spool) TakeLosses() (news, again []*flowv1.Loss) {
+// TakeLosses returns what was lost since the last call; the caller must put each into a batch. It also returns dropped batches that would have told
+// of losses themselves: those losses are no news, but must be told again.
+func (s *Spool) TakeLosses() (news []*flowv1.Loss, untold []*batch.Sealed) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	news, again = s.losses, s.again
-	s.losses, s.again = nil, nil
-	return news, again
+	news, untold = s.losses, s.untold
+	s.losses, s.untold = nil, nil
+	return news, untold
 }
 
 // Next waits for a batch that is not on its way, marks it as sent and returns it. It also waits while `window` bytes are on their way.
@@ -146,7 +157,9 @@ func (s *Spool) remove(i int) {
 	if e.inFlight {
 		s.flying -= len(e.sealed.Bytes)
 	}
-	s.acked = max(s.acked, e.sealed.Last())
+	if e.sealed.Epoch == s.epoch {
+		s.acked = max(s.acked, e.sealed.Last())
+	}
 	copy(s.entries[i:], s.entries[i+1:])
 	s.entries[len(s.entries)-1] = nil
 	s.entries = s.entries[:len(s.entries)-1]
@@ -175,7 +188,7 @@ type Stats struct {
 	Batches, Bytes, MaxBytes int
 	// Records dropped or refused since the start.
 	Dropped uint64
-	// FirstWaiting is the lowest number not acknowledged yet: all numbers below it have arrived or are told as lost.
+	// FirstWaiting is the lowest number of the latest epoch that is not acknowledged yet: all below it have arrived or are told as lost.
 	FirstWaiting uint64
 }
 
@@ -184,8 +197,11 @@ func (s *Spool) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := Stats{Batches: len(s.entries), Bytes: s.bytes, MaxBytes: s.max, Dropped: s.dropped, FirstWaiting: s.acked + 1}
-	if len(s.entries) > 0 {
-		st.FirstWaiting = s.entries[0].sealed.First
+	for _, e := range s.entries {
+		if e.sealed.Epoch == s.epoch {
+			st.FirstWaiting = e.sealed.First
+			break
+		}
 	}
 	return st
 }
