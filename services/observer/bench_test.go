@@ -4,6 +4,7 @@ package observer_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"syscall"
 	"testing"
@@ -64,7 +65,7 @@ func BenchmarkQuery(b *testing.B) {
 				n := 0
 				for {
 					r, err := stream.Recv()
-					if err == io.EOF {
+					if errors.Is(err, io.EOF) {
 						break
 					}
 					if err != nil {

@@ -4,6 +4,7 @@ package observer_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -133,7 +134,7 @@ func TestFollow(t *testing.T) {
 			var a answer
 			for len(a.flows) < n {
 				r, err := stream.Recv()
-				if err == io.EOF {
+				if errors.Is(err, io.EOF) {
 					break
 				}
 				if err != nil {
@@ -349,7 +350,7 @@ func TestAgentAndDebugEvents(t *testing.T) {
 		var out []*hubble.GetAgentEventsResponse
 		for {
 			r, err := stream.Recv()
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				return out
 			}
 			if err != nil {
@@ -377,7 +378,7 @@ func TestAgentAndDebugEvents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r, err := debug.Recv(); err != io.EOF {
+	if r, err := debug.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("debug events: %v, %v", r, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -4,6 +4,7 @@ package observer_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"os"
@@ -213,7 +214,7 @@ func (c *client) flows(request *hubble.GetFlowsRequest) (*answer, error) {
 	a := &answer{}
 	for {
 		r, err := stream.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return a, nil
 		}
 		if err != nil {
@@ -233,7 +234,7 @@ func (c *client) weirFlows(request *hubble.GetFlowsRequest) (*answer, error) {
 	a := &answer{}
 	for {
 		r, err := stream.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return a, nil
 		}
 		if err != nil {

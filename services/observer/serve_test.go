@@ -20,7 +20,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
-	reflectionalpha "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
 	"google.golang.org/grpc/status"
 
 	hubble "github.com/weirmesh/weir/gen/observer"
@@ -55,15 +54,20 @@ func TestHealthAndReflection(t *testing.T) {
 	for _, s := range r1.GetListServicesResponse().GetService() {
 		got = append(got, s.GetName())
 	}
-	alpha, err := reflectionalpha.NewServerReflectionClient(o.conn).ServerReflectionInfo(t.Context())
+	// The older version has the same messages under another name.
+	alpha, err := o.conn.NewStream(t.Context(), &grpc.StreamDesc{ClientStreams: true, ServerStreams: true},
+		"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := alpha.Send(&reflectionalpha.ServerReflectionRequest{MessageRequest: &reflectionalpha.ServerReflectionRequest_FileByFilename{FileByFilename: "observer/observer.proto"}}); err != nil {
+	if err := alpha.SendMsg(&reflectionpb.ServerReflectionRequest{
+		MessageRequest: &reflectionpb.ServerReflectionRequest_FileByFilename{FileByFilename: "observer/observer.proto"},
+	}); err != nil {
 		t.Fatal(err)
 	}
-	if r, err := alpha.Recv(); err != nil || len(r.GetFileDescriptorResponse().GetFileDescriptorProto()) == 0 {
-		t.Errorf("v1alpha reflection = %v, %v", r, err)
+	var file reflectionpb.ServerReflectionResponse
+	if err := alpha.RecvMsg(&file); err != nil || len(file.GetFileDescriptorResponse().GetFileDescriptorProto()) == 0 {
+		t.Errorf("v1alpha reflection = %v, %v", &file, err)
 	}
 	for _, name := range want {
 		if !slices.Contains(got, name) {
@@ -185,10 +189,7 @@ func TestListeners(t *testing.T) {
 			defer func() { _ = response.Body.Close() }()
 			data, err := io.ReadAll(response.Body)
 			body = string(data)
-			if err != nil {
-				return false
-			}
-			return true
+			return err == nil
 		})
 		for _, want := range []string{`weir_observer_flows_total{node="default/node-1"} 3`, "weir_observer_memory_events 3", `weir_observer_batches_total{kind="readable"} 1`} {
 			if !strings.Contains(body, want) {
