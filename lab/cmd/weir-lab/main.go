@@ -13,24 +13,12 @@ import (
 )
 
 func main() {
-	// Before anything else is set up: this process is on its way to being another program.
-	if len(os.Args) == 2 && os.Args[1] == "run-in" {
-		runIn()
-	}
+	// Before anything else is set up: this process may be on its way to being another program.
+	launch.Intercept()
 	if err := command.Root().Execute(); err != nil {
 		if !errors.Is(err, command.ErrSaid) {
 			fmt.Fprintln(os.Stderr, "weir-lab:", err)
 		}
 		os.Exit(1)
 	}
-}
-
-// runIn becomes the program that the launch description names.
-func runIn() {
-	spec, err := launch.ReadSpec()
-	if err == nil {
-		err = spec.Run()
-	}
-	fmt.Fprintln(os.Stderr, "weir-lab: run-in:", err)
-	os.Exit(launch.ExitCode(err))
 }

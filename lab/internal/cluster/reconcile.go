@@ -252,7 +252,7 @@ func (c *Cluster) schedule() {
 		}
 		changed := pod.DeepCopy()
 		if len(fitting) == 0 {
-			setCondition(&changed.Status, corev1.PodScheduled, false, "Unschedulable",
+			SetCondition(&changed.Status, corev1.PodScheduled, false, "Unschedulable",
 				fmt.Sprintf("no node has the labels %s", labels.Set(pod.Spec.NodeSelector)), metav1.NewTime(c.config.Now()))
 			if !sameJSON(changed.Status, pod.Status) {
 				c.put(changed)
@@ -269,7 +269,7 @@ func (c *Cluster) schedule() {
 			changed.Annotations = map[string]string{}
 		}
 		changed.Annotations[annotationScheduled] = "true"
-		setCondition(&changed.Status, corev1.PodScheduled, true, "", "", metav1.NewTime(c.config.Now()))
+		SetCondition(&changed.Status, corev1.PodScheduled, true, "", "", metav1.NewTime(c.config.Now()))
 		c.put(changed)
 		total[node]++
 		byOwner[owner+"@"+node]++
@@ -285,10 +285,6 @@ func ownerOf(pod *corev1.Pod) string {
 
 // SetCondition sets one of a pod's conditions; the time of its last change stays while its state does.
 func SetCondition(status *corev1.PodStatus, kind corev1.PodConditionType, ok bool, reason, message string, now metav1.Time) {
-	setCondition(status, kind, ok, reason, message, now)
-}
-
-func setCondition(status *corev1.PodStatus, kind corev1.PodConditionType, ok bool, reason, message string, now metav1.Time) {
 	state := corev1.ConditionFalse
 	if ok {
 		state = corev1.ConditionTrue

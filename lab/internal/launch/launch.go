@@ -29,6 +29,23 @@ const (
 // SpecFD is where a started process finds its Spec as JSON, to its end.
 const SpecFD = 3
 
+// argument is how Command tells the program that it starts what is wanted of it.
+const argument = "run-in"
+
+// Intercept turns this process into the program of a launch, if Command started it for that, and does not return; else it does nothing.
+// The first call of a main (weir-lab's, or a test's that stands in for it).
+func Intercept() {
+	if len(os.Args) != 2 || os.Args[1] != argument {
+		return
+	}
+	spec, err := ReadSpec()
+	if err == nil {
+		err = spec.Run()
+	}
+	fmt.Fprintln(os.Stderr, "weir-lab: run-in:", err)
+	os.Exit(ExitCode(err))
+}
+
 // Spec describes a process to start.
 type Spec struct {
 	// Netns is the path of the network namespace; empty = the caller's.
@@ -100,7 +117,7 @@ func Command(self string, spec Spec) (command *exec.Cmd, done func(), err error)
 		file.Close()
 		return nil, nil, fmt.Errorf("write launch file: %w", err)
 	}
-	command = exec.Command(self, "run-in")
+	command = exec.Command(self, argument)
 	command.Env = []string{}
 	command.ExtraFiles = []*os.File{file}
 	return command, func() { file.Close() }, nil

@@ -73,7 +73,7 @@ func TestRun(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			stdout, stderr, code := run(t, tt.spec)
-			if stdout != tt.stdout || !strings.HasPrefix(stderr, tt.stderr) || code != tt.code {
+			if stdout != tt.stdout || !strings.Contains(stderr, tt.stderr) || code != tt.code {
 				t.Errorf("got %q, %q, %d; want %q, %q, %d", stdout, stderr, code, tt.stdout, tt.stderr, tt.code)
 			}
 		})

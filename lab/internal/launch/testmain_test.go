@@ -3,7 +3,6 @@
 package launch_test
 
 import (
-	"fmt"
 	"os"
 	"testing"
 
@@ -12,13 +11,6 @@ import (
 
 // TestMain lets the test binary stand in for weir-lab.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == "run-in" {
-		spec, err := launch.ReadSpec()
-		if err == nil {
-			err = spec.Run()
-		}
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(launch.ExitCode(err))
-	}
+	launch.Intercept()
 	os.Exit(m.Run())
 }

@@ -37,15 +37,8 @@ import (
 
 // TestMain lets the test binary stand in for weir-lab, and for a web server in a pod.
 func TestMain(m *testing.M) {
-	switch {
-	case len(os.Args) == 2 && os.Args[1] == "run-in":
-		spec, err := launch.ReadSpec()
-		if err == nil {
-			err = spec.Run()
-		}
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(launch.ExitCode(err))
-	case len(os.Args) == 3 && os.Args[1] == "serve":
+	launch.Intercept()
+	if len(os.Args) == 3 && os.Args[1] == "serve" {
 		http.HandleFunc("/ready", func(w http.ResponseWriter, _ *http.Request) {
 			if _, err := os.Stat(os.Args[2]); err != nil {
 				w.WriteHeader(http.StatusServiceUnavailable)
