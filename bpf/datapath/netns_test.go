@@ -70,7 +70,7 @@ func newWorld(t testing.TB, change func(*Config)) *world {
 	w.do(linkUp("weir_net"), linkUp("weir_host"), running("weir_net"), running("weir_host"))
 	w.uplink()
 	w.do(addRoute("10.244.1.0/24", "weir_host", ""), addRoute("fd00:10:244:1::/64", "weir_host", ""))
-	w.do(neighbour("weir_host", "10.244.1.5"), w.AttachHost("weir_net"))
+	w.do(neighbour("weir_host", podA4.String()), neighbour("weir_host", podA6.String()), w.AttachHost("weir_net"))
 	w.do(w.IPCache().Upsert(netip.MustParsePrefix("10.244.1.0/24"), IPCacheEntry{Flags: IPCacheLocalPods}))
 	w.do(w.IPCache().Upsert(netip.MustParsePrefix("fd00:10:244:1::/64"), IPCacheEntry{Flags: IPCacheLocalPods}))
 	w.do(w.IPCache().Upsert(netip.MustParsePrefix("172.30.0.11/32"), IPCacheEntry{Identity: IdentityHost}))
@@ -363,5 +363,29 @@ func TestTCPBetweenPods(t *testing.T) {
 				t.Errorf("identities %d -> %d and %d -> %d, want %d -> %d", fa.SrcIdentity, fa.DstIdentity, fb.SrcIdentity, fb.DstIdentity, idA, idB)
 			}
 		})
+	}
+}
+
+// A packet too big for the way is told to the pod by the node's own stack, through from_host: the connection finds the size that fits.
+func TestTooBig(t *testing.T) {
+	w := newWorld(t, nil)
+	a := w.plug("a", epA, idA, podA4, podA6)
+	l, err := netlink.LinkByName("eth0")
+	w.do(err, netlink.LinkSetMTU(l, 1400))
+	for _, to := range []netip.AddrPort{at(w.out.v4, 9000), at(w.out.v6, 9000)} {
+		seenBy(w, "tcp", to)
+		exchange(w, a, to, strings.Repeat("weir ", 40000))
+		told := false
+		for _, r := range w.records() {
+			if r.Type == RecordDrop {
+				t.Errorf("dropped %v -> %v for reason %d", r.SrcAddr(), r.DstAddr(), r.Reason)
+			}
+			if r.Type == RecordTrace && r.Reason == TraceRelated && r.Direction == DirectionIngress && r.SrcIdentity == IdentityHost {
+				told = true
+			}
+		}
+		if !told {
+			t.Errorf("%v: no related record of the node's answer", to)
+		}
 	}
 }
