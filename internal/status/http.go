@@ -60,7 +60,7 @@ func ServeHTTP(ctx context.Context, address string, handler http.Handler) error 
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	err = server.Shutdown(stopCtx)
-	<-done
+	_ = <-done // ErrServerClosed, once Shutdown has begun
 	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("stop metrics server: %w", err)
 	}
