@@ -50,6 +50,9 @@ type Directory struct {
 	peers      map[netip.Addr]Peer
 	departed   map[netip.Addr]departed
 	identities map[uint32][]string
+	// gone are the labels of numbers that nobody has any more, for last flows. A number rests for longer than we remember it, so that they
+	// never stand for another set.
+	gone       map[uint32]goneIdentity
 	services   map[uint32]ServiceName
 	frontends  map[Frontend]ServiceName
 	vips       map[netip.Addr]ServiceName
@@ -58,6 +61,11 @@ type Directory struct {
 	ends           map[[16]byte]*half
 	encodedService map[ServiceName][]byte
 	encodedLink    map[uint32][]byte
+}
+
+type goneIdentity struct {
+	labels []string
+	at     time.Time
 }
 
 type departed struct {
@@ -78,7 +86,7 @@ func NewDirectory(cluster string, now func() time.Time) *Directory {
 	d := &Directory{
 		cluster: cluster, now: now,
 		peers: map[netip.Addr]Peer{}, departed: map[netip.Addr]departed{},
-		identities: map[uint32][]string{}, services: map[uint32]ServiceName{},
+		identities: map[uint32][]string{}, gone: map[uint32]goneIdentity{}, services: map[uint32]ServiceName{},
 		frontends: map[Frontend]ServiceName{}, vips: map[netip.Addr]ServiceName{}, interfaces: map[uint32]string{},
 		ends: map[[16]byte]*half{}, encodedService: map[ServiceName][]byte{}, encodedLink: map[uint32][]byte{},
 	}
@@ -118,7 +126,7 @@ func (d *Directory) RemovePeer(a netip.Addr) {
 	}
 }
 
-// Expire forgets last owners whose time is over. Call it now and then.
+// Expire forgets last owners, and numbers that nobody has, when their time is over. Call it now and then.
 func (d *Directory) Expire() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -127,6 +135,12 @@ func (d *Directory) Expire() {
 		if now.Sub(old.at) > departedFor {
 			delete(d.departed, a)
 			delete(d.ends, a.As16())
+		}
+	}
+	for number, old := range d.gone {
+		if now.Sub(old.at) > departedFor {
+			delete(d.gone, number)
+			clear(d.ends)
 		}
 	}
 }
@@ -140,6 +154,7 @@ func (d *Directory) SetIdentity(number uint32, labels []string) {
 	}
 	labels = slices.Sorted(slices.Values(labels))
 	d.identities[number] = labels
+	delete(d.gone, number)
 	clear(d.ends)
 }
 
@@ -161,10 +176,13 @@ func (d *Directory) Labels(number uint32) []string {
 	return d.identities[number]
 }
 
-// RemoveIdentity forgets a number's labels.
+// RemoveIdentity says that nobody has a number any more. Flows that come late still find its labels for a while.
 func (d *Directory) RemoveIdentity(number uint32) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if labels, ok := d.identities[number]; ok && len(d.gone) < maxDeparted {
+		d.gone[number] = goneIdentity{labels, d.now()}
+	}
 	delete(d.identities, number)
 	clear(d.ends)
 }
@@ -224,7 +242,10 @@ func (d *Directory) buildEnd(addr [16]byte, identity uint32) *half {
 	if identity != 0 {
 		p.Identity = identity
 	}
-	labels := d.identities[p.Identity]
+	labels, ok := d.identities[p.Identity]
+	if !ok {
+		labels = d.gone[p.Identity].labels
+	}
 	h := &half{identity: identity, text: a.String(), namespace: p.Namespace, endpoint: encodeEndpoint(&p, d.clusterOf(&p), labels)}
 	if len(d.ends) >= maxCached {
 		clear(d.ends)

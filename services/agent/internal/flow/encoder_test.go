@@ -282,6 +282,35 @@ func TestLabelsComeLate(t *testing.T) {
 	}
 }
 
+// An identity may go with its last pod, before the pod's last flows.
+func TestLabelsStayForLastFlows(t *testing.T) {
+	now := time.Unix(1000, 0)
+	d := NewDirectory("default", func() time.Time { return now })
+	a := netip.MustParseAddr("10.244.1.9")
+	labelsOf := func() []string {
+		var f flowpb.Endpoint
+		if err := proto.Unmarshal(d.end(a.As16(), 300).endpoint, &f); err != nil {
+			t.Fatal(err)
+		}
+		return f.Labels
+	}
+	d.SetIdentity(300, []string{"k8s:a=2"})
+	d.SetPeer(a, Peer{Identity: 300, Pod: "one"})
+	d.RemovePeer(a)
+	d.RemoveIdentity(300)
+	if got := labelsOf(); !cmp.Equal(got, []string{"k8s:a=2"}) {
+		t.Errorf("labels of a gone identity: %q", got)
+	}
+	if len(d.Labels(300)) > 0 {
+		t.Errorf("a gone identity is still listed: %q", d.Labels(300))
+	}
+	now = now.Add(departedFor + time.Second)
+	d.Expire()
+	if got := labelsOf(); len(got) > 0 {
+		t.Errorf("labels after their time: %q", got)
+	}
+}
+
 func TestICMPSummary(t *testing.T) {
 	for _, tt := range []struct {
 		six        bool
