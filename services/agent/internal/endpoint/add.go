@@ -70,7 +70,15 @@ func (m *Manager) Add(ctx context.Context, r AddRequest) (*Added, error) {
 
 // plug makes an endpoint of a pod that is known.
 func (m *Manager) plug(ctx context.Context, k key, ns *netdev.Namespace, r AddRequest, pod *desired.Pod, node *desired.Node) (*Added, error) {
-	e, err := m.reserve(k, r, pod, node)
+	var cookie uint64
+	err := ns.Do(func() (err error) {
+		cookie, err = datapath.NetnsCookie()
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	e, err := m.reserve(k, r, pod, node, cookie)
 	if err != nil {
 		return nil, err
 	}
@@ -92,8 +100,9 @@ func (m *Manager) plug(ctx context.Context, k key, ns *netdev.Namespace, r AddRe
 	if err != nil {
 		return nil, errors.Join(err, m.remove(k, e))
 	}
-	m.cfg.Events.EndpointCreated(m.eventOf(e))
-	m.log.Info("endpoint is ready", "id", e.ID, "pod", e.Namespace+"/"+e.Name, "addresses", e.Addresses, "identity", e.Identity, "lateNodes", late)
+	m.cfg.Events.EndpointCreated(m.eventOf(&added.Endpoint))
+	m.log.Info("endpoint is ready", "id", e.ID, "uid", e.UID, "pod", e.Namespace+"/"+e.Name, "addresses", e.Addresses,
+		"identity", added.Identity, "lateNodes", late)
 	return added, nil
 }
 
@@ -113,21 +122,25 @@ func missing(pod *desired.Pod, node *desired.Node, r AddRequest) string {
 func (m *Manager) addedBefore(k key, ns *netdev.Namespace) (*Added, error) {
 	m.mu.Lock()
 	e := m.endpoints[k]
+	var copied Endpoint
+	if e != nil {
+		copied = *e
+	}
 	m.mu.Unlock()
 	if e == nil {
 		return nil, nil
 	}
-	if e.Phase == Ready {
-		wire, err := e.wire()
+	if copied.Phase == Ready {
+		wire, err := copied.wire()
 		if err == nil && netdev.CheckPod(ns, wire) == nil {
-			return &Added{Endpoint: *e}, nil
+			return &Added{Endpoint: copied}, nil
 		}
 	}
 	return nil, m.remove(k, e)
 }
 
 // reserve gives the pod a number and addresses and writes them down before anything is made in the kernel.
-func (m *Manager) reserve(k key, r AddRequest, pod *desired.Pod, node *desired.Node) (*Endpoint, error) {
+func (m *Manager) reserve(k key, r AddRequest, pod *desired.Pod, node *desired.Node, netnsCookie uint64) (*Endpoint, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	addresses, err := m.allocateLocked(node, pod)
@@ -143,7 +156,7 @@ func (m *Manager) reserve(k key, r AddRequest, pod *desired.Pod, node *desired.N
 		ID: id, ContainerID: r.ContainerID, IfName: r.IfName, Netns: r.Netns, UID: pod.UID, Namespace: pod.Namespace, Name: pod.Name,
 		Identity: pod.Identity, Workload: pod.Workload, Addresses: addresses, HostIfName: hostIfName(k),
 		HostMAC: netdev.RandomMAC().String(), MAC: netdev.RandomMAC().String(), MTU: m.cfg.MTU, Unmanaged: pod.Unmanaged,
-		Created: m.cfg.Now(), Phase: Creating, namedPorts: pod.NamedPorts,
+		NetnsCookie: netnsCookie, Created: m.cfg.Now(), Phase: Creating, namedPorts: pod.NamedPorts,
 	}
 	if e.Unmanaged {
 		e.Identity = identityUnmanaged
@@ -181,13 +194,6 @@ func (m *Manager) connect(ns *netdev.Namespace, e *Endpoint) error {
 			return err
 		}
 		return netdev.AddPlainPod(wire)
-	}
-	err = ns.Do(func() (err error) {
-		e.NetnsCookie, err = datapath.NetnsCookie()
-		return err
-	})
-	if err != nil {
-		return err
 	}
 	if err := m.writeRows(e, uint32(index)); err != nil {
 		return err
@@ -244,7 +250,8 @@ func (m *Manager) PodChanged(p *desired.Pod) {
 	for _, e := range m.endpoints {
 		if e.UID == p.UID && e.Phase == Ready && !e.Unmanaged && p.Identity != 0 && e.Identity != p.Identity {
 			e.Identity, e.Workload = p.Identity, p.Workload
-			changed = append(changed, e)
+			copied := *e
+			changed = append(changed, &copied)
 		}
 	}
 	if len(changed) > 0 {

@@ -10,6 +10,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"net/netip"
+	"strconv"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -182,7 +183,12 @@ func (e *Encoder) packet(r *datapath.Record) Flow {
 	e.dir.mu.Unlock()
 
 	b = e.ends(b, source, destination, r.IpVersion, xlated)
-	b = e.layer4(b, r.Proto, sport, dport, r)
+	b, name := e.layer4(b, sport, dport, r)
+	if final {
+		b = appendEnded(b, name, r)
+	} else {
+		b = e.summary(b, name, r)
+	}
 	e.body = b
 	e.stats = e.encodeStats(e.stats[:0], r, final)
 	e.meta = batch.Meta{SourceNamespace: source.namespace, DestinationNamespace: destination.namespace, Verdict: int32(verdict), EventType: int32(event)}
@@ -279,26 +285,59 @@ const (
 	protoSCTP   = 132
 )
 
-func (e *Encoder) layer4(b []byte, proto uint8, sport, dport uint16, r *datapath.Record) []byte {
-	switch proto {
+// layer4 appends the record's Layer4, if it has one, and returns the protocol's name.
+func (e *Encoder) layer4(b []byte, sport, dport uint16, r *datapath.Record) ([]byte, string) {
+	switch r.Proto {
 	case protoTCP:
-		b = appendPorts(b, 1<<3|2, sport, dport, e.tcpFlags[r.TcpFlags])
-		return append(b, e.tcpSummary[r.TcpFlags]...)
+		return appendPorts(b, 1<<3|2, sport, dport, e.tcpFlags[r.TcpFlags]), "TCP"
 	case protoUDP:
-		b = appendPorts(b, 2<<3|2, sport, dport, nil)
-		return appendStringField(b, tagSummary, "UDP")
+		return appendPorts(b, 2<<3|2, sport, dport, nil), "UDP"
 	case protoSCTP:
-		b = appendPorts(b, 5<<3|2, sport, dport, nil)
-		return appendStringField(b, tagSummary, "SCTP")
+		return appendPorts(b, 5<<3|2, sport, dport, nil), "SCTP"
 	case protoICMP:
-		return e.appendICMP(b, 3<<3|2, r)
+		return appendICMP(b, 3<<3|2, r), "ICMPv4"
 	case protoICMPv6:
-		return e.appendICMP(b, 4<<3|2, r)
+		return appendICMP(b, 4<<3|2, r), "ICMPv6"
 	}
 	if r.IpVersion == 6 {
-		return appendStringField(b, tagSummary, "IPv6")
+		return b, "IPv6"
 	}
-	return appendStringField(b, tagSummary, "IPv4")
+	return b, "IPv4"
+}
+
+// summary appends Hubble's summary of a packet.
+func (e *Encoder) summary(b []byte, name string, r *datapath.Record) []byte {
+	switch r.Proto {
+	case protoTCP:
+		return append(b, e.tcpSummary[r.TcpFlags]...)
+	case protoICMP, protoICMPv6:
+		key := uint32(r.Proto)<<16 | uint32(r.IcmpType)<<8 | uint32(r.IcmpCode)
+		encoded, ok := e.icmp[key]
+		if !ok {
+			encoded = appendStringField(nil, tagSummary, icmpSummary(r.Proto == protoICMPv6, r.IcmpType, r.IcmpCode))
+			e.icmp[key] = encoded // at most 2 x 65,536
+		}
+		return append(b, encoded...)
+	}
+	return appendStringField(b, tagSummary, name)
+}
+
+// appendEnded appends the summary of a final record, which is no packet: "TCP ended: 5 packets 416 B, back 4 packets 404 B".
+func appendEnded(b []byte, name string, r *datapath.Record) []byte {
+	var room [96]byte
+	s := append(room[:0], name...)
+	s = append(s, " ended: "...)
+	s = appendTotals(s, r.Forward.Packets, r.Forward.Bytes)
+	s = append(s, ", back "...)
+	s = appendTotals(s, r.Reverse.Packets, r.Reverse.Bytes)
+	return appendBytesField(b, tagSummary, s)
+}
+
+func appendTotals(s []byte, packets, bytes uint64) []byte {
+	s = strconv.AppendUint(s, packets, 10)
+	s = append(s, " packets "...)
+	s = strconv.AppendUint(s, bytes, 10)
+	return append(s, " B"...)
 }
 
 // appendPorts appends Layer4 with TCP, UDP or SCTP; flags is an encoded TCPFlags, nil for the other two.
@@ -313,20 +352,12 @@ func appendPorts(b []byte, layer uint32, sport, dport uint16, flags []byte) []by
 	return end(end(b, inner), start)
 }
 
-func (e *Encoder) appendICMP(b []byte, layer uint32, r *datapath.Record) []byte {
-	key := layer<<16 | uint32(r.IcmpType)<<8 | uint32(r.IcmpCode)
-	encoded, ok := e.icmp[key]
-	if !ok {
-		var start, inner int
-		encoded, start = begin(nil, tagL4)
-		encoded, inner = begin(encoded, layer)
-		encoded = appendVarintField(encoded, 1<<3|0, uint64(r.IcmpType))
-		encoded = appendVarintField(encoded, 2<<3|0, uint64(r.IcmpCode))
-		encoded = end(end(encoded, inner), start)
-		encoded = appendStringField(encoded, tagSummary, icmpSummary(layer == 4<<3|2, r.IcmpType, r.IcmpCode))
-		e.icmp[key] = encoded // at most 2 x 65,536
-	}
-	return append(b, encoded...)
+func appendICMP(b []byte, layer uint32, r *datapath.Record) []byte {
+	b, start := begin(b, tagL4)
+	b, inner := begin(b, layer)
+	b = appendVarintField(b, 1<<3|0, uint64(r.IcmpType))
+	b = appendVarintField(b, 2<<3|0, uint64(r.IcmpCode))
+	return end(end(b, inner), start)
 }
 
 func appendEvent(b []byte, event, sub uint64) []byte {

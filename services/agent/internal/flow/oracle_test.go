@@ -3,6 +3,7 @@
 package flow
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"time"
@@ -169,6 +170,10 @@ func (o *oracle) layer4(f *flowpb.Flow, r *datapath.Record) {
 		summary = icmpSummary(true, r.IcmpType, r.IcmpCode)
 	default:
 		summary = version(r.IpVersion).String()
+	}
+	if r.Type == datapath.RecordFinal {
+		name, _, _ := strings.Cut(summary, " ")
+		summary = fmt.Sprintf("%s ended: %d packets %d B, back %d packets %d B", name, r.Forward.Packets, r.Forward.Bytes, r.Reverse.Packets, r.Reverse.Bytes)
 	}
 	f.Summary = summary //nolint:staticcheck // oracle
 }
