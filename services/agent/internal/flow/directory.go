@@ -35,8 +35,12 @@ type Frontend struct {
 // departedFor is how long an address's last owner is remembered, so that last flows name it: final flows come minutes after a pod is gone.
 const departedFor = 10 * time.Minute
 
-// maxDeparted bounds them.
-const maxDeparted = 1 << 14
+// maxDeparted bounds how many addresses and numbers have such a memory, maxOwners the last owners of one address: a fixed one may
+// go from pod to pod quickly.
+const (
+	maxDeparted = 1 << 14
+	maxOwners   = 8
+)
 
 // maxCached bounds the cache of encoded ends; peers outside of the cluster have any number of addresses.
 const maxCached = 1 << 15
@@ -48,7 +52,7 @@ type Directory struct {
 
 	mu         sync.Mutex
 	peers      map[netip.Addr]Peer
-	departed   map[netip.Addr]departed
+	departed   map[netip.Addr][]departed // oldest first
 	identities map[uint32][]string
 	// gone are the labels of numbers that nobody has any more, for last flows. A number rests for longer than we remember it, so that they
 	// never stand for another set.
@@ -85,7 +89,7 @@ type half struct {
 func NewDirectory(cluster string, now func() time.Time) *Directory {
 	d := &Directory{
 		cluster: cluster, now: now,
-		peers: map[netip.Addr]Peer{}, departed: map[netip.Addr]departed{},
+		peers: map[netip.Addr]Peer{}, departed: map[netip.Addr][]departed{},
 		identities: map[uint32][]string{}, gone: map[uint32]goneIdentity{}, services: map[uint32]ServiceName{},
 		frontends: map[Frontend]ServiceName{}, vips: map[netip.Addr]ServiceName{}, interfaces: map[uint32]string{},
 		ends: map[[16]byte]*half{}, encodedService: map[ServiceName][]byte{}, encodedLink: map[uint32][]byte{},
@@ -107,7 +111,7 @@ func (d *Directory) SetPeer(a netip.Addr, p Peer) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if old, ok := d.peers[a]; ok && old != p && old.Pod != p.Pod {
-		d.departed[a] = departed{old, d.now()}
+		d.departLocked(a, old)
 	}
 	d.peers[a] = p
 	delete(d.ends, a.As16())
@@ -118,12 +122,21 @@ func (d *Directory) RemovePeer(a netip.Addr) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if p, ok := d.peers[a]; ok {
-		if len(d.departed) < maxDeparted {
-			d.departed[a] = departed{p, d.now()}
-		}
+		d.departLocked(a, p)
 		delete(d.peers, a)
 		delete(d.ends, a.As16())
 	}
+}
+
+func (d *Directory) departLocked(a netip.Addr, p Peer) {
+	old, ok := d.departed[a]
+	if !ok && len(d.departed) >= maxDeparted {
+		return
+	}
+	if len(old) >= maxOwners {
+		old = slices.Delete(old, 0, 1)
+	}
+	d.departed[a] = append(old, departed{p, d.now()})
 }
 
 // Expire forgets last owners, and numbers that nobody has, when their time is over. Call it now and then.
@@ -132,10 +145,14 @@ func (d *Directory) Expire() {
 	defer d.mu.Unlock()
 	now := d.now()
 	for a, old := range d.departed {
-		if now.Sub(old.at) > departedFor {
-			delete(d.departed, a)
-			delete(d.ends, a.As16())
+		left := slices.DeleteFunc(old, func(o departed) bool { return now.Sub(o.at) > departedFor })
+		if len(left) == len(old) {
+			continue
 		}
+		if d.departed[a] = left; len(left) == 0 {
+			delete(d.departed, a)
+		}
+		delete(d.ends, a.As16())
 	}
 	for number, old := range d.gone {
 		if now.Sub(old.at) > departedFor {
@@ -233,8 +250,10 @@ func (d *Directory) buildEnd(addr [16]byte, identity uint32) *half {
 	if known && identity != 0 && p.Identity != identity {
 		known = false
 	}
-	if old, ok := d.departed[a]; !known && ok && (identity == 0 || old.peer.Identity == identity) {
-		p, known = old.peer, true
+	for _, old := range slices.Backward(d.departed[a]) {
+		if !known && (identity == 0 || old.peer.Identity == identity) {
+			p, known = old.peer, true
+		}
 	}
 	if !known {
 		p = Peer{Identity: identity}
