@@ -71,7 +71,9 @@ type Config struct {
 // Times of DESIGN, `Start of a pod`, and how long a freed address rests.
 const (
 	DefaultPolicyWait = 30 * time.Second
-	DefaultSpreadWait = time.Second
+	// DefaultSpreadWait is longer than the policy service waits for the other nodes (1 s): its answer names the late ones, and only when it does
+	// not come do we go on without.
+	DefaultSpreadWait = 1500 * time.Millisecond
 	addressRest       = 30 * time.Second
 )
 
