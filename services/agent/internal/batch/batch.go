@@ -166,10 +166,9 @@ func (s *Sealer) Seal() (*Sealed, bool) {
 		return nil, false
 	}
 	header := s.header()
-	b := make([]byte, 0, 1+protowire.SizeBytes(len(header))+len(s.records))
-	b = append(b, tagHeader)
-	b = protowire.AppendBytes(b, header)
-	b = append(b, s.records...)
+	b := protowire.AppendBytes([]byte{tagHeader}, header)
+	// Growing does not clear the memory that the copy fills.
+	b = append(b[:len(b):len(b)], s.records...)
 	sealed := &Sealed{Epoch: s.epoch, First: s.next, Count: s.count, MinTime: s.min, MaxTime: s.max, Bytes: b, Losses: s.losses}
 	s.next += uint64(s.count)
 	s.records, s.count, s.namespaces, s.losses = s.records[:0], 0, s.namespaces[:0], nil
@@ -182,7 +181,7 @@ const (
 	tagHeader  = 1<<3 | 2
 	tagRecords = 2<<3 | 2
 
-	tagTime       = 1<<3 | 0
+	tagTime       = 1 << 3
 	tagFlow       = 2<<3 | 2
 	tagAgentEvent = 3<<3 | 2
 	tagLoss       = 4<<3 | 2

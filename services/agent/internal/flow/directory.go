@@ -284,8 +284,8 @@ func (d *Directory) clusterOf(p *Peer) string {
 
 func encodeEndpoint(p *Peer, cluster string, labels []string) []byte {
 	var b []byte
-	b = appendVarintField(b, 1<<3|0, uint64(p.EndpointID))
-	b = appendVarintField(b, 2<<3|0, uint64(p.Identity))
+	b = appendVarintField(b, 1<<3, uint64(p.EndpointID))
+	b = appendVarintField(b, 2<<3, uint64(p.Identity))
 	b = appendStringField(b, 3<<3|2, p.Namespace)
 	for _, l := range labels {
 		b = appendBytesField(b, 4<<3|2, []byte(l))
@@ -330,7 +330,7 @@ func (d *Directory) service(id uint32, addr [16]byte, port uint16, proto uint8) 
 func (d *Directory) link(index uint32) []byte {
 	b, ok := d.encodedLink[index]
 	if !ok {
-		b = protowire.AppendVarint([]byte{1<<3 | 0}, uint64(index))
+		b = protowire.AppendVarint([]byte{1 << 3}, uint64(index))
 		b = appendStringField(b, 2<<3|2, d.interfaces[index])
 		d.encodedLink[index] = b
 	}

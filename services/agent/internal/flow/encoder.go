@@ -266,9 +266,9 @@ func (e *Encoder) ends(b []byte, source, destination *half, version uint8, xlate
 	b = appendStringField(b, 1<<3|2, source.text)
 	b = appendStringField(b, 2<<3|2, destination.text)
 	if version == 6 {
-		b = append(b, 3<<3|0, byte(flowpb.IPVersion_IPv6))
+		b = append(b, 3<<3, byte(flowpb.IPVersion_IPv6))
 	} else {
-		b = append(b, 3<<3|0, byte(flowpb.IPVersion_IPv4))
+		b = append(b, 3<<3, byte(flowpb.IPVersion_IPv4))
 	}
 	b = appendStringField(b, 5<<3|2, xlated)
 	b = end(b, start)
@@ -344,8 +344,8 @@ func appendTotals(s []byte, packets, bytes uint64) []byte {
 func appendPorts(b []byte, layer uint32, sport, dport uint16, flags []byte) []byte {
 	b, start := begin(b, tagL4)
 	b, inner := begin(b, layer)
-	b = appendVarintField(b, 1<<3|0, uint64(sport))
-	b = appendVarintField(b, 2<<3|0, uint64(dport))
+	b = appendVarintField(b, 1<<3, uint64(sport))
+	b = appendVarintField(b, 2<<3, uint64(dport))
 	if flags != nil {
 		b = appendBytesField(b, 3<<3|2, flags)
 	}
@@ -355,15 +355,15 @@ func appendPorts(b []byte, layer uint32, sport, dport uint16, flags []byte) []by
 func appendICMP(b []byte, layer uint32, r *datapath.Record) []byte {
 	b, start := begin(b, tagL4)
 	b, inner := begin(b, layer)
-	b = appendVarintField(b, 1<<3|0, uint64(r.IcmpType))
-	b = appendVarintField(b, 2<<3|0, uint64(r.IcmpCode))
+	b = appendVarintField(b, 1<<3, uint64(r.IcmpType))
+	b = appendVarintField(b, 2<<3, uint64(r.IcmpCode))
 	return end(end(b, inner), start)
 }
 
 func appendEvent(b []byte, event, sub uint64) []byte {
 	b, start := begin(b, tagEventType)
-	b = appendVarintField(b, 1<<3|0, event)
-	b = appendVarintField(b, 2<<3|0, sub)
+	b = appendVarintField(b, 1<<3, event)
+	b = appendVarintField(b, 2<<3, sub)
 	return end(b, start)
 }
 
@@ -373,7 +373,7 @@ func appendReply(b []byte, reply bool) []byte {
 	if !reply {
 		return append(b, 0)
 	}
-	b = append(b, 2, 1<<3|0, 1)
+	b = append(b, 2, 1<<3, 1)
 	return append(appendTag(b, tagReply), 1)
 }
 
@@ -409,16 +409,16 @@ func (e *Encoder) encodeStats(b []byte, r *datapath.Record, final bool) []byte {
 	b = e.appendTraffic(b, 3<<3|2, r.Reverse.Packets, r.Reverse.Bytes, r.Reverse.First, r.Reverse.Last, r.ReverseFlags)
 	// Optional fields: present when known, 0 included.
 	if r.Known&datapath.KnownHandshake != 0 {
-		b = protowire.AppendVarint(append(b, 4<<3|0), uint64(r.HandshakeUs))
+		b = protowire.AppendVarint(append(b, 4<<3), uint64(r.HandshakeUs))
 	}
 	if r.Known&datapath.KnownSRTT != 0 {
-		b = protowire.AppendVarint(append(b, 5<<3|0), uint64(r.SrttUs))
+		b = protowire.AppendVarint(append(b, 5<<3), uint64(r.SrttUs))
 	}
 	if r.Known&datapath.KnownRetransmissions != 0 {
-		b = protowire.AppendVarint(append(b, 6<<3|0), uint64(r.Retransmissions))
+		b = protowire.AppendVarint(append(b, 6<<3), uint64(r.Retransmissions))
 	}
 	if final {
-		b = append(b, 7<<3|0, 1)
+		b = append(b, 7<<3, 1)
 	}
 	return b
 }
@@ -428,11 +428,11 @@ func (e *Encoder) appendTraffic(b []byte, tag uint32, packets, bytes, first, las
 		return b
 	}
 	b, start := begin(b, tag)
-	b = appendVarintField(b, 1<<3|0, packets)
-	b = appendVarintField(b, 2<<3|0, bytes)
+	b = appendVarintField(b, 1<<3, packets)
+	b = appendVarintField(b, 2<<3, bytes)
 	b = appendTimestamp(b, 3<<3|2, e.clock.Unix(first))
 	b = appendTimestamp(b, 4<<3|2, e.clock.Unix(last))
-	b = appendVarintField(b, 5<<3|0, uint64(flags))
+	b = appendVarintField(b, 5<<3, uint64(flags))
 	return end(b, start)
 }
 

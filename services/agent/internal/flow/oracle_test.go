@@ -226,7 +226,7 @@ func (o *oracle) stats(r *datapath.Record) *observerv1.FlowStats {
 		}
 		return &observerv1.DirectionStats{Packets: t.Packets, Bytes: t.Bytes, First: o.time(t.First), Last: o.time(t.Last), TcpFlags: uint32(flags)}
 	}
-	s.Forward, s.Reverse = side(datapath.Traffic(r.Forward), r.ForwardFlags), side(datapath.Traffic(r.Reverse), r.ReverseFlags)
+	s.Forward, s.Reverse = side(r.Forward, r.ForwardFlags), side(r.Reverse, r.ReverseFlags)
 	if r.Known&datapath.KnownHandshake != 0 {
 		s.HandshakeRttUs = proto.Uint32(r.HandshakeUs)
 	}

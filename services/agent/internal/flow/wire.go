@@ -12,29 +12,29 @@ import (
 // Tags of flow.Flow as they lie on the wire: number << 3 | type (0 varint, 1 fixed64, 2 bytes). Those above 15 take two bytes or more.
 const (
 	tagTime          = 1<<3 | 2
-	tagVerdict       = 2<<3 | 0
-	tagDropReason    = 3<<3 | 0
+	tagVerdict       = 2 << 3
+	tagDropReason    = 3 << 3
 	tagEthernet      = 4<<3 | 2
 	tagIP            = 5<<3 | 2
 	tagL4            = 6<<3 | 2
 	tagSource        = 8<<3 | 2
 	tagDestination   = 9<<3 | 2
-	tagType          = 10<<3 | 0
+	tagType          = 10 << 3
 	tagNodeName      = 11<<3 | 2
-	tagReply         = 16<<3 | 0
+	tagReply         = 16 << 3
 	tagEventType     = 19<<3 | 2
 	tagSourceService = 20<<3 | 2
 	tagDestService   = 21<<3 | 2
-	tagDirection     = 22<<3 | 0
-	tagPoint         = 24<<3 | 0
-	tagDropDesc      = 25<<3 | 0
+	tagDirection     = 22 << 3
+	tagPoint         = 24 << 3
+	tagDropDesc      = 25 << 3
 	tagIsReply       = 26<<3 | 2
 	tagInterface     = 28<<3 | 2
-	tagSockPoint     = 31<<3 | 0
-	tagCookie        = 32<<3 | 0
-	tagCgroup        = 33<<3 | 0
+	tagSockPoint     = 31 << 3
+	tagCookie        = 32 << 3
+	tagCgroup        = 33 << 3
 	tagUUID          = 34<<3 | 2
-	tagTraceReason   = 36<<3 | 0
+	tagTraceReason   = 36 << 3
 	tagNodeLabels    = 37<<3 | 2
 	tagEmitter       = 41<<3 | 2
 	tagSummary       = 100000<<3 | 2
@@ -94,8 +94,8 @@ func appendTimestamp(b []byte, tag uint32, unixNano int64) []byte {
 	if nanos < 0 {
 		seconds, nanos = seconds-1, nanos+1e9
 	}
-	b = appendVarintField(b, 1<<3|0, uint64(seconds))
-	b = appendVarintField(b, 2<<3|0, uint64(nanos))
+	b = appendVarintField(b, 1<<3, uint64(seconds))
+	b = appendVarintField(b, 2<<3, uint64(nanos))
 	return end(b, start)
 }
 

@@ -114,7 +114,7 @@ func (p *Publisher) stream(ctx context.Context, address string) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	opening := time.AfterFunc(openTimeout, func() { cancel(errors.New("relay does not answer")) })
-	stream, err := relayv1.NewRelayServiceClient(conn).Publish(ctx, grpc.WaitForReady(true))
+	stream, err := relayv1.NewRelayServiceClient(conn).Publish(ctx, grpc.WaitForReady(true), grpc.ForceCodecV2(codec{}))
 	opening.Stop()
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {

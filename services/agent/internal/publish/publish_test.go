@@ -4,6 +4,7 @@ package publish_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"slices"
@@ -65,16 +66,16 @@ func (r *relay) Publish(stream grpc.BidiStreamingServer[relayv1.PublishRequest, 
 		if r.answer != nil {
 			verdict = r.answer(first, r.seen[first])
 		}
-		if verdict == nil || verdict == lostAck {
+		if verdict == nil || errors.Is(verdict, lostAck) {
 			r.stored = append(r.stored, first)
 		}
 		r.mu.Unlock()
 		response := &relayv1.PublishResponse{Epoch: b.Header.Epoch, First: first}
-		switch verdict {
-		case nil:
-		case lostAck:
+		switch {
+		case verdict == nil:
+		case errors.Is(verdict, lostAck):
 			return status.Error(codes.Unavailable, "gone after storing")
-		case notToday:
+		case errors.Is(verdict, notToday):
 			response.Error = string(notToday)
 		default:
 			return verdict
