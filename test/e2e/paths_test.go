@@ -87,7 +87,7 @@ func TestPaths(t *testing.T) {
 		{"masquerade", masquerade}, {"from-outside", fromOutside},
 		{"host-network", hostNetwork}, {"node", nodeItself}, {"health", health}, {"unmanaged", unmanaged},
 	} {
-		t.Run(test.name, func(t *testing.T) { test.run(ctx, t, lab) })
+		t.Run(test.name, func(t *testing.T) { test.run(ctx, t, lab.For(t)) })
 	}
 }
 

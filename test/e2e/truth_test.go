@@ -61,10 +61,20 @@ const shortTimeouts = "--agent-arg=--ct-timeouts=tcp-closed=1s,tcp-handshake=3s,
 func TestTruth(t *testing.T) {
 	t.Run("segments", func(t *testing.T) { truth(t, false) })
 	t.Run("segmentation-offload", func(t *testing.T) { truth(t, true) })
+	// What a kernel without tcx uses.
+	t.Run("clsact", func(t *testing.T) {
+		lab := truth(t, false, "--agent-arg=--force-clsact")
+		out, err := lab.Weir("status")
+		for _, agent := range []string{"agent/node1", "agent/node2"} {
+			if line := statusLine(out, agent); !strings.Contains(line, "kernel path clsact,") {
+				t.Errorf("weir status (%v) does not name the path in use: %q", err, line)
+			}
+		}
+	})
 }
 
-func truth(t *testing.T, offload bool) {
-	lab := cluster.Up(t, truthPods, shortTimeouts)
+func truth(t *testing.T, offload bool, flags ...string) *cluster.Lab {
+	lab := cluster.Up(t, truthPods, append(flags, shortTimeouts)...)
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	want := observe(ctx, t, lab, offload, 120, 0, func() {})
@@ -78,6 +88,7 @@ func truth(t *testing.T, offload bool) {
 		}
 		return compare(want, a.Flows)
 	})
+	return lab
 }
 
 // observe makes random traffic between all pods, spread over a time, calls meanwhile while it runs, and returns what packet sockets in the pods saw.

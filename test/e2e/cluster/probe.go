@@ -11,8 +11,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
+	"testing"
 	"time"
 
 	"google.golang.org/grpc"
@@ -24,6 +26,21 @@ import (
 	statusv1 "github.com/weirmesh/weir/gen/weir/status/v1"
 	"github.com/weirmesh/weir/test/e2e/traffic"
 )
+
+// For is the same lab for a subtest, which its failures then end.
+func (l *Lab) For(t testing.TB) *Lab {
+	c := *l
+	c.t = t
+	return &c
+}
+
+// Down ends the lab before the test's end.
+func (l *Lab) Down() {
+	l.t.Helper()
+	if out, err := exec.Command(Bin(l.t, "weir-lab"), "down", "--name", l.Name).CombinedOutput(); err != nil {
+		l.t.Fatalf("weir lab down: %v\n%s", err, out)
+	}
+}
 
 // Dial connects from inside a network namespace, given by its path.
 func (l *Lab) Dial(ctx context.Context, netns, network, addr string) (net.Conn, error) {
