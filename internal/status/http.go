@@ -60,7 +60,9 @@ func ServeHTTP(ctx context.Context, address string, handler http.Handler) error 
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	err = server.Shutdown(stopCtx)
-	_ = <-done // ErrServerClosed, once Shutdown has begun
+	if served := <-done; !errors.Is(served, http.ErrServerClosed) {
+		err = errors.Join(err, served)
+	}
 	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("stop metrics server: %w", err)
 	}

@@ -151,11 +151,11 @@ func upDetached(command *cobra.Command, config lab.Config) error {
 	context.AfterFunc(interrupted, func() { _ = child.Process.Signal(syscall.SIGTERM) })
 	lines := bufio.NewScanner(read)
 	for lines.Scan() {
-		switch line := lines.Text(); {
-		case line == "ready":
+		switch line := lines.Text(); line {
+		case "ready":
 			os.Remove(path)
 			return child.Process.Release()
-		case line == "failed":
+		case "failed":
 			for lines.Scan() {
 				fmt.Fprintln(os.Stderr, lines.Text())
 			}
