@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Key names a connection, whichever side sent first. Ports of ICMP echo are both the identifier.
+// Key names a connection, whichever side sent first. In ICMP echo the port of the one that asks is the identifier, the other's is 0: both sides
+// may ask with one identifier.
 type Key struct {
 	Proto  uint8
 	Lo, Hi netip.AddrPort
@@ -290,7 +291,9 @@ func (c *Capture) transport(proto uint8, src, dst netip.Addr, l4 []byte, length 
 	case proto == unix.IPPROTO_ICMP && len(l4) >= 8 && (l4[0] == 0 || l4[0] == 8),
 		proto == unix.IPPROTO_ICMPV6 && len(l4) >= 8 && (l4[0] == 128 || l4[0] == 129):
 		sp = binary.BigEndian.Uint16(l4[4:])
-		dp = sp
+		if l4[0] == 0 || l4[0] == 129 {
+			sp, dp = 0, sp
+		}
 	case proto == unix.IPPROTO_ICMPV6 && len(l4) > 0 && (l4[0] >= 130):
 		c.other["icmpv6-neighbour-or-multicast"]++
 		return
@@ -299,7 +302,7 @@ func (c *Capture) transport(proto uint8, src, dst netip.Addr, l4 []byte, length 
 			c.other["short"]++
 			return
 		}
-		dp = binary.BigEndian.Uint16(l4)
+		sp, dp = 1, binary.BigEndian.Uint16(l4) // 1: so that it is no answer to an echo
 	default:
 		c.other[fmt.Sprintf("proto-%d", proto)]++
 		return
@@ -319,7 +322,7 @@ func (c *Capture) transport(proto uint8, src, dst netip.Addr, l4 []byte, length 
 		c.order = append(c.order, k)
 	}
 	dir := 0
-	if a != t.Source || (a == b && (l4[0] == 0 || l4[0] == 129)) {
+	if a != t.Source {
 		dir = 1
 	}
 	packets, bytes := 1, length

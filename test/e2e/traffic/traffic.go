@@ -305,7 +305,7 @@ func echo(ctx context.Context, rng *rand.Rand, to netip.Addr) error {
 	if err := c.SetDeadline(deadline); err != nil {
 		return err
 	}
-	id := os.Getpid()<<8&0xffff | rng.IntN(1<<16)
+	id := (os.Getpid()<<8 ^ rng.IntN(1<<16)) & 0xffff // processes with one seed differ
 	dst := &net.IPAddr{IP: to.AsSlice()}
 	for seq := range 1 + rng.IntN(3) {
 		m := icmp.Message{Type: request, Body: &icmp.Echo{ID: id & 0xffff, Seq: seq, Data: make([]byte, rng.IntN(500))}}
