@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"testing"
 	"time"
 
@@ -25,7 +26,11 @@ func TestRelays(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	want := observe(ctx, t, lab, false, 200, 10*time.Second, func() {
-		for dead, alive := range map[string]string{"relay": "relay-2", "relay-2": "relay"} {
+		for i := range 4 {
+			dead, alive := "relay", "relay-2"
+			if i%2 == 1 {
+				dead, alive = alive, dead
+			}
 			lab.Control(ctx, dead, labv1.ControlPartRequest_ACTION_KILL)
 			cluster.Eventually(t, 30*time.Second, func() error {
 				for _, node := range []string{"node1", "node2"} {
@@ -37,10 +42,17 @@ func TestRelays(t *testing.T) {
 						return fmt.Errorf("agent of %s is at relay %q, want %s", node, d["relay"], relayAddresses[alive])
 					}
 				}
+				// The load goes through the one that is left, before that one dies.
+				d, err := lab.Details(ctx, alive+".sock")
+				if err != nil {
+					return err
+				}
+				if stored, err := strconv.Atoi(d["batches stored"]); err != nil || stored < 10 {
+					return fmt.Errorf("%s stored %q batches", alive, d["batches stored"])
+				}
 				return nil
 			})
 			lab.Control(ctx, dead, labv1.ControlPartRequest_ACTION_START)
-			// Both take batches before the next one dies.
 			cluster.Eventually(t, 30*time.Second, func() error {
 				_, err := lab.Details(ctx, dead+".sock")
 				return err
