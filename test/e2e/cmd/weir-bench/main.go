@@ -124,6 +124,11 @@ func (b bench) exec(ctx context.Context, lab, pod string, args ...string) ([]byt
 
 // path is part (a): the packet path.
 func (b bench) path(ctx context.Context) (err error) {
+	lab, down, err := b.lab(ctx, "127.0.0.1:14245")
+	if err != nil {
+		return err
+	}
+	defer down()
 	base, err := plain.New(fmt.Sprintf("plain-%06x-", rand.Uint32()&0xffffff))
 	if err != nil {
 		return fmt.Errorf("baseline: %w", err)
@@ -134,11 +139,6 @@ func (b bench) path(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	lab, down, err := b.lab(ctx, "127.0.0.1:14245")
-	if err != nil {
-		return err
-	}
-	defer down()
 	mesh := func(what, to string) (float64, error) {
 		return number(b.exec(ctx, lab, "default/a", b.tool(), "measure", what, to, b.duration.String()))
 	}
