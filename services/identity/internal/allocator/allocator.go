@@ -200,8 +200,17 @@ func (a *Allocator) claimFor(ctx context.Context, set labelset.Set, own *ownClai
 	if err := a.waitView(ctx, 0); err != nil {
 		return nil, err
 	}
+	caughtUp := false
 	for tries := uint32(0); tries <= a.config.Max-a.config.Min; tries++ {
 		number, expected, ok := a.pick()
+		if !ok && !caughtUp {
+			// The view follows the writes: a number may have become free that it does not know of yet.
+			if err := a.catchUp(ctx); err != nil {
+				return nil, err
+			}
+			caughtUp = true
+			number, expected, ok = a.pick()
+		}
 		if !ok {
 			break
 		}

@@ -199,11 +199,7 @@ type Identity struct {
 // List returns all identities by number, as of a moment during the call: the view is first brought
 // up to what the leader has.
 func (a *Allocator) List(ctx context.Context) ([]Identity, error) {
-	last, err := a.keys.Last(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if err := a.waitView(ctx, last); err != nil {
+	if err := a.catchUp(ctx); err != nil {
 		return nil, err
 	}
 	a.mu.Lock()
@@ -216,6 +212,15 @@ func (a *Allocator) List(ctx context.Context) ([]Identity, error) {
 	}
 	slices.SortFunc(all, func(x, y Identity) int { return cmp.Compare(x.Number, y.Number) })
 	return all, nil
+}
+
+// catchUp waits until the view holds all that the leader had stored when it was called.
+func (a *Allocator) catchUp(ctx context.Context) error {
+	last, err := a.keys.Last(ctx)
+	if err != nil {
+		return err
+	}
+	return a.waitView(ctx, last)
 }
 
 // counts are what this broker did.
