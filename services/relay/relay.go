@@ -134,6 +134,9 @@ func New(config Config, log *slog.Logger) (*Service, error) {
 // maxStalled is above all that StreamBatches and TotalBytes let through.
 const maxStalled = 1 << 20
 
+// streamWindow is what an agent may have sent ahead of the relay's reading; gRPC holds as much for each agent at most.
+const streamWindow = 1 << 20
+
 // serve makes the server and opens its listeners.
 func (s *Service) serve(source *spiffe.Source) error {
 	js, err := jetstream.New(s.conn, jetstream.WithPublishAsyncTimeout(s.config.AckTimeout), jetstream.WithPublishAsyncMaxPending(maxStalled))
@@ -149,7 +152,11 @@ func (s *Service) serve(source *spiffe.Source) error {
 			"/" + relayv1.RelayService_ServiceDesc.ServiceName + "/":   {"agent"},
 			"/" + statusv1.StatusService_ServiceDesc.ServiceName + "/": {server.Local},
 		},
-		Options: []grpc.ServerOption{grpc.MaxRecvMsgSize(batch.MaxBytes + 1024), grpc.ForceServerCodecV2(ingest.NewCodec())},
+		Options: []grpc.ServerOption{
+			grpc.MaxRecvMsgSize(batch.MaxBytes + 1024), grpc.ForceServerCodecV2(ingest.NewCodec()),
+			// A batch is often larger than the 64 KiB that gRPC starts with: it would come in as many turns.
+			grpc.InitialWindowSize(streamWindow), grpc.InitialConnWindowSize(streamWindow),
+		},
 		Metrics: s.registry,
 	})
 	s.presence = ingest.NewPresence(s.config.ClusterName, s.config.Instance, s.conn, s.log)

@@ -54,7 +54,10 @@ func RSS(pid int) (float64, error) {
 
 // Follow reads flows as they come until ctx ends, decodes every one, and returns how many flows and lost events there were.
 func Follow(ctx context.Context, server string) (flows, lost uint64, err error) {
-	conn, err := grpc.NewClient(server, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	// As the weir command does (cli/internal/observer): gRPC's first window of 64 KiB is some 70 flows.
+	const window = 4 << 20
+	conn, err := grpc.NewClient(server, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithInitialWindowSize(window), grpc.WithInitialConnWindowSize(window))
 	if err != nil {
 		return 0, 0, err
 	}
