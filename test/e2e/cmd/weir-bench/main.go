@@ -72,7 +72,7 @@ func run(ctx context.Context) error {
 	flag.IntVar(&b.pairs, "pairs", 10, "interleaved pairs of each measurement")
 	flag.DurationVar(&b.duration, "duration", time.Second, "length of one measurement of the packet path")
 	flowTime := flag.Duration("flow-duration", 30*time.Second, "length of one run of the flow path")
-	rates := flag.String("rates", "50,300,600,900,1200", "connections a second to try on the flow path, rising")
+	rates := flag.String("rates", "340,1700,2400", "connections a second to try on the flow path, rising")
 	flag.Parse()
 
 	var err error
