@@ -21,12 +21,7 @@ func Path(name string) string { return filepath.Join(Dir, name) }
 
 // Create makes a namespace with its loopback up. A name that exists is an error that wraps os.ErrExist.
 func Create(name string) error {
-	unlock, err := lock()
-	if err != nil {
-		return fmt.Errorf("create namespace %s: %w", name, err)
-	}
-	defer unlock()
-	if err := share(); err != nil {
+	if err := os.MkdirAll(Dir, 0o755); err != nil {
 		return fmt.Errorf("create namespace %s: %w", name, err)
 	}
 	file, err := os.OpenFile(Path(name), os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444)
@@ -41,38 +36,7 @@ func Create(name string) error {
 		done <- unshareInto(Path(name))
 	}()
 	if err := <-done; err != nil {
-		return errors.Join(fmt.Errorf("create namespace %s: %w", name, err), remove(name))
-	}
-	return nil
-}
-
-// lock keeps two processes from making and taking away the mount of Dir at the same time.
-func lock() (unlock func(), err error) {
-	if err := os.MkdirAll(Dir, 0o755); err != nil {
-		return nil, err
-	}
-	// The folder above: what is mounted on Dir itself changes.
-	folder, err := os.Open(filepath.Dir(Dir))
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", folder.Name(), err), folder.Close())
-	}
-	return func() { folder.Close() }, nil
-}
-
-// share makes Dir a shared mount of its own, as `ip netns add` does. Were it left to that command, run for the first time while a lab
-// is up, its mount would hide the lab's namespaces and they could not be removed.
-func share() error {
-	err := unix.Mount("", Dir, "none", unix.MS_SHARED|unix.MS_REC, "")
-	if errors.Is(err, unix.EINVAL) { // no mount yet
-		if err = unix.Mount(Dir, Dir, "none", unix.MS_BIND|unix.MS_REC, ""); err == nil {
-			err = unix.Mount("", Dir, "none", unix.MS_SHARED|unix.MS_REC, "")
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("share %s: %w", Dir, err)
+		return errors.Join(fmt.Errorf("create namespace %s: %w", name, err), Delete(name))
 	}
 	return nil
 }
@@ -110,26 +74,6 @@ func loopbackUp() error {
 
 // Delete removes a namespace's name; the namespace ends with its last process. A name that does not exist is no error.
 func Delete(name string) error {
-	unlock, err := lock()
-	if err != nil {
-		return fmt.Errorf("delete namespace %s: %w", name, err)
-	}
-	defer unlock()
-	if err := remove(name); err != nil {
-		return err
-	}
-	// The last one takes the mount with it: nothing is left behind.
-	left, err := os.ReadDir(Dir)
-	if err != nil || len(left) > 0 {
-		return err
-	}
-	if err := unix.Unmount(Dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("unmount %s: %w", Dir, err)
-	}
-	return nil
-}
-
-func remove(name string) error {
 	path := Path(name)
 	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unmount namespace %s: %w", name, err)
