@@ -50,8 +50,6 @@ spec: {nodeName: node2, containers: [%s]}
 `, round, round, serving)
 }
 
-var heirAddress = pair("10.244.2.77", "fd00:10:244:2::77")
-
 // TestStartOfPods starts and ends pods again and again.
 func TestStartOfPods(t *testing.T) {
 	lab := cluster.Up(t, truthPods+`
