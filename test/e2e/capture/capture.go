@@ -8,11 +8,12 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
-	"runtime"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weirmesh/weir/test/e2e/netns"
 )
 
 // Key names a connection, whichever side sent first. In ICMP echo the port of the one that asks is the identifier, the other's is 0: both sides
@@ -64,7 +65,7 @@ type ports struct{ src, dst uint16 }
 // Start begins to count on ifname inside the network namespace at nsPath.
 func Start(nsPath, ifname string) (*Capture, error) {
 	var fd int
-	err := inNamespace(nsPath, func() error {
+	err := netns.Do(nsPath, func() error {
 		var err error
 		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
@@ -110,25 +111,6 @@ func linkIndex(fd int, name string) (int, error) {
 }
 
 func htons(v uint16) uint16 { return v<<8 | v>>8 }
-
-func inNamespace(path string, fn func() error) error {
-	errc := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread dies with its foreign namespace
-		ns, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			errc <- fmt.Errorf("open namespace %s: %w", path, err)
-			return
-		}
-		defer unix.Close(ns)
-		if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
-			errc <- fmt.Errorf("enter namespace %s: %w", path, err)
-			return
-		}
-		errc <- fn()
-	}()
-	return <-errc
-}
 
 func (c *Capture) run(stopped chan struct{}) {
 	defer close(stopped)

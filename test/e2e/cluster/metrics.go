@@ -8,11 +8,10 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"runtime"
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"github.com/weirmesh/weir/test/e2e/netns"
 )
 
 // Metrics are samples by name with labels, as a scrape shows them.
@@ -62,8 +61,8 @@ func (l *Lab) Metrics(ctx context.Context, node string, port int) (Metrics, erro
 }
 
 // dialIn dials from inside a network namespace.
-func dialIn(ctx context.Context, netns, network, addr string) (conn net.Conn, err error) {
-	err = inNetns(ctx, netns, func(ctx context.Context) (err error) {
+func dialIn(ctx context.Context, path, network, addr string) (conn net.Conn, err error) {
+	err = inNetns(ctx, path, func(ctx context.Context) (err error) {
 		var d net.Dialer
 		conn, err = d.DialContext(ctx, network, addr)
 		return err
@@ -72,21 +71,6 @@ func dialIn(ctx context.Context, netns, network, addr string) (conn net.Conn, er
 }
 
 // inNetns calls fn on a thread inside a network namespace, given by its path.
-func inNetns(ctx context.Context, netns string, fn func(context.Context) error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread dies with its foreign namespace
-		fd, err := unix.Open(netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			done <- err
-			return
-		}
-		defer unix.Close(fd)
-		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
-			done <- err
-			return
-		}
-		done <- fn(ctx)
-	}()
-	return <-done
+func inNetns(ctx context.Context, path string, fn func(context.Context) error) error {
+	return netns.Do(path, func() error { return fn(ctx) })
 }
