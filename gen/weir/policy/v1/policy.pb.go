@@ -34,18 +34,26 @@ const (
 	ResourceKind_RESOURCE_KIND_NAMESPACE   ResourceKind = 4
 	ResourceKind_RESOURCE_KIND_IDENTITY    ResourceKind = 5
 	ResourceKind_RESOURCE_KIND_POD         ResourceKind = 6
+	ResourceKind_RESOURCE_KIND_PEER        ResourceKind = 7
+	ResourceKind_RESOURCE_KIND_SELECTOR    ResourceKind = 8
+	ResourceKind_RESOURCE_KIND_POLICY      ResourceKind = 9
+	ResourceKind_RESOURCE_KIND_SUBJECT     ResourceKind = 10
 )
 
 // Enum value maps for ResourceKind.
 var (
 	ResourceKind_name = map[int32]string{
-		0: "RESOURCE_KIND_UNSPECIFIED",
-		1: "RESOURCE_KIND_NODE",
-		2: "RESOURCE_KIND_ENDPOINT",
-		3: "RESOURCE_KIND_SERVICE",
-		4: "RESOURCE_KIND_NAMESPACE",
-		5: "RESOURCE_KIND_IDENTITY",
-		6: "RESOURCE_KIND_POD",
+		0:  "RESOURCE_KIND_UNSPECIFIED",
+		1:  "RESOURCE_KIND_NODE",
+		2:  "RESOURCE_KIND_ENDPOINT",
+		3:  "RESOURCE_KIND_SERVICE",
+		4:  "RESOURCE_KIND_NAMESPACE",
+		5:  "RESOURCE_KIND_IDENTITY",
+		6:  "RESOURCE_KIND_POD",
+		7:  "RESOURCE_KIND_PEER",
+		8:  "RESOURCE_KIND_SELECTOR",
+		9:  "RESOURCE_KIND_POLICY",
+		10: "RESOURCE_KIND_SUBJECT",
 	}
 	ResourceKind_value = map[string]int32{
 		"RESOURCE_KIND_UNSPECIFIED": 0,
@@ -55,6 +63,10 @@ var (
 		"RESOURCE_KIND_NAMESPACE":   4,
 		"RESOURCE_KIND_IDENTITY":    5,
 		"RESOURCE_KIND_POD":         6,
+		"RESOURCE_KIND_PEER":        7,
+		"RESOURCE_KIND_SELECTOR":    8,
+		"RESOURCE_KIND_POLICY":      9,
+		"RESOURCE_KIND_SUBJECT":     10,
 	}
 )
 
@@ -138,6 +150,163 @@ func (Protocol) EnumDescriptor() ([]byte, []int) {
 	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{1}
 }
 
+// Algorithm chooses a backend.
+type Algorithm int32
+
+const (
+	// Random.
+	Algorithm_ALGORITHM_UNSPECIFIED Algorithm = 0
+	Algorithm_ALGORITHM_RANDOM      Algorithm = 1
+	// Consistent: Maglev's table over the connection's 5-tuple.
+	Algorithm_ALGORITHM_MAGLEV Algorithm = 2
+)
+
+// Enum value maps for Algorithm.
+var (
+	Algorithm_name = map[int32]string{
+		0: "ALGORITHM_UNSPECIFIED",
+		1: "ALGORITHM_RANDOM",
+		2: "ALGORITHM_MAGLEV",
+	}
+	Algorithm_value = map[string]int32{
+		"ALGORITHM_UNSPECIFIED": 0,
+		"ALGORITHM_RANDOM":      1,
+		"ALGORITHM_MAGLEV":      2,
+	}
+)
+
+func (x Algorithm) Enum() *Algorithm {
+	p := new(Algorithm)
+	*p = x
+	return p
+}
+
+func (x Algorithm) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Algorithm) Descriptor() protoreflect.EnumDescriptor {
+	return file_weir_policy_v1_policy_proto_enumTypes[2].Descriptor()
+}
+
+func (Algorithm) Type() protoreflect.EnumType {
+	return &file_weir_policy_v1_policy_proto_enumTypes[2]
+}
+
+func (x Algorithm) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Algorithm.Descriptor instead.
+func (Algorithm) EnumDescriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{2}
+}
+
+// Direction of a connection, seen from the subject; numbers as Hubble's.
+type Direction int32
+
+const (
+	Direction_DIRECTION_UNSPECIFIED Direction = 0
+	Direction_DIRECTION_INGRESS     Direction = 1
+	Direction_DIRECTION_EGRESS      Direction = 2
+)
+
+// Enum value maps for Direction.
+var (
+	Direction_name = map[int32]string{
+		0: "DIRECTION_UNSPECIFIED",
+		1: "DIRECTION_INGRESS",
+		2: "DIRECTION_EGRESS",
+	}
+	Direction_value = map[string]int32{
+		"DIRECTION_UNSPECIFIED": 0,
+		"DIRECTION_INGRESS":     1,
+		"DIRECTION_EGRESS":      2,
+	}
+)
+
+func (x Direction) Enum() *Direction {
+	p := new(Direction)
+	*p = x
+	return p
+}
+
+func (x Direction) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Direction) Descriptor() protoreflect.EnumDescriptor {
+	return file_weir_policy_v1_policy_proto_enumTypes[3].Descriptor()
+}
+
+func (Direction) Type() protoreflect.EnumType {
+	return &file_weir_policy_v1_policy_proto_enumTypes[3]
+}
+
+func (x Direction) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Direction.Descriptor instead.
+func (Direction) EnumDescriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{3}
+}
+
+// Verdict on a new connection.
+type Verdict int32
+
+const (
+	Verdict_VERDICT_UNSPECIFIED Verdict = 0
+	Verdict_VERDICT_ALLOW       Verdict = 1
+	// No rule allows it.
+	Verdict_VERDICT_DEFAULT_DENY Verdict = 2
+	// A deny rule.
+	Verdict_VERDICT_DENY Verdict = 3
+)
+
+// Enum value maps for Verdict.
+var (
+	Verdict_name = map[int32]string{
+		0: "VERDICT_UNSPECIFIED",
+		1: "VERDICT_ALLOW",
+		2: "VERDICT_DEFAULT_DENY",
+		3: "VERDICT_DENY",
+	}
+	Verdict_value = map[string]int32{
+		"VERDICT_UNSPECIFIED":  0,
+		"VERDICT_ALLOW":        1,
+		"VERDICT_DEFAULT_DENY": 2,
+		"VERDICT_DENY":         3,
+	}
+)
+
+func (x Verdict) Enum() *Verdict {
+	p := new(Verdict)
+	*p = x
+	return p
+}
+
+func (x Verdict) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Verdict) Descriptor() protoreflect.EnumDescriptor {
+	return file_weir_policy_v1_policy_proto_enumTypes[4].Descriptor()
+}
+
+func (Verdict) Type() protoreflect.EnumType {
+	return &file_weir_policy_v1_policy_proto_enumTypes[4]
+}
+
+func (x Verdict) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Verdict.Descriptor instead.
+func (Verdict) EnumDescriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{4}
+}
+
 // SyncRequest is a message from an agent.
 type SyncRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -147,6 +316,7 @@ type SyncRequest struct {
 	//	*SyncRequest_Register
 	//	*SyncRequest_Unregister
 	//	*SyncRequest_Ack
+	//	*SyncRequest_Refusal
 	Message       isSyncRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -225,6 +395,15 @@ func (x *SyncRequest) GetAck() uint64 {
 	return 0
 }
 
+func (x *SyncRequest) GetRefusal() *Refusal {
+	if x != nil {
+		if x, ok := x.Message.(*SyncRequest_Refusal); ok {
+			return x.Refusal
+		}
+	}
+	return nil
+}
+
 type isSyncRequest_Message interface {
 	isSyncRequest_Message()
 }
@@ -249,6 +428,11 @@ type SyncRequest_Ack struct {
 	Ack uint64 `protobuf:"varint,4,opt,name=ack,proto3,oneof"`
 }
 
+type SyncRequest_Refusal struct {
+	// Something of an update could not be put in force; the rest of it is. Sent before the ack of that revision, and again when it changes.
+	Refusal *Refusal `protobuf:"bytes,5,opt,name=refusal,proto3,oneof"`
+}
+
 func (*SyncRequest_Hello) isSyncRequest_Message() {}
 
 func (*SyncRequest_Register) isSyncRequest_Message() {}
@@ -256,6 +440,71 @@ func (*SyncRequest_Register) isSyncRequest_Message() {}
 func (*SyncRequest_Unregister) isSyncRequest_Message() {}
 
 func (*SyncRequest_Ack) isSyncRequest_Message() {}
+
+func (*SyncRequest_Refusal) isSyncRequest_Message() {}
+
+// Refusal says what this node does not enforce, and why.
+type Refusal struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The revision that brought it.
+	Revision uint64       `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Resource *ResourceKey `protobuf:"bytes,2,opt,name=resource,proto3" json:"resource,omitempty"`
+	// Such as "policy_peers is full: 65536 of 65536 entries"; empty = the trouble is over.
+	Error         string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refusal) Reset() {
+	*x = Refusal{}
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refusal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refusal) ProtoMessage() {}
+
+func (x *Refusal) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
+func (*Refusal) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Refusal) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *Refusal) GetResource() *ResourceKey {
+	if x != nil {
+		return x.Resource
+	}
+	return nil
+}
+
+func (x *Refusal) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
 
 // Hello introduces an agent.
 type Hello struct {
@@ -270,7 +519,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[1]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -282,7 +531,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[1]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -295,7 +544,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{1}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Hello) GetNode() string {
@@ -334,7 +583,7 @@ type SyncResponse struct {
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -346,7 +595,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -359,7 +608,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{2}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SyncResponse) GetMessage() isSyncResponse_Message {
@@ -430,7 +679,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -442,7 +691,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -455,7 +704,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{3}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Synced) GetRevision() uint64 {
@@ -479,7 +728,7 @@ type Spread struct {
 
 func (x *Spread) Reset() {
 	*x = Spread{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -491,7 +740,7 @@ func (x *Spread) String() string {
 func (*Spread) ProtoMessage() {}
 
 func (x *Spread) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -504,7 +753,7 @@ func (x *Spread) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Spread.ProtoReflect.Descriptor instead.
 func (*Spread) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{4}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Spread) GetUid() string {
@@ -530,17 +779,20 @@ func (x *Spread) GetError() string {
 
 // Update is one atomic change.
 type Update struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	Upserts       []*Resource            `protobuf:"bytes,2,rep,name=upserts,proto3" json:"upserts,omitempty"`
-	Removals      []*ResourceKey         `protobuf:"bytes,3,rep,name=removals,proto3" json:"removals,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Revision uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Upserts  []*Resource            `protobuf:"bytes,2,rep,name=upserts,proto3" json:"upserts,omitempty"`
+	Removals []*ResourceKey         `protobuf:"bytes,3,rep,name=removals,proto3" json:"removals,omitempty"`
+	// Changes of selectors that the agent has. Members that join take effect before the endpoints of `upserts`, members that leave after the
+	// endpoints of `removals`.
+	SelectorChanges []*SelectorChange `protobuf:"bytes,4,rep,name=selector_changes,json=selectorChanges,proto3" json:"selector_changes,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Update) Reset() {
 	*x = Update{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -552,7 +804,7 @@ func (x *Update) String() string {
 func (*Update) ProtoMessage() {}
 
 func (x *Update) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -565,7 +817,7 @@ func (x *Update) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Update.ProtoReflect.Descriptor instead.
 func (*Update) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{5}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Update) GetRevision() uint64 {
@@ -589,7 +841,76 @@ func (x *Update) GetRemovals() []*ResourceKey {
 	return nil
 }
 
-// ResourceKey names a resource: node by name, endpoint and pod by pod uid, service by namespace/name, namespace by name, identity by number.
+func (x *Update) GetSelectorChanges() []*SelectorChange {
+	if x != nil {
+		return x.SelectorChanges
+	}
+	return nil
+}
+
+// SelectorChange says which peers a selector matches from now on, beside those that it matched.
+type SelectorChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Joined        []string               `protobuf:"bytes,2,rep,name=joined,proto3" json:"joined,omitempty"`
+	Left          []string               `protobuf:"bytes,3,rep,name=left,proto3" json:"left,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SelectorChange) Reset() {
+	*x = SelectorChange{}
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SelectorChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SelectorChange) ProtoMessage() {}
+
+func (x *SelectorChange) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SelectorChange.ProtoReflect.Descriptor instead.
+func (*SelectorChange) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *SelectorChange) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *SelectorChange) GetJoined() []string {
+	if x != nil {
+		return x.Joined
+	}
+	return nil
+}
+
+func (x *SelectorChange) GetLeft() []string {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+// ResourceKey names a resource: node by name, endpoint and pod by pod uid, service by namespace/name, namespace by name, identity by number;
+// peer, selector, policy and subject by their key.
 type ResourceKey struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          ResourceKind           `protobuf:"varint,1,opt,name=kind,proto3,enum=weir.policy.v1.ResourceKind" json:"kind,omitempty"`
@@ -600,7 +921,7 @@ type ResourceKey struct {
 
 func (x *ResourceKey) Reset() {
 	*x = ResourceKey{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -612,7 +933,7 @@ func (x *ResourceKey) String() string {
 func (*ResourceKey) ProtoMessage() {}
 
 func (x *ResourceKey) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -625,7 +946,7 @@ func (x *ResourceKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceKey.ProtoReflect.Descriptor instead.
 func (*ResourceKey) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{6}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ResourceKey) GetKind() ResourceKind {
@@ -653,6 +974,10 @@ type Resource struct {
 	//	*Resource_Namespace
 	//	*Resource_Identity
 	//	*Resource_Pod
+	//	*Resource_Peer
+	//	*Resource_Selector
+	//	*Resource_Policy
+	//	*Resource_Subject
 	Resource      isResource_Resource `protobuf_oneof:"resource"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -660,7 +985,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -672,7 +997,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -685,7 +1010,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{7}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Resource) GetResource() isResource_Resource {
@@ -749,6 +1074,42 @@ func (x *Resource) GetPod() *Pod {
 	return nil
 }
 
+func (x *Resource) GetPeer() *Peer {
+	if x != nil {
+		if x, ok := x.Resource.(*Resource_Peer); ok {
+			return x.Peer
+		}
+	}
+	return nil
+}
+
+func (x *Resource) GetSelector() *Selector {
+	if x != nil {
+		if x, ok := x.Resource.(*Resource_Selector); ok {
+			return x.Selector
+		}
+	}
+	return nil
+}
+
+func (x *Resource) GetPolicy() *Policy {
+	if x != nil {
+		if x, ok := x.Resource.(*Resource_Policy); ok {
+			return x.Policy
+		}
+	}
+	return nil
+}
+
+func (x *Resource) GetSubject() *Subject {
+	if x != nil {
+		if x, ok := x.Resource.(*Resource_Subject); ok {
+			return x.Subject
+		}
+	}
+	return nil
+}
+
 type isResource_Resource interface {
 	isResource_Resource()
 }
@@ -778,6 +1139,22 @@ type Resource_Pod struct {
 	Pod *Pod `protobuf:"bytes,6,opt,name=pod,proto3,oneof"`
 }
 
+type Resource_Peer struct {
+	Peer *Peer `protobuf:"bytes,7,opt,name=peer,proto3,oneof"`
+}
+
+type Resource_Selector struct {
+	Selector *Selector `protobuf:"bytes,8,opt,name=selector,proto3,oneof"`
+}
+
+type Resource_Policy struct {
+	Policy *Policy `protobuf:"bytes,9,opt,name=policy,proto3,oneof"`
+}
+
+type Resource_Subject struct {
+	Subject *Subject `protobuf:"bytes,10,opt,name=subject,proto3,oneof"`
+}
+
 func (*Resource_Node) isResource_Resource() {}
 
 func (*Resource_Endpoint) isResource_Resource() {}
@@ -789,6 +1166,14 @@ func (*Resource_Namespace) isResource_Resource() {}
 func (*Resource_Identity) isResource_Resource() {}
 
 func (*Resource_Pod) isResource_Resource() {}
+
+func (*Resource_Peer) isResource_Resource() {}
+
+func (*Resource_Selector) isResource_Resource() {}
+
+func (*Resource_Policy) isResource_Resource() {}
+
+func (*Resource_Subject) isResource_Resource() {}
 
 // Node is a member of the cluster.
 type Node struct {
@@ -807,7 +1192,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -819,7 +1204,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -832,7 +1217,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{8}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Node) GetName() string {
@@ -886,15 +1271,18 @@ type Endpoint struct {
 	Workload *Workload `protobuf:"bytes,7,opt,name=workload,proto3" json:"workload,omitempty"`
 	// Host network: addresses are the node's, several endpoints share them, and they belong to the node's identity: `identity` is 1, which
 	// on other nodes means 6.
-	HostNetwork   bool              `protobuf:"varint,8,opt,name=host_network,json=hostNetwork,proto3" json:"host_network,omitempty"`
-	NamedPorts    map[string]uint32 `protobuf:"bytes,9,rep,name=named_ports,json=namedPorts,proto3" json:"named_ports,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	HostNetwork bool              `protobuf:"varint,8,opt,name=host_network,json=hostNetwork,proto3" json:"host_network,omitempty"`
+	NamedPorts  map[string]uint32 `protobuf:"bytes,9,rep,name=named_ports,json=namedPorts,proto3" json:"named_ports,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// What tells an address from others of its identity in policies (named ports, networks that it lies in), one for each of `addresses`;
+	// empty or "" = nothing does. With it the address is the peer "<identity>/<variant>", else "<identity>".
+	Variants      []string `protobuf:"bytes,10,rep,name=variants,proto3" json:"variants,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -906,7 +1294,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -919,7 +1307,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{9}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Endpoint) GetUid() string {
@@ -985,6 +1373,13 @@ func (x *Endpoint) GetNamedPorts() map[string]uint32 {
 	return nil
 }
 
+func (x *Endpoint) GetVariants() []string {
+	if x != nil {
+		return x.Variants
+	}
+	return nil
+}
+
 // Workload is what owns a pod.
 type Workload struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -996,7 +1391,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1008,7 +1403,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1021,7 +1416,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{10}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Workload) GetKind() string {
@@ -1057,7 +1452,7 @@ type Pod struct {
 
 func (x *Pod) Reset() {
 	*x = Pod{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1069,7 +1464,7 @@ func (x *Pod) String() string {
 func (*Pod) ProtoMessage() {}
 
 func (x *Pod) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1082,7 +1477,7 @@ func (x *Pod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pod.ProtoReflect.Descriptor instead.
 func (*Pod) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{11}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Pod) GetUid() string {
@@ -1152,7 +1547,7 @@ type Namespace struct {
 
 func (x *Namespace) Reset() {
 	*x = Namespace{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1164,7 +1559,7 @@ func (x *Namespace) String() string {
 func (*Namespace) ProtoMessage() {}
 
 func (x *Namespace) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1177,7 +1572,7 @@ func (x *Namespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Namespace.ProtoReflect.Descriptor instead.
 func (*Namespace) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{12}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Namespace) GetName() string {
@@ -1206,7 +1601,7 @@ type Identity struct {
 
 func (x *Identity) Reset() {
 	*x = Identity{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +1613,7 @@ func (x *Identity) String() string {
 func (*Identity) ProtoMessage() {}
 
 func (x *Identity) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +1626,7 @@ func (x *Identity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Identity.ProtoReflect.Descriptor instead.
 func (*Identity) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{13}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Identity) GetNumber() uint32 {
@@ -1254,16 +1649,30 @@ type Service struct {
 	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// ClusterIPs, v4 and v6; empty = headless.
-	ClusterIps    []string       `protobuf:"bytes,3,rep,name=cluster_ips,json=clusterIps,proto3" json:"cluster_ips,omitempty"`
-	Ports         []*ServicePort `protobuf:"bytes,4,rep,name=ports,proto3" json:"ports,omitempty"`
-	Type          string         `protobuf:"bytes,5,opt,name=type,proto3" json:"type,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ClusterIps []string       `protobuf:"bytes,3,rep,name=cluster_ips,json=clusterIps,proto3" json:"cluster_ips,omitempty"`
+	Ports      []*ServicePort `protobuf:"bytes,4,rep,name=ports,proto3" json:"ports,omitempty"`
+	Type       string         `protobuf:"bytes,5,opt,name=type,proto3" json:"type,omitempty"`
+	// Further addresses at which the ports are served.
+	ExternalIps     []string `protobuf:"bytes,6,rep,name=external_ips,json=externalIps,proto3" json:"external_ips,omitempty"`
+	LoadBalancerIps []string `protobuf:"bytes,7,rep,name=load_balancer_ips,json=loadBalancerIps,proto3" json:"load_balancer_ips,omitempty"`
+	// Clients that may use load_balancer_ips (and node ports of a LoadBalancer service), as prefixes; empty = all.
+	SourceRanges []string `protobuf:"bytes,8,rep,name=source_ranges,json=sourceRanges,proto3" json:"source_ranges,omitempty"`
+	// ClientIP affinity in seconds; 0 = none.
+	AffinitySeconds uint32 `protobuf:"varint,9,opt,name=affinity_seconds,json=affinitySeconds,proto3" json:"affinity_seconds,omitempty"`
+	// Traffic from outside stays on the node that it came to (externalTrafficPolicy: Local).
+	ExternalLocal bool `protobuf:"varint,10,opt,name=external_local,json=externalLocal,proto3" json:"external_local,omitempty"`
+	// Traffic of pods stays on their node (internalTrafficPolicy: Local).
+	InternalLocal bool `protobuf:"varint,11,opt,name=internal_local,json=internalLocal,proto3" json:"internal_local,omitempty"`
+	// Port of the node that answers health checks of a load balancer; 0 = none.
+	HealthCheckNodePort uint32    `protobuf:"varint,12,opt,name=health_check_node_port,json=healthCheckNodePort,proto3" json:"health_check_node_port,omitempty"`
+	Algorithm           Algorithm `protobuf:"varint,13,opt,name=algorithm,proto3,enum=weir.policy.v1.Algorithm" json:"algorithm,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1684,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1697,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{14}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Service) GetNamespace() string {
@@ -1326,20 +1735,79 @@ func (x *Service) GetType() string {
 	return ""
 }
 
+func (x *Service) GetExternalIps() []string {
+	if x != nil {
+		return x.ExternalIps
+	}
+	return nil
+}
+
+func (x *Service) GetLoadBalancerIps() []string {
+	if x != nil {
+		return x.LoadBalancerIps
+	}
+	return nil
+}
+
+func (x *Service) GetSourceRanges() []string {
+	if x != nil {
+		return x.SourceRanges
+	}
+	return nil
+}
+
+func (x *Service) GetAffinitySeconds() uint32 {
+	if x != nil {
+		return x.AffinitySeconds
+	}
+	return 0
+}
+
+func (x *Service) GetExternalLocal() bool {
+	if x != nil {
+		return x.ExternalLocal
+	}
+	return false
+}
+
+func (x *Service) GetInternalLocal() bool {
+	if x != nil {
+		return x.InternalLocal
+	}
+	return false
+}
+
+func (x *Service) GetHealthCheckNodePort() uint32 {
+	if x != nil {
+		return x.HealthCheckNodePort
+	}
+	return 0
+}
+
+func (x *Service) GetAlgorithm() Algorithm {
+	if x != nil {
+		return x.Algorithm
+	}
+	return Algorithm_ALGORITHM_UNSPECIFIED
+}
+
 // ServicePort is one port of a service.
 type ServicePort struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Protocol      Protocol               `protobuf:"varint,2,opt,name=protocol,proto3,enum=weir.policy.v1.Protocol" json:"protocol,omitempty"`
-	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
-	Backends      []*Backend             `protobuf:"bytes,4,rep,name=backends,proto3" json:"backends,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Name     string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Protocol Protocol               `protobuf:"varint,2,opt,name=protocol,proto3,enum=weir.policy.v1.Protocol" json:"protocol,omitempty"`
+	Port     uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	// Those that new connections may go to first, then those that are terminating. Backends that traffic distribution keeps from this node are left out.
+	Backends []*Backend `protobuf:"bytes,4,rep,name=backends,proto3" json:"backends,omitempty"`
+	// Port on every node; 0 = none.
+	NodePort      uint32 `protobuf:"varint,5,opt,name=node_port,json=nodePort,proto3" json:"node_port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServicePort) Reset() {
 	*x = ServicePort{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[15]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1819,7 @@ func (x *ServicePort) String() string {
 func (*ServicePort) ProtoMessage() {}
 
 func (x *ServicePort) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[15]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1832,7 @@ func (x *ServicePort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePort.ProtoReflect.Descriptor instead.
 func (*ServicePort) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{15}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ServicePort) GetName() string {
@@ -1395,19 +1863,28 @@ func (x *ServicePort) GetBackends() []*Backend {
 	return nil
 }
 
+func (x *ServicePort) GetNodePort() uint32 {
+	if x != nil {
+		return x.NodePort
+	}
+	return 0
+}
+
 // Backend is one address that serves a port.
 type Backend struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
-	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Address string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Port    uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	Node    string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	// It is going away and still serves: it keeps its connections, and gets new ones only when no other backend is there.
+	Terminating   bool `protobuf:"varint,4,opt,name=terminating,proto3" json:"terminating,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[16]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1419,7 +1896,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[16]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1432,7 +1909,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{16}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Backend) GetAddress() string {
@@ -1456,19 +1933,558 @@ func (x *Backend) GetNode() string {
 	return ""
 }
 
+func (x *Backend) GetTerminating() bool {
+	if x != nil {
+		return x.Terminating
+	}
+	return false
+}
+
+// Peer is somebody whom policies tell apart and who has no cluster-wide identity: a prefix outside of the cluster, or a node by its labels. Its number
+// is the agent's own.
+type Peer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "cidr:10.0.0.0/8" or "node:<name>".
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Of its identity: `source:key=value`, sorted.
+	Labels []string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty"`
+	// Addresses that it has: a prefix, or each of the node's addresses as /32 or /128. The longest prefix decides.
+	Prefixes      []string `protobuf:"bytes,3,rep,name=prefixes,proto3" json:"prefixes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Peer) Reset() {
+	*x = Peer{}
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Peer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Peer) ProtoMessage() {}
+
+func (x *Peer) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Peer.ProtoReflect.Descriptor instead.
+func (*Peer) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Peer) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Peer) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Peer) GetPrefixes() []string {
+	if x != nil {
+		return x.Prefixes
+	}
+	return nil
+}
+
+// Selector is a set of peers, used by policies of the node. Members are named "<identity>", "<identity>/<variant>", "cidr:..." or "node:...".
+type Selector struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Members       []string               `protobuf:"bytes,2,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Selector) Reset() {
+	*x = Selector{}
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Selector) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Selector) ProtoMessage() {}
+
+func (x *Selector) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Selector.ProtoReflect.Descriptor instead.
+func (*Selector) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Selector) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Selector) GetMembers() []string {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+// Policy is the resolved policy of one direction, shared by all subjects with the same one. A key names the same selectors and rules for ever; classes
+// join and leave as peers come and go.
+type Policy struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Key       string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Direction Direction              `protobuf:"varint,2,opt,name=direction,proto3,enum=weir.policy.v1.Direction" json:"direction,omitempty"`
+	// Keys of selectors; classes count by position.
+	Selectors []string       `protobuf:"bytes,3,rep,name=selectors,proto3" json:"selectors,omitempty"`
+	Classes   []*PolicyClass `protobuf:"bytes,4,rep,name=classes,proto3" json:"classes,omitempty"`
+	// The rules that may decide; port ranges name them by position.
+	Rules         []*PolicyRule `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Policy) Reset() {
+	*x = Policy{}
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Policy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Policy) ProtoMessage() {}
+
+func (x *Policy) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Policy.ProtoReflect.Descriptor instead.
+func (*Policy) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Policy) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Policy) GetDirection() Direction {
+	if x != nil {
+		return x.Direction
+	}
+	return Direction_DIRECTION_UNSPECIFIED
+}
+
+func (x *Policy) GetSelectors() []string {
+	if x != nil {
+		return x.Selectors
+	}
+	return nil
+}
+
+func (x *Policy) GetClasses() []*PolicyClass {
+	if x != nil {
+		return x.Classes
+	}
+	return nil
+}
+
+func (x *Policy) GetRules() []*PolicyRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+// PolicyClass decides for the peers that exactly these selectors match.
+type PolicyClass struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Positions in Policy.selectors, rising; empty = every peer that none of them matches. That class is always there.
+	Selectors []uint32 `protobuf:"varint,1,rep,packed,name=selectors,proto3" json:"selectors,omitempty"`
+	// Sorted by protocol and port, without overlap. What no range covers is VERDICT_DEFAULT_DENY by no rule.
+	Ranges        []*PolicyRange `protobuf:"bytes,2,rep,name=ranges,proto3" json:"ranges,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyClass) Reset() {
+	*x = PolicyClass{}
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyClass) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyClass) ProtoMessage() {}
+
+func (x *PolicyClass) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyClass.ProtoReflect.Descriptor instead.
+func (*PolicyClass) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *PolicyClass) GetSelectors() []uint32 {
+	if x != nil {
+		return x.Selectors
+	}
+	return nil
+}
+
+func (x *PolicyClass) GetRanges() []*PolicyRange {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+// PolicyRange decides for some ports.
+type PolicyRange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// IP protocol number. 0 = every protocol that no other range of the class names, all ports.
+	Protocol uint32 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// Destination ports; the type for ICMP and ICMPv6.
+	First   uint32  `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
+	Last    uint32  `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
+	Verdict Verdict `protobuf:"varint,4,opt,name=verdict,proto3,enum=weir.policy.v1.Verdict" json:"verdict,omitempty"`
+	// Positions in Policy.rules: those that decided (all that allow, or the deny).
+	Rules         []uint32 `protobuf:"varint,5,rep,packed,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyRange) Reset() {
+	*x = PolicyRange{}
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyRange) ProtoMessage() {}
+
+func (x *PolicyRange) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyRange.ProtoReflect.Descriptor instead.
+func (*PolicyRange) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *PolicyRange) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *PolicyRange) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *PolicyRange) GetLast() uint32 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *PolicyRange) GetVerdict() Verdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return Verdict_VERDICT_UNSPECIFIED
+}
+
+func (x *PolicyRange) GetRules() []uint32 {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+// PolicyRule names a rule of a policy object.
+type PolicyRule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Kubernetes kind of the object, such as CiliumNetworkPolicy.
+	Kind      string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Namespace string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Uid       string `protobuf:"bytes,4,opt,name=uid,proto3" json:"uid,omitempty"`
+	// Position of the rule object: 0 = spec, or specs[i] (after spec, if both are there).
+	Spec uint32 `protobuf:"varint,5,opt,name=spec,proto3" json:"spec,omitempty"`
+	// ingress, ingressDeny, egress, egressDeny, and the position in it.
+	List  string `protobuf:"bytes,6,opt,name=list,proto3" json:"list,omitempty"`
+	Index uint32 `protobuf:"varint,7,opt,name=index,proto3" json:"index,omitempty"`
+	// Carried into flow logs (log.value); absent = none.
+	Log string `protobuf:"bytes,8,opt,name=log,proto3" json:"log,omitempty"`
+	// Labels that flows show of the policy, as `source:key=value`.
+	Labels []string `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty"`
+	// Not a rule that a user wrote: "allow-localhost", "default-deny-off", ...; then `name` is empty.
+	Implicit      string `protobuf:"bytes,10,opt,name=implicit,proto3" json:"implicit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyRule) Reset() {
+	*x = PolicyRule{}
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyRule) ProtoMessage() {}
+
+func (x *PolicyRule) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyRule.ProtoReflect.Descriptor instead.
+func (*PolicyRule) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *PolicyRule) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *PolicyRule) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *PolicyRule) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PolicyRule) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *PolicyRule) GetSpec() uint32 {
+	if x != nil {
+		return x.Spec
+	}
+	return 0
+}
+
+func (x *PolicyRule) GetList() string {
+	if x != nil {
+		return x.List
+	}
+	return ""
+}
+
+func (x *PolicyRule) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *PolicyRule) GetLog() string {
+	if x != nil {
+		return x.Log
+	}
+	return ""
+}
+
+func (x *PolicyRule) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *PolicyRule) GetImplicit() string {
+	if x != nil {
+		return x.Implicit
+	}
+	return ""
+}
+
+// Subject says which policies an endpoint has. Sent before the endpoint starts. Keys: a pod's uid, "host" (the node itself), "health".
+type Subject struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Policy keys; empty = not enforced in that direction: everything passes.
+	Ingress string `protobuf:"bytes,2,opt,name=ingress,proto3" json:"ingress,omitempty"`
+	Egress  string `protobuf:"bytes,3,opt,name=egress,proto3" json:"egress,omitempty"`
+	// Drops by policy are let through and told as AUDIT.
+	Audit         bool `protobuf:"varint,4,opt,name=audit,proto3" json:"audit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Subject) Reset() {
+	*x = Subject{}
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Subject) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Subject) ProtoMessage() {}
+
+func (x *Subject) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Subject.ProtoReflect.Descriptor instead.
+func (*Subject) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Subject) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Subject) GetIngress() string {
+	if x != nil {
+		return x.Ingress
+	}
+	return ""
+}
+
+func (x *Subject) GetEgress() string {
+	if x != nil {
+		return x.Egress
+	}
+	return ""
+}
+
+func (x *Subject) GetAudit() bool {
+	if x != nil {
+		return x.Audit
+	}
+	return false
+}
+
 var File_weir_policy_v1_policy_proto protoreflect.FileDescriptor
 
 const file_weir_policy_v1_policy_proto_rawDesc = "" +
 	"\n" +
-	"\x1bweir/policy/v1/policy.proto\x12\x0eweir.policy.v1\"\xb5\x01\n" +
+	"\x1bweir/policy/v1/policy.proto\x12\x0eweir.policy.v1\"\xea\x01\n" +
 	"\vSyncRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x15.weir.policy.v1.HelloH\x00R\x05hello\x126\n" +
 	"\bregister\x18\x02 \x01(\v2\x18.weir.policy.v1.EndpointH\x00R\bregister\x12 \n" +
 	"\n" +
 	"unregister\x18\x03 \x01(\tH\x00R\n" +
 	"unregister\x12\x12\n" +
-	"\x03ack\x18\x04 \x01(\x04H\x00R\x03ackB\t\n" +
-	"\amessage\"Q\n" +
+	"\x03ack\x18\x04 \x01(\x04H\x00R\x03ack\x123\n" +
+	"\arefusal\x18\x05 \x01(\v2\x17.weir.policy.v1.RefusalH\x00R\arefusalB\t\n" +
+	"\amessage\"t\n" +
+	"\aRefusal\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x127\n" +
+	"\bresource\x18\x02 \x01(\v2\x1b.weir.policy.v1.ResourceKeyR\bresource\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"Q\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
@@ -1484,21 +2500,31 @@ const file_weir_policy_v1_policy_proto_rawDesc = "" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x1d\n" +
 	"\n" +
 	"late_nodes\x18\x02 \x03(\tR\tlateNodes\x12\x14\n" +
-	"\x05error\x18\x03 \x01(\tR\x05error\"\x91\x01\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"\xdc\x01\n" +
 	"\x06Update\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x122\n" +
 	"\aupserts\x18\x02 \x03(\v2\x18.weir.policy.v1.ResourceR\aupserts\x127\n" +
-	"\bremovals\x18\x03 \x03(\v2\x1b.weir.policy.v1.ResourceKeyR\bremovals\"Q\n" +
+	"\bremovals\x18\x03 \x03(\v2\x1b.weir.policy.v1.ResourceKeyR\bremovals\x12I\n" +
+	"\x10selector_changes\x18\x04 \x03(\v2\x1e.weir.policy.v1.SelectorChangeR\x0fselectorChanges\"N\n" +
+	"\x0eSelectorChange\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
+	"\x06joined\x18\x02 \x03(\tR\x06joined\x12\x12\n" +
+	"\x04left\x18\x03 \x03(\tR\x04left\"Q\n" +
 	"\vResourceKey\x120\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1c.weir.policy.v1.ResourceKindR\x04kind\x12\x10\n" +
-	"\x03key\x18\x02 \x01(\tR\x03key\"\xcb\x02\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\"\x96\x04\n" +
 	"\bResource\x12*\n" +
 	"\x04node\x18\x01 \x01(\v2\x14.weir.policy.v1.NodeH\x00R\x04node\x126\n" +
 	"\bendpoint\x18\x02 \x01(\v2\x18.weir.policy.v1.EndpointH\x00R\bendpoint\x123\n" +
 	"\aservice\x18\x03 \x01(\v2\x17.weir.policy.v1.ServiceH\x00R\aservice\x129\n" +
 	"\tnamespace\x18\x04 \x01(\v2\x19.weir.policy.v1.NamespaceH\x00R\tnamespace\x126\n" +
 	"\bidentity\x18\x05 \x01(\v2\x18.weir.policy.v1.IdentityH\x00R\bidentity\x12'\n" +
-	"\x03pod\x18\x06 \x01(\v2\x13.weir.policy.v1.PodH\x00R\x03podB\n" +
+	"\x03pod\x18\x06 \x01(\v2\x13.weir.policy.v1.PodH\x00R\x03pod\x12*\n" +
+	"\x04peer\x18\a \x01(\v2\x14.weir.policy.v1.PeerH\x00R\x04peer\x126\n" +
+	"\bselector\x18\b \x01(\v2\x18.weir.policy.v1.SelectorH\x00R\bselector\x120\n" +
+	"\x06policy\x18\t \x01(\v2\x16.weir.policy.v1.PolicyH\x00R\x06policy\x123\n" +
+	"\asubject\x18\n" +
+	" \x01(\v2\x17.weir.policy.v1.SubjectH\x00R\asubjectB\n" +
 	"\n" +
 	"\bresource\"\xf5\x01\n" +
 	"\x04Node\x12\x12\n" +
@@ -1509,7 +2535,7 @@ const file_weir_policy_v1_policy_proto_rawDesc = "" +
 	"\x10health_addresses\x18\x05 \x03(\tR\x0fhealthAddresses\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xff\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9b\x03\n" +
 	"\bEndpoint\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x1c\n" +
@@ -1520,7 +2546,9 @@ const file_weir_policy_v1_policy_proto_rawDesc = "" +
 	"\bworkload\x18\a \x01(\v2\x18.weir.policy.v1.WorkloadR\bworkload\x12!\n" +
 	"\fhost_network\x18\b \x01(\bR\vhostNetwork\x12I\n" +
 	"\vnamed_ports\x18\t \x03(\v2(.weir.policy.v1.Endpoint.NamedPortsEntryR\n" +
-	"namedPorts\x1a=\n" +
+	"namedPorts\x12\x1a\n" +
+	"\bvariants\x18\n" +
+	" \x03(\tR\bvariants\x1a=\n" +
 	"\x0fNamedPortsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"2\n" +
@@ -1548,23 +2576,74 @@ const file_weir_policy_v1_policy_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\":\n" +
 	"\bIdentity\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x16\n" +
-	"\x06labels\x18\x02 \x03(\tR\x06labels\"\xa3\x01\n" +
+	"\x06labels\x18\x02 \x03(\tR\x06labels\"\xfe\x03\n" +
 	"\aService\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1f\n" +
 	"\vcluster_ips\x18\x03 \x03(\tR\n" +
 	"clusterIps\x121\n" +
 	"\x05ports\x18\x04 \x03(\v2\x1b.weir.policy.v1.ServicePortR\x05ports\x12\x12\n" +
-	"\x04type\x18\x05 \x01(\tR\x04type\"\xa0\x01\n" +
+	"\x04type\x18\x05 \x01(\tR\x04type\x12!\n" +
+	"\fexternal_ips\x18\x06 \x03(\tR\vexternalIps\x12*\n" +
+	"\x11load_balancer_ips\x18\a \x03(\tR\x0floadBalancerIps\x12#\n" +
+	"\rsource_ranges\x18\b \x03(\tR\fsourceRanges\x12)\n" +
+	"\x10affinity_seconds\x18\t \x01(\rR\x0faffinitySeconds\x12%\n" +
+	"\x0eexternal_local\x18\n" +
+	" \x01(\bR\rexternalLocal\x12%\n" +
+	"\x0einternal_local\x18\v \x01(\bR\rinternalLocal\x123\n" +
+	"\x16health_check_node_port\x18\f \x01(\rR\x13healthCheckNodePort\x127\n" +
+	"\talgorithm\x18\r \x01(\x0e2\x19.weir.policy.v1.AlgorithmR\talgorithm\"\xbd\x01\n" +
 	"\vServicePort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x124\n" +
 	"\bprotocol\x18\x02 \x01(\x0e2\x18.weir.policy.v1.ProtocolR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x123\n" +
-	"\bbackends\x18\x04 \x03(\v2\x17.weir.policy.v1.BackendR\bbackends\"K\n" +
+	"\bbackends\x18\x04 \x03(\v2\x17.weir.policy.v1.BackendR\bbackends\x12\x1b\n" +
+	"\tnode_port\x18\x05 \x01(\rR\bnodePort\"m\n" +
 	"\aBackend\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x12\n" +
-	"\x04node\x18\x03 \x01(\tR\x04node*\xcc\x01\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12 \n" +
+	"\vterminating\x18\x04 \x01(\bR\vterminating\"L\n" +
+	"\x04Peer\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
+	"\x06labels\x18\x02 \x03(\tR\x06labels\x12\x1a\n" +
+	"\bprefixes\x18\x03 \x03(\tR\bprefixes\"6\n" +
+	"\bSelector\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x18\n" +
+	"\amembers\x18\x02 \x03(\tR\amembers\"\xda\x01\n" +
+	"\x06Policy\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x127\n" +
+	"\tdirection\x18\x02 \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\x12\x1c\n" +
+	"\tselectors\x18\x03 \x03(\tR\tselectors\x125\n" +
+	"\aclasses\x18\x04 \x03(\v2\x1b.weir.policy.v1.PolicyClassR\aclasses\x120\n" +
+	"\x05rules\x18\x05 \x03(\v2\x1a.weir.policy.v1.PolicyRuleR\x05rules\"`\n" +
+	"\vPolicyClass\x12\x1c\n" +
+	"\tselectors\x18\x01 \x03(\rR\tselectors\x123\n" +
+	"\x06ranges\x18\x02 \x03(\v2\x1b.weir.policy.v1.PolicyRangeR\x06ranges\"\x9c\x01\n" +
+	"\vPolicyRange\x12\x1a\n" +
+	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x14\n" +
+	"\x05first\x18\x02 \x01(\rR\x05first\x12\x12\n" +
+	"\x04last\x18\x03 \x01(\rR\x04last\x121\n" +
+	"\averdict\x18\x04 \x01(\x0e2\x17.weir.policy.v1.VerdictR\averdict\x12\x14\n" +
+	"\x05rules\x18\x05 \x03(\rR\x05rules\"\xe8\x01\n" +
+	"\n" +
+	"PolicyRule\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x10\n" +
+	"\x03uid\x18\x04 \x01(\tR\x03uid\x12\x12\n" +
+	"\x04spec\x18\x05 \x01(\rR\x04spec\x12\x12\n" +
+	"\x04list\x18\x06 \x01(\tR\x04list\x12\x14\n" +
+	"\x05index\x18\a \x01(\rR\x05index\x12\x10\n" +
+	"\x03log\x18\b \x01(\tR\x03log\x12\x16\n" +
+	"\x06labels\x18\t \x03(\tR\x06labels\x12\x1a\n" +
+	"\bimplicit\x18\n" +
+	" \x01(\tR\bimplicit\"c\n" +
+	"\aSubject\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x18\n" +
+	"\aingress\x18\x02 \x01(\tR\aingress\x12\x16\n" +
+	"\x06egress\x18\x03 \x01(\tR\x06egress\x12\x14\n" +
+	"\x05audit\x18\x04 \x01(\bR\x05audit*\xb5\x02\n" +
 	"\fResourceKind\x12\x1d\n" +
 	"\x19RESOURCE_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12RESOURCE_KIND_NODE\x10\x01\x12\x1a\n" +
@@ -1572,12 +2651,30 @@ const file_weir_policy_v1_policy_proto_rawDesc = "" +
 	"\x15RESOURCE_KIND_SERVICE\x10\x03\x12\x1b\n" +
 	"\x17RESOURCE_KIND_NAMESPACE\x10\x04\x12\x1a\n" +
 	"\x16RESOURCE_KIND_IDENTITY\x10\x05\x12\x15\n" +
-	"\x11RESOURCE_KIND_POD\x10\x06*[\n" +
+	"\x11RESOURCE_KIND_POD\x10\x06\x12\x16\n" +
+	"\x12RESOURCE_KIND_PEER\x10\a\x12\x1a\n" +
+	"\x16RESOURCE_KIND_SELECTOR\x10\b\x12\x18\n" +
+	"\x14RESOURCE_KIND_POLICY\x10\t\x12\x19\n" +
+	"\x15RESOURCE_KIND_SUBJECT\x10\n" +
+	"*[\n" +
 	"\bProtocol\x12\x18\n" +
 	"\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fPROTOCOL_TCP\x10\x01\x12\x10\n" +
 	"\fPROTOCOL_UDP\x10\x02\x12\x11\n" +
-	"\rPROTOCOL_SCTP\x10\x032X\n" +
+	"\rPROTOCOL_SCTP\x10\x03*R\n" +
+	"\tAlgorithm\x12\x19\n" +
+	"\x15ALGORITHM_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10ALGORITHM_RANDOM\x10\x01\x12\x14\n" +
+	"\x10ALGORITHM_MAGLEV\x10\x02*S\n" +
+	"\tDirection\x12\x19\n" +
+	"\x15DIRECTION_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11DIRECTION_INGRESS\x10\x01\x12\x14\n" +
+	"\x10DIRECTION_EGRESS\x10\x02*a\n" +
+	"\aVerdict\x12\x17\n" +
+	"\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rVERDICT_ALLOW\x10\x01\x12\x18\n" +
+	"\x14VERDICT_DEFAULT_DENY\x10\x02\x12\x10\n" +
+	"\fVERDICT_DENY\x10\x032X\n" +
 	"\rPolicyService\x12G\n" +
 	"\x04Sync\x12\x1b.weir.policy.v1.SyncRequest\x1a\x1c.weir.policy.v1.SyncResponse\"\x00(\x010\x01B6Z4github.com/weirmesh/weir/gen/weir/policy/v1;policyv1b\x06proto3"
 
@@ -1593,64 +2690,89 @@ func file_weir_policy_v1_policy_proto_rawDescGZIP() []byte {
 	return file_weir_policy_v1_policy_proto_rawDescData
 }
 
-var file_weir_policy_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_weir_policy_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_weir_policy_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_weir_policy_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_weir_policy_v1_policy_proto_goTypes = []any{
-	(ResourceKind)(0),    // 0: weir.policy.v1.ResourceKind
-	(Protocol)(0),        // 1: weir.policy.v1.Protocol
-	(*SyncRequest)(nil),  // 2: weir.policy.v1.SyncRequest
-	(*Hello)(nil),        // 3: weir.policy.v1.Hello
-	(*SyncResponse)(nil), // 4: weir.policy.v1.SyncResponse
-	(*Synced)(nil),       // 5: weir.policy.v1.Synced
-	(*Spread)(nil),       // 6: weir.policy.v1.Spread
-	(*Update)(nil),       // 7: weir.policy.v1.Update
-	(*ResourceKey)(nil),  // 8: weir.policy.v1.ResourceKey
-	(*Resource)(nil),     // 9: weir.policy.v1.Resource
-	(*Node)(nil),         // 10: weir.policy.v1.Node
-	(*Endpoint)(nil),     // 11: weir.policy.v1.Endpoint
-	(*Workload)(nil),     // 12: weir.policy.v1.Workload
-	(*Pod)(nil),          // 13: weir.policy.v1.Pod
-	(*Namespace)(nil),    // 14: weir.policy.v1.Namespace
-	(*Identity)(nil),     // 15: weir.policy.v1.Identity
-	(*Service)(nil),      // 16: weir.policy.v1.Service
-	(*ServicePort)(nil),  // 17: weir.policy.v1.ServicePort
-	(*Backend)(nil),      // 18: weir.policy.v1.Backend
-	nil,                  // 19: weir.policy.v1.Node.LabelsEntry
-	nil,                  // 20: weir.policy.v1.Endpoint.NamedPortsEntry
-	nil,                  // 21: weir.policy.v1.Pod.NamedPortsEntry
-	nil,                  // 22: weir.policy.v1.Namespace.LabelsEntry
+	(ResourceKind)(0),      // 0: weir.policy.v1.ResourceKind
+	(Protocol)(0),          // 1: weir.policy.v1.Protocol
+	(Algorithm)(0),         // 2: weir.policy.v1.Algorithm
+	(Direction)(0),         // 3: weir.policy.v1.Direction
+	(Verdict)(0),           // 4: weir.policy.v1.Verdict
+	(*SyncRequest)(nil),    // 5: weir.policy.v1.SyncRequest
+	(*Refusal)(nil),        // 6: weir.policy.v1.Refusal
+	(*Hello)(nil),          // 7: weir.policy.v1.Hello
+	(*SyncResponse)(nil),   // 8: weir.policy.v1.SyncResponse
+	(*Synced)(nil),         // 9: weir.policy.v1.Synced
+	(*Spread)(nil),         // 10: weir.policy.v1.Spread
+	(*Update)(nil),         // 11: weir.policy.v1.Update
+	(*SelectorChange)(nil), // 12: weir.policy.v1.SelectorChange
+	(*ResourceKey)(nil),    // 13: weir.policy.v1.ResourceKey
+	(*Resource)(nil),       // 14: weir.policy.v1.Resource
+	(*Node)(nil),           // 15: weir.policy.v1.Node
+	(*Endpoint)(nil),       // 16: weir.policy.v1.Endpoint
+	(*Workload)(nil),       // 17: weir.policy.v1.Workload
+	(*Pod)(nil),            // 18: weir.policy.v1.Pod
+	(*Namespace)(nil),      // 19: weir.policy.v1.Namespace
+	(*Identity)(nil),       // 20: weir.policy.v1.Identity
+	(*Service)(nil),        // 21: weir.policy.v1.Service
+	(*ServicePort)(nil),    // 22: weir.policy.v1.ServicePort
+	(*Backend)(nil),        // 23: weir.policy.v1.Backend
+	(*Peer)(nil),           // 24: weir.policy.v1.Peer
+	(*Selector)(nil),       // 25: weir.policy.v1.Selector
+	(*Policy)(nil),         // 26: weir.policy.v1.Policy
+	(*PolicyClass)(nil),    // 27: weir.policy.v1.PolicyClass
+	(*PolicyRange)(nil),    // 28: weir.policy.v1.PolicyRange
+	(*PolicyRule)(nil),     // 29: weir.policy.v1.PolicyRule
+	(*Subject)(nil),        // 30: weir.policy.v1.Subject
+	nil,                    // 31: weir.policy.v1.Node.LabelsEntry
+	nil,                    // 32: weir.policy.v1.Endpoint.NamedPortsEntry
+	nil,                    // 33: weir.policy.v1.Pod.NamedPortsEntry
+	nil,                    // 34: weir.policy.v1.Namespace.LabelsEntry
 }
 var file_weir_policy_v1_policy_proto_depIdxs = []int32{
-	3,  // 0: weir.policy.v1.SyncRequest.hello:type_name -> weir.policy.v1.Hello
-	11, // 1: weir.policy.v1.SyncRequest.register:type_name -> weir.policy.v1.Endpoint
-	7,  // 2: weir.policy.v1.SyncResponse.update:type_name -> weir.policy.v1.Update
-	5,  // 3: weir.policy.v1.SyncResponse.synced:type_name -> weir.policy.v1.Synced
-	6,  // 4: weir.policy.v1.SyncResponse.spread:type_name -> weir.policy.v1.Spread
-	9,  // 5: weir.policy.v1.Update.upserts:type_name -> weir.policy.v1.Resource
-	8,  // 6: weir.policy.v1.Update.removals:type_name -> weir.policy.v1.ResourceKey
-	0,  // 7: weir.policy.v1.ResourceKey.kind:type_name -> weir.policy.v1.ResourceKind
-	10, // 8: weir.policy.v1.Resource.node:type_name -> weir.policy.v1.Node
-	11, // 9: weir.policy.v1.Resource.endpoint:type_name -> weir.policy.v1.Endpoint
-	16, // 10: weir.policy.v1.Resource.service:type_name -> weir.policy.v1.Service
-	14, // 11: weir.policy.v1.Resource.namespace:type_name -> weir.policy.v1.Namespace
-	15, // 12: weir.policy.v1.Resource.identity:type_name -> weir.policy.v1.Identity
-	13, // 13: weir.policy.v1.Resource.pod:type_name -> weir.policy.v1.Pod
-	19, // 14: weir.policy.v1.Node.labels:type_name -> weir.policy.v1.Node.LabelsEntry
-	12, // 15: weir.policy.v1.Endpoint.workload:type_name -> weir.policy.v1.Workload
-	20, // 16: weir.policy.v1.Endpoint.named_ports:type_name -> weir.policy.v1.Endpoint.NamedPortsEntry
-	12, // 17: weir.policy.v1.Pod.workload:type_name -> weir.policy.v1.Workload
-	21, // 18: weir.policy.v1.Pod.named_ports:type_name -> weir.policy.v1.Pod.NamedPortsEntry
-	22, // 19: weir.policy.v1.Namespace.labels:type_name -> weir.policy.v1.Namespace.LabelsEntry
-	17, // 20: weir.policy.v1.Service.ports:type_name -> weir.policy.v1.ServicePort
-	1,  // 21: weir.policy.v1.ServicePort.protocol:type_name -> weir.policy.v1.Protocol
-	18, // 22: weir.policy.v1.ServicePort.backends:type_name -> weir.policy.v1.Backend
-	2,  // 23: weir.policy.v1.PolicyService.Sync:input_type -> weir.policy.v1.SyncRequest
-	4,  // 24: weir.policy.v1.PolicyService.Sync:output_type -> weir.policy.v1.SyncResponse
-	24, // [24:25] is the sub-list for method output_type
-	23, // [23:24] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	7,  // 0: weir.policy.v1.SyncRequest.hello:type_name -> weir.policy.v1.Hello
+	16, // 1: weir.policy.v1.SyncRequest.register:type_name -> weir.policy.v1.Endpoint
+	6,  // 2: weir.policy.v1.SyncRequest.refusal:type_name -> weir.policy.v1.Refusal
+	13, // 3: weir.policy.v1.Refusal.resource:type_name -> weir.policy.v1.ResourceKey
+	11, // 4: weir.policy.v1.SyncResponse.update:type_name -> weir.policy.v1.Update
+	9,  // 5: weir.policy.v1.SyncResponse.synced:type_name -> weir.policy.v1.Synced
+	10, // 6: weir.policy.v1.SyncResponse.spread:type_name -> weir.policy.v1.Spread
+	14, // 7: weir.policy.v1.Update.upserts:type_name -> weir.policy.v1.Resource
+	13, // 8: weir.policy.v1.Update.removals:type_name -> weir.policy.v1.ResourceKey
+	12, // 9: weir.policy.v1.Update.selector_changes:type_name -> weir.policy.v1.SelectorChange
+	0,  // 10: weir.policy.v1.ResourceKey.kind:type_name -> weir.policy.v1.ResourceKind
+	15, // 11: weir.policy.v1.Resource.node:type_name -> weir.policy.v1.Node
+	16, // 12: weir.policy.v1.Resource.endpoint:type_name -> weir.policy.v1.Endpoint
+	21, // 13: weir.policy.v1.Resource.service:type_name -> weir.policy.v1.Service
+	19, // 14: weir.policy.v1.Resource.namespace:type_name -> weir.policy.v1.Namespace
+	20, // 15: weir.policy.v1.Resource.identity:type_name -> weir.policy.v1.Identity
+	18, // 16: weir.policy.v1.Resource.pod:type_name -> weir.policy.v1.Pod
+	24, // 17: weir.policy.v1.Resource.peer:type_name -> weir.policy.v1.Peer
+	25, // 18: weir.policy.v1.Resource.selector:type_name -> weir.policy.v1.Selector
+	26, // 19: weir.policy.v1.Resource.policy:type_name -> weir.policy.v1.Policy
+	30, // 20: weir.policy.v1.Resource.subject:type_name -> weir.policy.v1.Subject
+	31, // 21: weir.policy.v1.Node.labels:type_name -> weir.policy.v1.Node.LabelsEntry
+	17, // 22: weir.policy.v1.Endpoint.workload:type_name -> weir.policy.v1.Workload
+	32, // 23: weir.policy.v1.Endpoint.named_ports:type_name -> weir.policy.v1.Endpoint.NamedPortsEntry
+	17, // 24: weir.policy.v1.Pod.workload:type_name -> weir.policy.v1.Workload
+	33, // 25: weir.policy.v1.Pod.named_ports:type_name -> weir.policy.v1.Pod.NamedPortsEntry
+	34, // 26: weir.policy.v1.Namespace.labels:type_name -> weir.policy.v1.Namespace.LabelsEntry
+	22, // 27: weir.policy.v1.Service.ports:type_name -> weir.policy.v1.ServicePort
+	2,  // 28: weir.policy.v1.Service.algorithm:type_name -> weir.policy.v1.Algorithm
+	1,  // 29: weir.policy.v1.ServicePort.protocol:type_name -> weir.policy.v1.Protocol
+	23, // 30: weir.policy.v1.ServicePort.backends:type_name -> weir.policy.v1.Backend
+	3,  // 31: weir.policy.v1.Policy.direction:type_name -> weir.policy.v1.Direction
+	27, // 32: weir.policy.v1.Policy.classes:type_name -> weir.policy.v1.PolicyClass
+	29, // 33: weir.policy.v1.Policy.rules:type_name -> weir.policy.v1.PolicyRule
+	28, // 34: weir.policy.v1.PolicyClass.ranges:type_name -> weir.policy.v1.PolicyRange
+	4,  // 35: weir.policy.v1.PolicyRange.verdict:type_name -> weir.policy.v1.Verdict
+	5,  // 36: weir.policy.v1.PolicyService.Sync:input_type -> weir.policy.v1.SyncRequest
+	8,  // 37: weir.policy.v1.PolicyService.Sync:output_type -> weir.policy.v1.SyncResponse
+	37, // [37:38] is the sub-list for method output_type
+	36, // [36:37] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_policy_proto_init() }
@@ -1663,27 +2785,32 @@ func file_weir_policy_v1_policy_proto_init() {
 		(*SyncRequest_Register)(nil),
 		(*SyncRequest_Unregister)(nil),
 		(*SyncRequest_Ack)(nil),
+		(*SyncRequest_Refusal)(nil),
 	}
-	file_weir_policy_v1_policy_proto_msgTypes[2].OneofWrappers = []any{
+	file_weir_policy_v1_policy_proto_msgTypes[3].OneofWrappers = []any{
 		(*SyncResponse_Update)(nil),
 		(*SyncResponse_Synced)(nil),
 		(*SyncResponse_Spread)(nil),
 	}
-	file_weir_policy_v1_policy_proto_msgTypes[7].OneofWrappers = []any{
+	file_weir_policy_v1_policy_proto_msgTypes[9].OneofWrappers = []any{
 		(*Resource_Node)(nil),
 		(*Resource_Endpoint)(nil),
 		(*Resource_Service)(nil),
 		(*Resource_Namespace)(nil),
 		(*Resource_Identity)(nil),
 		(*Resource_Pod)(nil),
+		(*Resource_Peer)(nil),
+		(*Resource_Selector)(nil),
+		(*Resource_Policy)(nil),
+		(*Resource_Subject)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_policy_v1_policy_proto_rawDesc), len(file_weir_policy_v1_policy_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   21,
+			NumEnums:      5,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -77,7 +77,238 @@ func (x WatchResponse_Type) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WatchResponse_Type.Descriptor instead.
 func (WatchResponse_Type) EnumDescriptor() ([]byte, []int) {
-	return file_weir_source_v1_source_proto_rawDescGZIP(), []int{1, 0}
+	return file_weir_source_v1_source_proto_rawDescGZIP(), []int{5, 0}
+}
+
+// UpdateStatusRequest names an object and what of its status changes.
+type UpdateStatusRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Kind      string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Namespace string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// Of the object that is meant; empty = whichever has the name.
+	Uid string `protobuf:"bytes,4,opt,name=uid,proto3" json:"uid,omitempty"`
+	// JSON merge patch of `status`.
+	Status        []byte `protobuf:"bytes,5,opt,name=status,proto3" json:"status,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateStatusRequest) Reset() {
+	*x = UpdateStatusRequest{}
+	mi := &file_weir_source_v1_source_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateStatusRequest) ProtoMessage() {}
+
+func (x *UpdateStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_source_v1_source_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateStatusRequest.ProtoReflect.Descriptor instead.
+func (*UpdateStatusRequest) Descriptor() ([]byte, []int) {
+	return file_weir_source_v1_source_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *UpdateStatusRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *UpdateStatusRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *UpdateStatusRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UpdateStatusRequest) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *UpdateStatusRequest) GetStatus() []byte {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+// UpdateStatusResponse is empty.
+type UpdateStatusResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateStatusResponse) Reset() {
+	*x = UpdateStatusResponse{}
+	mi := &file_weir_source_v1_source_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateStatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateStatusResponse) ProtoMessage() {}
+
+func (x *UpdateStatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_source_v1_source_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateStatusResponse.ProtoReflect.Descriptor instead.
+func (*UpdateStatusResponse) Descriptor() ([]byte, []int) {
+	return file_weir_source_v1_source_proto_rawDescGZIP(), []int{1}
+}
+
+// AcquireLeaseRequest asks for a lease.
+type AcquireLeaseRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Name   string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Holder string                 `protobuf:"bytes,2,opt,name=holder,proto3" json:"holder,omitempty"`
+	// How long it holds unless renewed; 1 to 300.
+	Seconds       uint32 `protobuf:"varint,3,opt,name=seconds,proto3" json:"seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcquireLeaseRequest) Reset() {
+	*x = AcquireLeaseRequest{}
+	mi := &file_weir_source_v1_source_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcquireLeaseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcquireLeaseRequest) ProtoMessage() {}
+
+func (x *AcquireLeaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_source_v1_source_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcquireLeaseRequest.ProtoReflect.Descriptor instead.
+func (*AcquireLeaseRequest) Descriptor() ([]byte, []int) {
+	return file_weir_source_v1_source_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *AcquireLeaseRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AcquireLeaseRequest) GetHolder() string {
+	if x != nil {
+		return x.Holder
+	}
+	return ""
+}
+
+func (x *AcquireLeaseRequest) GetSeconds() uint32 {
+	if x != nil {
+		return x.Seconds
+	}
+	return 0
+}
+
+// AcquireLeaseResponse says who has the lease now.
+type AcquireLeaseResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Holder        string                 `protobuf:"bytes,1,opt,name=holder,proto3" json:"holder,omitempty"`
+	Acquired      bool                   `protobuf:"varint,2,opt,name=acquired,proto3" json:"acquired,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcquireLeaseResponse) Reset() {
+	*x = AcquireLeaseResponse{}
+	mi := &file_weir_source_v1_source_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcquireLeaseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcquireLeaseResponse) ProtoMessage() {}
+
+func (x *AcquireLeaseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_source_v1_source_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcquireLeaseResponse.ProtoReflect.Descriptor instead.
+func (*AcquireLeaseResponse) Descriptor() ([]byte, []int) {
+	return file_weir_source_v1_source_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *AcquireLeaseResponse) GetHolder() string {
+	if x != nil {
+		return x.Holder
+	}
+	return ""
+}
+
+func (x *AcquireLeaseResponse) GetAcquired() bool {
+	if x != nil {
+		return x.Acquired
+	}
+	return false
 }
 
 // WatchRequest selects kinds.
@@ -91,7 +322,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_weir_source_v1_source_proto_msgTypes[0]
+	mi := &file_weir_source_v1_source_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -103,7 +334,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_source_v1_source_proto_msgTypes[0]
+	mi := &file_weir_source_v1_source_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -116,7 +347,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_weir_source_v1_source_proto_rawDescGZIP(), []int{0}
+	return file_weir_source_v1_source_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *WatchRequest) GetKinds() []string {
@@ -139,7 +370,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_weir_source_v1_source_proto_msgTypes[1]
+	mi := &file_weir_source_v1_source_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -151,7 +382,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_source_v1_source_proto_msgTypes[1]
+	mi := &file_weir_source_v1_source_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -164,7 +395,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_weir_source_v1_source_proto_rawDescGZIP(), []int{1}
+	return file_weir_source_v1_source_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *WatchResponse) GetType() WatchResponse_Type {
@@ -192,7 +423,21 @@ var File_weir_source_v1_source_proto protoreflect.FileDescriptor
 
 const file_weir_source_v1_source_proto_rawDesc = "" +
 	"\n" +
-	"\x1bweir/source/v1/source.proto\x12\x0eweir.source.v1\"$\n" +
+	"\x1bweir/source/v1/source.proto\x12\x0eweir.source.v1\"\x85\x01\n" +
+	"\x13UpdateStatusRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x10\n" +
+	"\x03uid\x18\x04 \x01(\tR\x03uid\x12\x16\n" +
+	"\x06status\x18\x05 \x01(\fR\x06status\"\x16\n" +
+	"\x14UpdateStatusResponse\"[\n" +
+	"\x13AcquireLeaseRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06holder\x18\x02 \x01(\tR\x06holder\x12\x18\n" +
+	"\aseconds\x18\x03 \x01(\rR\aseconds\"J\n" +
+	"\x14AcquireLeaseResponse\x12\x16\n" +
+	"\x06holder\x18\x01 \x01(\tR\x06holder\x12\x1a\n" +
+	"\bacquired\x18\x02 \x01(\bR\bacquired\"$\n" +
 	"\fWatchRequest\x12\x14\n" +
 	"\x05kinds\x18\x01 \x03(\tR\x05kinds\"\xd7\x01\n" +
 	"\rWatchResponse\x126\n" +
@@ -205,9 +450,11 @@ const file_weir_source_v1_source_proto_rawDesc = "" +
 	"TYPE_ADDED\x10\x01\x12\x11\n" +
 	"\rTYPE_MODIFIED\x10\x02\x12\x10\n" +
 	"\fTYPE_DELETED\x10\x03\x12\x0f\n" +
-	"\vTYPE_SYNCED\x10\x042Y\n" +
+	"\vTYPE_SYNCED\x10\x042\x93\x02\n" +
 	"\rSourceService\x12H\n" +
-	"\x05Watch\x12\x1c.weir.source.v1.WatchRequest\x1a\x1d.weir.source.v1.WatchResponse\"\x000\x01B6Z4github.com/weirmesh/weir/gen/weir/source/v1;sourcev1b\x06proto3"
+	"\x05Watch\x12\x1c.weir.source.v1.WatchRequest\x1a\x1d.weir.source.v1.WatchResponse\"\x000\x01\x12[\n" +
+	"\fUpdateStatus\x12#.weir.source.v1.UpdateStatusRequest\x1a$.weir.source.v1.UpdateStatusResponse\"\x00\x12[\n" +
+	"\fAcquireLease\x12#.weir.source.v1.AcquireLeaseRequest\x1a$.weir.source.v1.AcquireLeaseResponse\"\x00B6Z4github.com/weirmesh/weir/gen/weir/source/v1;sourcev1b\x06proto3"
 
 var (
 	file_weir_source_v1_source_proto_rawDescOnce sync.Once
@@ -222,18 +469,26 @@ func file_weir_source_v1_source_proto_rawDescGZIP() []byte {
 }
 
 var file_weir_source_v1_source_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_weir_source_v1_source_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_weir_source_v1_source_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_weir_source_v1_source_proto_goTypes = []any{
-	(WatchResponse_Type)(0), // 0: weir.source.v1.WatchResponse.Type
-	(*WatchRequest)(nil),    // 1: weir.source.v1.WatchRequest
-	(*WatchResponse)(nil),   // 2: weir.source.v1.WatchResponse
+	(WatchResponse_Type)(0),      // 0: weir.source.v1.WatchResponse.Type
+	(*UpdateStatusRequest)(nil),  // 1: weir.source.v1.UpdateStatusRequest
+	(*UpdateStatusResponse)(nil), // 2: weir.source.v1.UpdateStatusResponse
+	(*AcquireLeaseRequest)(nil),  // 3: weir.source.v1.AcquireLeaseRequest
+	(*AcquireLeaseResponse)(nil), // 4: weir.source.v1.AcquireLeaseResponse
+	(*WatchRequest)(nil),         // 5: weir.source.v1.WatchRequest
+	(*WatchResponse)(nil),        // 6: weir.source.v1.WatchResponse
 }
 var file_weir_source_v1_source_proto_depIdxs = []int32{
 	0, // 0: weir.source.v1.WatchResponse.type:type_name -> weir.source.v1.WatchResponse.Type
-	1, // 1: weir.source.v1.SourceService.Watch:input_type -> weir.source.v1.WatchRequest
-	2, // 2: weir.source.v1.SourceService.Watch:output_type -> weir.source.v1.WatchResponse
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
+	5, // 1: weir.source.v1.SourceService.Watch:input_type -> weir.source.v1.WatchRequest
+	1, // 2: weir.source.v1.SourceService.UpdateStatus:input_type -> weir.source.v1.UpdateStatusRequest
+	3, // 3: weir.source.v1.SourceService.AcquireLease:input_type -> weir.source.v1.AcquireLeaseRequest
+	6, // 4: weir.source.v1.SourceService.Watch:output_type -> weir.source.v1.WatchResponse
+	2, // 5: weir.source.v1.SourceService.UpdateStatus:output_type -> weir.source.v1.UpdateStatusResponse
+	4, // 6: weir.source.v1.SourceService.AcquireLease:output_type -> weir.source.v1.AcquireLeaseResponse
+	4, // [4:7] is the sub-list for method output_type
+	1, // [1:4] is the sub-list for method input_type
 	1, // [1:1] is the sub-list for extension type_name
 	1, // [1:1] is the sub-list for extension extendee
 	0, // [0:1] is the sub-list for field type_name
@@ -250,7 +505,7 @@ func file_weir_source_v1_source_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_source_v1_source_proto_rawDesc), len(file_weir_source_v1_source_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   2,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

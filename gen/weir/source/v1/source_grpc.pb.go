@@ -21,7 +21,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	SourceService_Watch_FullMethodName = "/weir.source.v1.SourceService/Watch"
+	SourceService_Watch_FullMethodName        = "/weir.source.v1.SourceService/Watch"
+	SourceService_UpdateStatus_FullMethodName = "/weir.source.v1.SourceService/UpdateStatus"
+	SourceService_AcquireLease_FullMethodName = "/weir.source.v1.SourceService/AcquireLease"
 )
 
 // SourceServiceClient is the client API for SourceService service.
@@ -33,6 +35,10 @@ type SourceServiceClient interface {
 	// Watch sends every object of the kinds asked for, then SYNCED, then each change. Callers: policy, identity, operator.
 	// UNAVAILABLE ends a watch that fell behind: watch again, from the start.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
+	// UpdateStatus merges into an object's status (JSON merge patch, RFC 7396). Callers: policy, operator. NOT_FOUND: no such object, or another uid.
+	UpdateStatus(ctx context.Context, in *UpdateStatusRequest, opts ...grpc.CallOption) (*UpdateStatusResponse, error)
+	// AcquireLease takes or renews a lease, and says who holds it. Callers: policy, operator.
+	AcquireLease(ctx context.Context, in *AcquireLeaseRequest, opts ...grpc.CallOption) (*AcquireLeaseResponse, error)
 }
 
 type sourceServiceClient struct {
@@ -62,6 +68,26 @@ func (c *sourceServiceClient) Watch(ctx context.Context, in *WatchRequest, opts 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type SourceService_WatchClient = grpc.ServerStreamingClient[WatchResponse]
 
+func (c *sourceServiceClient) UpdateStatus(ctx context.Context, in *UpdateStatusRequest, opts ...grpc.CallOption) (*UpdateStatusResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UpdateStatusResponse)
+	err := c.cc.Invoke(ctx, SourceService_UpdateStatus_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *sourceServiceClient) AcquireLease(ctx context.Context, in *AcquireLeaseRequest, opts ...grpc.CallOption) (*AcquireLeaseResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AcquireLeaseResponse)
+	err := c.cc.Invoke(ctx, SourceService_AcquireLease_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // SourceServiceServer is the server API for SourceService service.
 // All implementations must embed UnimplementedSourceServiceServer
 // for forward compatibility.
@@ -71,6 +97,10 @@ type SourceServiceServer interface {
 	// Watch sends every object of the kinds asked for, then SYNCED, then each change. Callers: policy, identity, operator.
 	// UNAVAILABLE ends a watch that fell behind: watch again, from the start.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
+	// UpdateStatus merges into an object's status (JSON merge patch, RFC 7396). Callers: policy, operator. NOT_FOUND: no such object, or another uid.
+	UpdateStatus(context.Context, *UpdateStatusRequest) (*UpdateStatusResponse, error)
+	// AcquireLease takes or renews a lease, and says who holds it. Callers: policy, operator.
+	AcquireLease(context.Context, *AcquireLeaseRequest) (*AcquireLeaseResponse, error)
 	mustEmbedUnimplementedSourceServiceServer()
 }
 
@@ -83,6 +113,12 @@ type UnimplementedSourceServiceServer struct{}
 
 func (UnimplementedSourceServiceServer) Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
+}
+func (UnimplementedSourceServiceServer) UpdateStatus(context.Context, *UpdateStatusRequest) (*UpdateStatusResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UpdateStatus not implemented")
+}
+func (UnimplementedSourceServiceServer) AcquireLease(context.Context, *AcquireLeaseRequest) (*AcquireLeaseResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AcquireLease not implemented")
 }
 func (UnimplementedSourceServiceServer) mustEmbedUnimplementedSourceServiceServer() {}
 func (UnimplementedSourceServiceServer) testEmbeddedByValue()                       {}
@@ -116,13 +152,58 @@ func _SourceService_Watch_Handler(srv interface{}, stream grpc.ServerStream) err
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type SourceService_WatchServer = grpc.ServerStreamingServer[WatchResponse]
 
+func _SourceService_UpdateStatus_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateStatusRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SourceServiceServer).UpdateStatus(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SourceService_UpdateStatus_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SourceServiceServer).UpdateStatus(ctx, req.(*UpdateStatusRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SourceService_AcquireLease_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AcquireLeaseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SourceServiceServer).AcquireLease(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SourceService_AcquireLease_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SourceServiceServer).AcquireLease(ctx, req.(*AcquireLeaseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // SourceService_ServiceDesc is the grpc.ServiceDesc for SourceService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var SourceService_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "weir.source.v1.SourceService",
 	HandlerType: (*SourceServiceServer)(nil),
-	Methods:     []grpc.MethodDesc{},
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "UpdateStatus",
+			Handler:    _SourceService_UpdateStatus_Handler,
+		},
+		{
+			MethodName: "AcquireLease",
+			Handler:    _SourceService_AcquireLease_Handler,
+		},
+	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Watch",
