@@ -9,6 +9,7 @@
 package agentv1
 
 import (
+	v1 "github.com/weirmesh/weir/gen/weir/policy/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
@@ -706,9 +707,16 @@ type LocalEndpoint struct {
 	Uid       string                 `protobuf:"bytes,7,opt,name=uid,proto3" json:"uid,omitempty"`
 	Interface string                 `protobuf:"bytes,8,opt,name=interface,proto3" json:"interface,omitempty"`
 	// ready, waiting-for-identity, disconnecting
-	State         string                 `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"`
-	ContainerId   string                 `protobuf:"bytes,10,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	Created       *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=created,proto3" json:"created,omitempty"`
+	State       string                 `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"`
+	ContainerId string                 `protobuf:"bytes,10,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	Created     *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=created,proto3" json:"created,omitempty"`
+	// A policy is in force in that direction.
+	IngressEnforced bool `protobuf:"varint,12,opt,name=ingress_enforced,json=ingressEnforced,proto3" json:"ingress_enforced,omitempty"`
+	EgressEnforced  bool `protobuf:"varint,13,opt,name=egress_enforced,json=egressEnforced,proto3" json:"egress_enforced,omitempty"`
+	// What policy would drop passes.
+	Audit bool `protobuf:"varint,14,opt,name=audit,proto3" json:"audit,omitempty"`
+	// Until when policy is paused for it, or for the node; absent = it is not.
+	PausedUntil   *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=paused_until,json=pausedUntil,proto3" json:"paused_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -816,6 +824,34 @@ func (x *LocalEndpoint) GetContainerId() string {
 func (x *LocalEndpoint) GetCreated() *timestamppb.Timestamp {
 	if x != nil {
 		return x.Created
+	}
+	return nil
+}
+
+func (x *LocalEndpoint) GetIngressEnforced() bool {
+	if x != nil {
+		return x.IngressEnforced
+	}
+	return false
+}
+
+func (x *LocalEndpoint) GetEgressEnforced() bool {
+	if x != nil {
+		return x.EgressEnforced
+	}
+	return false
+}
+
+func (x *LocalEndpoint) GetAudit() bool {
+	if x != nil {
+		return x.Audit
+	}
+	return false
+}
+
+func (x *LocalEndpoint) GetPausedUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PausedUntil
 	}
 	return nil
 }
@@ -1650,11 +1686,589 @@ func (x *MonitorResponse) GetLost() uint64 {
 	return 0
 }
 
+// LookupPolicyRequest describes the first packet of a connection, as one end's policy sees it.
+type LookupPolicyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "namespace/pod", a pod's uid, an endpoint's number, "host" or "health".
+	Endpoint  string       `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	Direction v1.Direction `protobuf:"varint,2,opt,name=direction,proto3,enum=weir.policy.v1.Direction" json:"direction,omitempty"`
+	// "<identity>", "<identity>/<variant>", "cidr:<prefix>", "node:<name>", or an address.
+	Peer string `protobuf:"bytes,3,opt,name=peer,proto3" json:"peer,omitempty"`
+	// IP protocol number.
+	Protocol uint32 `protobuf:"varint,4,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// Destination port, after service translation; the type for ICMP.
+	Port          uint32 `protobuf:"varint,5,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LookupPolicyRequest) Reset() {
+	*x = LookupPolicyRequest{}
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LookupPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LookupPolicyRequest) ProtoMessage() {}
+
+func (x *LookupPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LookupPolicyRequest.ProtoReflect.Descriptor instead.
+func (*LookupPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_weir_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *LookupPolicyRequest) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *LookupPolicyRequest) GetDirection() v1.Direction {
+	if x != nil {
+		return x.Direction
+	}
+	return v1.Direction(0)
+}
+
+func (x *LookupPolicyRequest) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *LookupPolicyRequest) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *LookupPolicyRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+// LookupPolicyResponse is the kernel's entry.
+type LookupPolicyResponse struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	EndpointId uint32                 `protobuf:"varint,1,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	// 0 = not enforced: everything passes.
+	Policy uint32 `protobuf:"varint,2,opt,name=policy,proto3" json:"policy,omitempty"`
+	// Empty = a number of an earlier agent that the policy service has not named, or the node's own "deny-all".
+	PolicyKey string `protobuf:"bytes,3,opt,name=policy_key,json=policyKey,proto3" json:"policy_key,omitempty"`
+	Audit     bool   `protobuf:"varint,4,opt,name=audit,proto3" json:"audit,omitempty"`
+	// The peer's number in the maps.
+	Peer uint32 `protobuf:"varint,5,opt,name=peer,proto3" json:"peer,omitempty"`
+	// The peer has a row of its own; else the row for all others decided.
+	PeerRow bool `protobuf:"varint,6,opt,name=peer_row,json=peerRow,proto3" json:"peer_row,omitempty"`
+	// VERDICT_ALLOW when the direction is not enforced.
+	Verdict v1.Verdict `protobuf:"varint,7,opt,name=verdict,proto3,enum=weir.policy.v1.Verdict" json:"verdict,omitempty"`
+	// Number of the list of rules that decided; 0 = none.
+	Rule          uint32           `protobuf:"varint,8,opt,name=rule,proto3" json:"rule,omitempty"`
+	Rules         []*v1.PolicyRule `protobuf:"bytes,9,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LookupPolicyResponse) Reset() {
+	*x = LookupPolicyResponse{}
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LookupPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LookupPolicyResponse) ProtoMessage() {}
+
+func (x *LookupPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LookupPolicyResponse.ProtoReflect.Descriptor instead.
+func (*LookupPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_weir_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *LookupPolicyResponse) GetEndpointId() uint32 {
+	if x != nil {
+		return x.EndpointId
+	}
+	return 0
+}
+
+func (x *LookupPolicyResponse) GetPolicy() uint32 {
+	if x != nil {
+		return x.Policy
+	}
+	return 0
+}
+
+func (x *LookupPolicyResponse) GetPolicyKey() string {
+	if x != nil {
+		return x.PolicyKey
+	}
+	return ""
+}
+
+func (x *LookupPolicyResponse) GetAudit() bool {
+	if x != nil {
+		return x.Audit
+	}
+	return false
+}
+
+func (x *LookupPolicyResponse) GetPeer() uint32 {
+	if x != nil {
+		return x.Peer
+	}
+	return 0
+}
+
+func (x *LookupPolicyResponse) GetPeerRow() bool {
+	if x != nil {
+		return x.PeerRow
+	}
+	return false
+}
+
+func (x *LookupPolicyResponse) GetVerdict() v1.Verdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return v1.Verdict(0)
+}
+
+func (x *LookupPolicyResponse) GetRule() uint32 {
+	if x != nil {
+		return x.Rule
+	}
+	return 0
+}
+
+func (x *LookupPolicyResponse) GetRules() []*v1.PolicyRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+// DumpPolicyRequest selects rows.
+type DumpPolicyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in LookupPolicyRequest; empty = all policies.
+	Endpoint      string `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DumpPolicyRequest) Reset() {
+	*x = DumpPolicyRequest{}
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DumpPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DumpPolicyRequest) ProtoMessage() {}
+
+func (x *DumpPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DumpPolicyRequest.ProtoReflect.Descriptor instead.
+func (*DumpPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_weir_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *DumpPolicyRequest) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+// DumpPolicyResponse is what one policy decides for one peer and some ports.
+type DumpPolicyResponse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Policy    uint32                 `protobuf:"varint,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	PolicyKey string                 `protobuf:"bytes,2,opt,name=policy_key,json=policyKey,proto3" json:"policy_key,omitempty"`
+	Direction v1.Direction           `protobuf:"varint,3,opt,name=direction,proto3,enum=weir.policy.v1.Direction" json:"direction,omitempty"`
+	// Numbers of the endpoints with this policy.
+	Endpoints []uint32 `protobuf:"varint,4,rep,packed,name=endpoints,proto3" json:"endpoints,omitempty"`
+	// 0 = every peer without a row of its own.
+	Peer    uint32 `protobuf:"varint,5,opt,name=peer,proto3" json:"peer,omitempty"`
+	PeerKey string `protobuf:"bytes,6,opt,name=peer_key,json=peerKey,proto3" json:"peer_key,omitempty"`
+	// 0 = any other protocol, all ports.
+	Protocol      uint32           `protobuf:"varint,7,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	First         uint32           `protobuf:"varint,8,opt,name=first,proto3" json:"first,omitempty"`
+	Last          uint32           `protobuf:"varint,9,opt,name=last,proto3" json:"last,omitempty"`
+	Verdict       v1.Verdict       `protobuf:"varint,10,opt,name=verdict,proto3,enum=weir.policy.v1.Verdict" json:"verdict,omitempty"`
+	Rule          uint32           `protobuf:"varint,11,opt,name=rule,proto3" json:"rule,omitempty"`
+	Rules         []*v1.PolicyRule `protobuf:"bytes,12,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DumpPolicyResponse) Reset() {
+	*x = DumpPolicyResponse{}
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DumpPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DumpPolicyResponse) ProtoMessage() {}
+
+func (x *DumpPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DumpPolicyResponse.ProtoReflect.Descriptor instead.
+func (*DumpPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_weir_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *DumpPolicyResponse) GetPolicy() uint32 {
+	if x != nil {
+		return x.Policy
+	}
+	return 0
+}
+
+func (x *DumpPolicyResponse) GetPolicyKey() string {
+	if x != nil {
+		return x.PolicyKey
+	}
+	return ""
+}
+
+func (x *DumpPolicyResponse) GetDirection() v1.Direction {
+	if x != nil {
+		return x.Direction
+	}
+	return v1.Direction(0)
+}
+
+func (x *DumpPolicyResponse) GetEndpoints() []uint32 {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
+func (x *DumpPolicyResponse) GetPeer() uint32 {
+	if x != nil {
+		return x.Peer
+	}
+	return 0
+}
+
+func (x *DumpPolicyResponse) GetPeerKey() string {
+	if x != nil {
+		return x.PeerKey
+	}
+	return ""
+}
+
+func (x *DumpPolicyResponse) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *DumpPolicyResponse) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *DumpPolicyResponse) GetLast() uint32 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *DumpPolicyResponse) GetVerdict() v1.Verdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return v1.Verdict(0)
+}
+
+func (x *DumpPolicyResponse) GetRule() uint32 {
+	if x != nil {
+		return x.Rule
+	}
+	return 0
+}
+
+func (x *DumpPolicyResponse) GetRules() []*v1.PolicyRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+// PausePolicyRequest names what to pause.
+type PausePolicyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "namespace/pod"; empty = the whole node.
+	Pod string `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
+	// From now; 1 to 86,400.
+	Seconds uint32 `protobuf:"varint,2,opt,name=seconds,proto3" json:"seconds,omitempty"`
+	// Why, for the log.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PausePolicyRequest) Reset() {
+	*x = PausePolicyRequest{}
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PausePolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PausePolicyRequest) ProtoMessage() {}
+
+func (x *PausePolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PausePolicyRequest.ProtoReflect.Descriptor instead.
+func (*PausePolicyRequest) Descriptor() ([]byte, []int) {
+	return file_weir_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *PausePolicyRequest) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *PausePolicyRequest) GetSeconds() uint32 {
+	if x != nil {
+		return x.Seconds
+	}
+	return 0
+}
+
+func (x *PausePolicyRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// PausePolicyResponse says until when.
+type PausePolicyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PausePolicyResponse) Reset() {
+	*x = PausePolicyResponse{}
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PausePolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PausePolicyResponse) ProtoMessage() {}
+
+func (x *PausePolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PausePolicyResponse.ProtoReflect.Descriptor instead.
+func (*PausePolicyResponse) Descriptor() ([]byte, []int) {
+	return file_weir_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *PausePolicyResponse) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+// ResumePolicyRequest names what is paused.
+type ResumePolicyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "namespace/pod"; empty = the whole node.
+	Pod           string `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumePolicyRequest) Reset() {
+	*x = ResumePolicyRequest{}
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumePolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumePolicyRequest) ProtoMessage() {}
+
+func (x *ResumePolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumePolicyRequest.ProtoReflect.Descriptor instead.
+func (*ResumePolicyRequest) Descriptor() ([]byte, []int) {
+	return file_weir_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ResumePolicyRequest) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+// ResumePolicyResponse says whether there was a pause.
+type ResumePolicyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Resumed       bool                   `protobuf:"varint,1,opt,name=resumed,proto3" json:"resumed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumePolicyResponse) Reset() {
+	*x = ResumePolicyResponse{}
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumePolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumePolicyResponse) ProtoMessage() {}
+
+func (x *ResumePolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumePolicyResponse.ProtoReflect.Descriptor instead.
+func (*ResumePolicyResponse) Descriptor() ([]byte, []int) {
+	return file_weir_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ResumePolicyResponse) GetResumed() bool {
+	if x != nil {
+		return x.Resumed
+	}
+	return false
+}
+
 var File_weir_agent_v1_agent_proto protoreflect.FileDescriptor
 
 const file_weir_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x19weir/agent/v1/agent.proto\x12\rweir.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb6\x01\n" +
+	"\x19weir/agent/v1/agent.proto\x12\rweir.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bweir/policy/v1/policy.proto\"\xb6\x01\n" +
 	"\n" +
 	"AddRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x14\n" +
@@ -1694,7 +2308,7 @@ const file_weir_agent_v1_agent_proto_rawDesc = "" +
 	"\x16CollectGarbageResponse\"\x16\n" +
 	"\x14ListEndpointsRequest\"S\n" +
 	"\x15ListEndpointsResponse\x12:\n" +
-	"\tendpoints\x18\x01 \x03(\v2\x1c.weir.agent.v1.LocalEndpointR\tendpoints\"\xc9\x02\n" +
+	"\tendpoints\x18\x01 \x03(\v2\x1c.weir.agent.v1.LocalEndpointR\tendpoints\"\xf2\x03\n" +
 	"\rLocalEndpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\rR\bidentity\x12\x16\n" +
@@ -1707,7 +2321,11 @@ const file_weir_agent_v1_agent_proto_rawDesc = "" +
 	"\x05state\x18\t \x01(\tR\x05state\x12!\n" +
 	"\fcontainer_id\x18\n" +
 	" \x01(\tR\vcontainerId\x124\n" +
-	"\acreated\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\acreated\"\x17\n" +
+	"\acreated\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12)\n" +
+	"\x10ingress_enforced\x18\f \x01(\bR\x0fingressEnforced\x12'\n" +
+	"\x0fegress_enforced\x18\r \x01(\bR\x0eegressEnforced\x12\x14\n" +
+	"\x05audit\x18\x0e \x01(\bR\x05audit\x12=\n" +
+	"\fpaused_until\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\vpausedUntil\"\x17\n" +
 	"\x15ListIdentitiesRequest\"V\n" +
 	"\x16ListIdentitiesResponse\x12<\n" +
 	"\n" +
@@ -1768,14 +2386,59 @@ const file_weir_agent_v1_agent_proto_rawDesc = "" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x10\n" +
 	"\x03cpu\x18\x02 \x01(\rR\x03cpu\x12\x12\n" +
 	"\x04text\x18\x03 \x01(\tR\x04text\x12\x12\n" +
-	"\x04lost\x18\x04 \x01(\x04R\x04lost2\x82\x03\n" +
+	"\x04lost\x18\x04 \x01(\x04R\x04lost\"\xae\x01\n" +
+	"\x13LookupPolicyRequest\x12\x1a\n" +
+	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x127\n" +
+	"\tdirection\x18\x02 \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\x12\x12\n" +
+	"\x04peer\x18\x03 \x01(\tR\x04peer\x12\x1a\n" +
+	"\bprotocol\x18\x04 \x01(\rR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x05 \x01(\rR\x04port\"\xac\x02\n" +
+	"\x14LookupPolicyResponse\x12\x1f\n" +
+	"\vendpoint_id\x18\x01 \x01(\rR\n" +
+	"endpointId\x12\x16\n" +
+	"\x06policy\x18\x02 \x01(\rR\x06policy\x12\x1d\n" +
+	"\n" +
+	"policy_key\x18\x03 \x01(\tR\tpolicyKey\x12\x14\n" +
+	"\x05audit\x18\x04 \x01(\bR\x05audit\x12\x12\n" +
+	"\x04peer\x18\x05 \x01(\rR\x04peer\x12\x19\n" +
+	"\bpeer_row\x18\x06 \x01(\bR\apeerRow\x121\n" +
+	"\averdict\x18\a \x01(\x0e2\x17.weir.policy.v1.VerdictR\averdict\x12\x12\n" +
+	"\x04rule\x18\b \x01(\rR\x04rule\x120\n" +
+	"\x05rules\x18\t \x03(\v2\x1a.weir.policy.v1.PolicyRuleR\x05rules\"/\n" +
+	"\x11DumpPolicyRequest\x12\x1a\n" +
+	"\bendpoint\x18\x01 \x01(\tR\bendpoint\"\x90\x03\n" +
+	"\x12DumpPolicyResponse\x12\x16\n" +
+	"\x06policy\x18\x01 \x01(\rR\x06policy\x12\x1d\n" +
+	"\n" +
+	"policy_key\x18\x02 \x01(\tR\tpolicyKey\x127\n" +
+	"\tdirection\x18\x03 \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\x12\x1c\n" +
+	"\tendpoints\x18\x04 \x03(\rR\tendpoints\x12\x12\n" +
+	"\x04peer\x18\x05 \x01(\rR\x04peer\x12\x19\n" +
+	"\bpeer_key\x18\x06 \x01(\tR\apeerKey\x12\x1a\n" +
+	"\bprotocol\x18\a \x01(\rR\bprotocol\x12\x14\n" +
+	"\x05first\x18\b \x01(\rR\x05first\x12\x12\n" +
+	"\x04last\x18\t \x01(\rR\x04last\x121\n" +
+	"\averdict\x18\n" +
+	" \x01(\x0e2\x17.weir.policy.v1.VerdictR\averdict\x12\x12\n" +
+	"\x04rule\x18\v \x01(\rR\x04rule\x120\n" +
+	"\x05rules\x18\f \x03(\v2\x1a.weir.policy.v1.PolicyRuleR\x05rules\"X\n" +
+	"\x12PausePolicyRequest\x12\x10\n" +
+	"\x03pod\x18\x01 \x01(\tR\x03pod\x12\x18\n" +
+	"\aseconds\x18\x02 \x01(\rR\aseconds\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"G\n" +
+	"\x13PausePolicyResponse\x120\n" +
+	"\x05until\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"'\n" +
+	"\x13ResumePolicyRequest\x12\x10\n" +
+	"\x03pod\x18\x01 \x01(\tR\x03pod\"0\n" +
+	"\x14ResumePolicyResponse\x12\x18\n" +
+	"\aresumed\x18\x01 \x01(\bR\aresumed2\x82\x03\n" +
 	"\n" +
 	"CNIService\x12>\n" +
 	"\x03Add\x12\x19.weir.agent.v1.AddRequest\x1a\x1a.weir.agent.v1.AddResponse\"\x00\x12G\n" +
 	"\x06Delete\x12\x1c.weir.agent.v1.DeleteRequest\x1a\x1d.weir.agent.v1.DeleteResponse\"\x00\x12D\n" +
 	"\x05Check\x12\x1b.weir.agent.v1.CheckRequest\x1a\x1c.weir.agent.v1.CheckResponse\"\x00\x12D\n" +
 	"\x05Ready\x12\x1b.weir.agent.v1.ReadyRequest\x1a\x1c.weir.agent.v1.ReadyResponse\"\x00\x12_\n" +
-	"\x0eCollectGarbage\x12$.weir.agent.v1.CollectGarbageRequest\x1a%.weir.agent.v1.CollectGarbageResponse\"\x002\x8d\x05\n" +
+	"\x0eCollectGarbage\x12$.weir.agent.v1.CollectGarbageRequest\x1a%.weir.agent.v1.CollectGarbageResponse\"\x002\xf2\a\n" +
 	"\fAgentService\x12\\\n" +
 	"\rListEndpoints\x12#.weir.agent.v1.ListEndpointsRequest\x1a$.weir.agent.v1.ListEndpointsResponse\"\x00\x12_\n" +
 	"\x0eListIdentities\x12$.weir.agent.v1.ListIdentitiesRequest\x1a%.weir.agent.v1.ListIdentitiesResponse\"\x00\x12Y\n" +
@@ -1783,7 +2446,12 @@ const file_weir_agent_v1_agent_proto_rawDesc = "" +
 	"\rDumpConntrack\x12#.weir.agent.v1.DumpConntrackRequest\x1a$.weir.agent.v1.DumpConntrackResponse\"\x000\x01\x12X\n" +
 	"\vDumpIPCache\x12!.weir.agent.v1.DumpIPCacheRequest\x1a\".weir.agent.v1.DumpIPCacheResponse\"\x000\x01\x12[\n" +
 	"\fDumpServices\x12\".weir.agent.v1.DumpServicesRequest\x1a#.weir.agent.v1.DumpServicesResponse\"\x000\x01\x12L\n" +
-	"\aMonitor\x12\x1d.weir.agent.v1.MonitorRequest\x1a\x1e.weir.agent.v1.MonitorResponse\"\x000\x01B4Z2github.com/weirmesh/weir/gen/weir/agent/v1;agentv1b\x06proto3"
+	"\aMonitor\x12\x1d.weir.agent.v1.MonitorRequest\x1a\x1e.weir.agent.v1.MonitorResponse\"\x000\x01\x12Y\n" +
+	"\fLookupPolicy\x12\".weir.agent.v1.LookupPolicyRequest\x1a#.weir.agent.v1.LookupPolicyResponse\"\x00\x12U\n" +
+	"\n" +
+	"DumpPolicy\x12 .weir.agent.v1.DumpPolicyRequest\x1a!.weir.agent.v1.DumpPolicyResponse\"\x000\x01\x12V\n" +
+	"\vPausePolicy\x12!.weir.agent.v1.PausePolicyRequest\x1a\".weir.agent.v1.PausePolicyResponse\"\x00\x12Y\n" +
+	"\fResumePolicy\x12\".weir.agent.v1.ResumePolicyRequest\x1a#.weir.agent.v1.ResumePolicyResponse\"\x00B4Z2github.com/weirmesh/weir/gen/weir/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_weir_agent_v1_agent_proto_rawDescOnce sync.Once
@@ -1797,7 +2465,7 @@ func file_weir_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_weir_agent_v1_agent_proto_rawDescData
 }
 
-var file_weir_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_weir_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_weir_agent_v1_agent_proto_goTypes = []any{
 	(*AddRequest)(nil),             // 0: weir.agent.v1.AddRequest
 	(*AddResponse)(nil),            // 1: weir.agent.v1.AddResponse
@@ -1827,44 +2495,71 @@ var file_weir_agent_v1_agent_proto_goTypes = []any{
 	(*DumpServicesResponse)(nil),   // 25: weir.agent.v1.DumpServicesResponse
 	(*MonitorRequest)(nil),         // 26: weir.agent.v1.MonitorRequest
 	(*MonitorResponse)(nil),        // 27: weir.agent.v1.MonitorResponse
-	(*timestamppb.Timestamp)(nil),  // 28: google.protobuf.Timestamp
+	(*LookupPolicyRequest)(nil),    // 28: weir.agent.v1.LookupPolicyRequest
+	(*LookupPolicyResponse)(nil),   // 29: weir.agent.v1.LookupPolicyResponse
+	(*DumpPolicyRequest)(nil),      // 30: weir.agent.v1.DumpPolicyRequest
+	(*DumpPolicyResponse)(nil),     // 31: weir.agent.v1.DumpPolicyResponse
+	(*PausePolicyRequest)(nil),     // 32: weir.agent.v1.PausePolicyRequest
+	(*PausePolicyResponse)(nil),    // 33: weir.agent.v1.PausePolicyResponse
+	(*ResumePolicyRequest)(nil),    // 34: weir.agent.v1.ResumePolicyRequest
+	(*ResumePolicyResponse)(nil),   // 35: weir.agent.v1.ResumePolicyResponse
+	(*timestamppb.Timestamp)(nil),  // 36: google.protobuf.Timestamp
+	(v1.Direction)(0),              // 37: weir.policy.v1.Direction
+	(v1.Verdict)(0),                // 38: weir.policy.v1.Verdict
+	(*v1.PolicyRule)(nil),          // 39: weir.policy.v1.PolicyRule
 }
 var file_weir_agent_v1_agent_proto_depIdxs = []int32{
 	9,  // 0: weir.agent.v1.CollectGarbageRequest.valid:type_name -> weir.agent.v1.Attachment
 	13, // 1: weir.agent.v1.ListEndpointsResponse.endpoints:type_name -> weir.agent.v1.LocalEndpoint
-	28, // 2: weir.agent.v1.LocalEndpoint.created:type_name -> google.protobuf.Timestamp
-	16, // 3: weir.agent.v1.ListIdentitiesResponse.identities:type_name -> weir.agent.v1.IdentityEntry
-	19, // 4: weir.agent.v1.ListServicesResponse.services:type_name -> weir.agent.v1.ServiceEntry
-	28, // 5: weir.agent.v1.MonitorResponse.time:type_name -> google.protobuf.Timestamp
-	0,  // 6: weir.agent.v1.CNIService.Add:input_type -> weir.agent.v1.AddRequest
-	2,  // 7: weir.agent.v1.CNIService.Delete:input_type -> weir.agent.v1.DeleteRequest
-	4,  // 8: weir.agent.v1.CNIService.Check:input_type -> weir.agent.v1.CheckRequest
-	6,  // 9: weir.agent.v1.CNIService.Ready:input_type -> weir.agent.v1.ReadyRequest
-	8,  // 10: weir.agent.v1.CNIService.CollectGarbage:input_type -> weir.agent.v1.CollectGarbageRequest
-	11, // 11: weir.agent.v1.AgentService.ListEndpoints:input_type -> weir.agent.v1.ListEndpointsRequest
-	14, // 12: weir.agent.v1.AgentService.ListIdentities:input_type -> weir.agent.v1.ListIdentitiesRequest
-	17, // 13: weir.agent.v1.AgentService.ListServices:input_type -> weir.agent.v1.ListServicesRequest
-	20, // 14: weir.agent.v1.AgentService.DumpConntrack:input_type -> weir.agent.v1.DumpConntrackRequest
-	22, // 15: weir.agent.v1.AgentService.DumpIPCache:input_type -> weir.agent.v1.DumpIPCacheRequest
-	24, // 16: weir.agent.v1.AgentService.DumpServices:input_type -> weir.agent.v1.DumpServicesRequest
-	26, // 17: weir.agent.v1.AgentService.Monitor:input_type -> weir.agent.v1.MonitorRequest
-	1,  // 18: weir.agent.v1.CNIService.Add:output_type -> weir.agent.v1.AddResponse
-	3,  // 19: weir.agent.v1.CNIService.Delete:output_type -> weir.agent.v1.DeleteResponse
-	5,  // 20: weir.agent.v1.CNIService.Check:output_type -> weir.agent.v1.CheckResponse
-	7,  // 21: weir.agent.v1.CNIService.Ready:output_type -> weir.agent.v1.ReadyResponse
-	10, // 22: weir.agent.v1.CNIService.CollectGarbage:output_type -> weir.agent.v1.CollectGarbageResponse
-	12, // 23: weir.agent.v1.AgentService.ListEndpoints:output_type -> weir.agent.v1.ListEndpointsResponse
-	15, // 24: weir.agent.v1.AgentService.ListIdentities:output_type -> weir.agent.v1.ListIdentitiesResponse
-	18, // 25: weir.agent.v1.AgentService.ListServices:output_type -> weir.agent.v1.ListServicesResponse
-	21, // 26: weir.agent.v1.AgentService.DumpConntrack:output_type -> weir.agent.v1.DumpConntrackResponse
-	23, // 27: weir.agent.v1.AgentService.DumpIPCache:output_type -> weir.agent.v1.DumpIPCacheResponse
-	25, // 28: weir.agent.v1.AgentService.DumpServices:output_type -> weir.agent.v1.DumpServicesResponse
-	27, // 29: weir.agent.v1.AgentService.Monitor:output_type -> weir.agent.v1.MonitorResponse
-	18, // [18:30] is the sub-list for method output_type
-	6,  // [6:18] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	36, // 2: weir.agent.v1.LocalEndpoint.created:type_name -> google.protobuf.Timestamp
+	36, // 3: weir.agent.v1.LocalEndpoint.paused_until:type_name -> google.protobuf.Timestamp
+	16, // 4: weir.agent.v1.ListIdentitiesResponse.identities:type_name -> weir.agent.v1.IdentityEntry
+	19, // 5: weir.agent.v1.ListServicesResponse.services:type_name -> weir.agent.v1.ServiceEntry
+	36, // 6: weir.agent.v1.MonitorResponse.time:type_name -> google.protobuf.Timestamp
+	37, // 7: weir.agent.v1.LookupPolicyRequest.direction:type_name -> weir.policy.v1.Direction
+	38, // 8: weir.agent.v1.LookupPolicyResponse.verdict:type_name -> weir.policy.v1.Verdict
+	39, // 9: weir.agent.v1.LookupPolicyResponse.rules:type_name -> weir.policy.v1.PolicyRule
+	37, // 10: weir.agent.v1.DumpPolicyResponse.direction:type_name -> weir.policy.v1.Direction
+	38, // 11: weir.agent.v1.DumpPolicyResponse.verdict:type_name -> weir.policy.v1.Verdict
+	39, // 12: weir.agent.v1.DumpPolicyResponse.rules:type_name -> weir.policy.v1.PolicyRule
+	36, // 13: weir.agent.v1.PausePolicyResponse.until:type_name -> google.protobuf.Timestamp
+	0,  // 14: weir.agent.v1.CNIService.Add:input_type -> weir.agent.v1.AddRequest
+	2,  // 15: weir.agent.v1.CNIService.Delete:input_type -> weir.agent.v1.DeleteRequest
+	4,  // 16: weir.agent.v1.CNIService.Check:input_type -> weir.agent.v1.CheckRequest
+	6,  // 17: weir.agent.v1.CNIService.Ready:input_type -> weir.agent.v1.ReadyRequest
+	8,  // 18: weir.agent.v1.CNIService.CollectGarbage:input_type -> weir.agent.v1.CollectGarbageRequest
+	11, // 19: weir.agent.v1.AgentService.ListEndpoints:input_type -> weir.agent.v1.ListEndpointsRequest
+	14, // 20: weir.agent.v1.AgentService.ListIdentities:input_type -> weir.agent.v1.ListIdentitiesRequest
+	17, // 21: weir.agent.v1.AgentService.ListServices:input_type -> weir.agent.v1.ListServicesRequest
+	20, // 22: weir.agent.v1.AgentService.DumpConntrack:input_type -> weir.agent.v1.DumpConntrackRequest
+	22, // 23: weir.agent.v1.AgentService.DumpIPCache:input_type -> weir.agent.v1.DumpIPCacheRequest
+	24, // 24: weir.agent.v1.AgentService.DumpServices:input_type -> weir.agent.v1.DumpServicesRequest
+	26, // 25: weir.agent.v1.AgentService.Monitor:input_type -> weir.agent.v1.MonitorRequest
+	28, // 26: weir.agent.v1.AgentService.LookupPolicy:input_type -> weir.agent.v1.LookupPolicyRequest
+	30, // 27: weir.agent.v1.AgentService.DumpPolicy:input_type -> weir.agent.v1.DumpPolicyRequest
+	32, // 28: weir.agent.v1.AgentService.PausePolicy:input_type -> weir.agent.v1.PausePolicyRequest
+	34, // 29: weir.agent.v1.AgentService.ResumePolicy:input_type -> weir.agent.v1.ResumePolicyRequest
+	1,  // 30: weir.agent.v1.CNIService.Add:output_type -> weir.agent.v1.AddResponse
+	3,  // 31: weir.agent.v1.CNIService.Delete:output_type -> weir.agent.v1.DeleteResponse
+	5,  // 32: weir.agent.v1.CNIService.Check:output_type -> weir.agent.v1.CheckResponse
+	7,  // 33: weir.agent.v1.CNIService.Ready:output_type -> weir.agent.v1.ReadyResponse
+	10, // 34: weir.agent.v1.CNIService.CollectGarbage:output_type -> weir.agent.v1.CollectGarbageResponse
+	12, // 35: weir.agent.v1.AgentService.ListEndpoints:output_type -> weir.agent.v1.ListEndpointsResponse
+	15, // 36: weir.agent.v1.AgentService.ListIdentities:output_type -> weir.agent.v1.ListIdentitiesResponse
+	18, // 37: weir.agent.v1.AgentService.ListServices:output_type -> weir.agent.v1.ListServicesResponse
+	21, // 38: weir.agent.v1.AgentService.DumpConntrack:output_type -> weir.agent.v1.DumpConntrackResponse
+	23, // 39: weir.agent.v1.AgentService.DumpIPCache:output_type -> weir.agent.v1.DumpIPCacheResponse
+	25, // 40: weir.agent.v1.AgentService.DumpServices:output_type -> weir.agent.v1.DumpServicesResponse
+	27, // 41: weir.agent.v1.AgentService.Monitor:output_type -> weir.agent.v1.MonitorResponse
+	29, // 42: weir.agent.v1.AgentService.LookupPolicy:output_type -> weir.agent.v1.LookupPolicyResponse
+	31, // 43: weir.agent.v1.AgentService.DumpPolicy:output_type -> weir.agent.v1.DumpPolicyResponse
+	33, // 44: weir.agent.v1.AgentService.PausePolicy:output_type -> weir.agent.v1.PausePolicyResponse
+	35, // 45: weir.agent.v1.AgentService.ResumePolicy:output_type -> weir.agent.v1.ResumePolicyResponse
+	30, // [30:46] is the sub-list for method output_type
+	14, // [14:30] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_weir_agent_v1_agent_proto_init() }
@@ -1879,7 +2574,7 @@ func file_weir_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_agent_v1_agent_proto_rawDesc), len(file_weir_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

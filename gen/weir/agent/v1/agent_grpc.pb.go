@@ -300,6 +300,10 @@ const (
 	AgentService_DumpIPCache_FullMethodName    = "/weir.agent.v1.AgentService/DumpIPCache"
 	AgentService_DumpServices_FullMethodName   = "/weir.agent.v1.AgentService/DumpServices"
 	AgentService_Monitor_FullMethodName        = "/weir.agent.v1.AgentService/Monitor"
+	AgentService_LookupPolicy_FullMethodName   = "/weir.agent.v1.AgentService/LookupPolicy"
+	AgentService_DumpPolicy_FullMethodName     = "/weir.agent.v1.AgentService/DumpPolicy"
+	AgentService_PausePolicy_FullMethodName    = "/weir.agent.v1.AgentService/PausePolicy"
+	AgentService_ResumePolicy_FullMethodName   = "/weir.agent.v1.AgentService/ResumePolicy"
 )
 
 // AgentServiceClient is the client API for AgentService service.
@@ -322,6 +326,16 @@ type AgentServiceClient interface {
 	DumpServices(ctx context.Context, in *DumpServicesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DumpServicesResponse], error)
 	// Monitor streams kernel records as they are decoded, before enrichment. A slow reader loses records; it is told how many.
 	Monitor(ctx context.Context, in *MonitorRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[MonitorResponse], error)
+	// LookupPolicy says what the kernel's maps decide for a new connection of one endpoint. NOT_FOUND: no such endpoint or peer; INVALID_ARGUMENT
+	// names the field.
+	LookupPolicy(ctx context.Context, in *LookupPolicyRequest, opts ...grpc.CallOption) (*LookupPolicyResponse, error)
+	// DumpPolicy streams the policy maps' rows, sorted by policy and peer.
+	DumpPolicy(ctx context.Context, in *DumpPolicyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DumpPolicyResponse], error)
+	// PausePolicy lets through what policy would drop, for one pod or the whole node, until a deadline; verdicts say AUDIT. It survives a restart
+	// of the agent, and is logged, told as an event and shown in the status. NOT_FOUND: no such pod; INVALID_ARGUMENT names the field.
+	PausePolicy(ctx context.Context, in *PausePolicyRequest, opts ...grpc.CallOption) (*PausePolicyResponse, error)
+	// ResumePolicy ends a pause before its time. Succeeds when there is nothing to do.
+	ResumePolicy(ctx context.Context, in *ResumePolicyRequest, opts ...grpc.CallOption) (*ResumePolicyResponse, error)
 }
 
 type agentServiceClient struct {
@@ -438,6 +452,55 @@ func (c *agentServiceClient) Monitor(ctx context.Context, in *MonitorRequest, op
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AgentService_MonitorClient = grpc.ServerStreamingClient[MonitorResponse]
 
+func (c *agentServiceClient) LookupPolicy(ctx context.Context, in *LookupPolicyRequest, opts ...grpc.CallOption) (*LookupPolicyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LookupPolicyResponse)
+	err := c.cc.Invoke(ctx, AgentService_LookupPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *agentServiceClient) DumpPolicy(ctx context.Context, in *DumpPolicyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DumpPolicyResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AgentService_ServiceDesc.Streams[4], AgentService_DumpPolicy_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[DumpPolicyRequest, DumpPolicyResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AgentService_DumpPolicyClient = grpc.ServerStreamingClient[DumpPolicyResponse]
+
+func (c *agentServiceClient) PausePolicy(ctx context.Context, in *PausePolicyRequest, opts ...grpc.CallOption) (*PausePolicyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PausePolicyResponse)
+	err := c.cc.Invoke(ctx, AgentService_PausePolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *agentServiceClient) ResumePolicy(ctx context.Context, in *ResumePolicyRequest, opts ...grpc.CallOption) (*ResumePolicyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResumePolicyResponse)
+	err := c.cc.Invoke(ctx, AgentService_ResumePolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AgentServiceServer is the server API for AgentService service.
 // All implementations must embed UnimplementedAgentServiceServer
 // for forward compatibility.
@@ -458,6 +521,16 @@ type AgentServiceServer interface {
 	DumpServices(*DumpServicesRequest, grpc.ServerStreamingServer[DumpServicesResponse]) error
 	// Monitor streams kernel records as they are decoded, before enrichment. A slow reader loses records; it is told how many.
 	Monitor(*MonitorRequest, grpc.ServerStreamingServer[MonitorResponse]) error
+	// LookupPolicy says what the kernel's maps decide for a new connection of one endpoint. NOT_FOUND: no such endpoint or peer; INVALID_ARGUMENT
+	// names the field.
+	LookupPolicy(context.Context, *LookupPolicyRequest) (*LookupPolicyResponse, error)
+	// DumpPolicy streams the policy maps' rows, sorted by policy and peer.
+	DumpPolicy(*DumpPolicyRequest, grpc.ServerStreamingServer[DumpPolicyResponse]) error
+	// PausePolicy lets through what policy would drop, for one pod or the whole node, until a deadline; verdicts say AUDIT. It survives a restart
+	// of the agent, and is logged, told as an event and shown in the status. NOT_FOUND: no such pod; INVALID_ARGUMENT names the field.
+	PausePolicy(context.Context, *PausePolicyRequest) (*PausePolicyResponse, error)
+	// ResumePolicy ends a pause before its time. Succeeds when there is nothing to do.
+	ResumePolicy(context.Context, *ResumePolicyRequest) (*ResumePolicyResponse, error)
 	mustEmbedUnimplementedAgentServiceServer()
 }
 
@@ -488,6 +561,18 @@ func (UnimplementedAgentServiceServer) DumpServices(*DumpServicesRequest, grpc.S
 }
 func (UnimplementedAgentServiceServer) Monitor(*MonitorRequest, grpc.ServerStreamingServer[MonitorResponse]) error {
 	return status.Error(codes.Unimplemented, "method Monitor not implemented")
+}
+func (UnimplementedAgentServiceServer) LookupPolicy(context.Context, *LookupPolicyRequest) (*LookupPolicyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method LookupPolicy not implemented")
+}
+func (UnimplementedAgentServiceServer) DumpPolicy(*DumpPolicyRequest, grpc.ServerStreamingServer[DumpPolicyResponse]) error {
+	return status.Error(codes.Unimplemented, "method DumpPolicy not implemented")
+}
+func (UnimplementedAgentServiceServer) PausePolicy(context.Context, *PausePolicyRequest) (*PausePolicyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PausePolicy not implemented")
+}
+func (UnimplementedAgentServiceServer) ResumePolicy(context.Context, *ResumePolicyRequest) (*ResumePolicyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResumePolicy not implemented")
 }
 func (UnimplementedAgentServiceServer) mustEmbedUnimplementedAgentServiceServer() {}
 func (UnimplementedAgentServiceServer) testEmbeddedByValue()                      {}
@@ -608,6 +693,71 @@ func _AgentService_Monitor_Handler(srv interface{}, stream grpc.ServerStream) er
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AgentService_MonitorServer = grpc.ServerStreamingServer[MonitorResponse]
 
+func _AgentService_LookupPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LookupPolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServiceServer).LookupPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AgentService_LookupPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServiceServer).LookupPolicy(ctx, req.(*LookupPolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AgentService_DumpPolicy_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(DumpPolicyRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AgentServiceServer).DumpPolicy(m, &grpc.GenericServerStream[DumpPolicyRequest, DumpPolicyResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AgentService_DumpPolicyServer = grpc.ServerStreamingServer[DumpPolicyResponse]
+
+func _AgentService_PausePolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PausePolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServiceServer).PausePolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AgentService_PausePolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServiceServer).PausePolicy(ctx, req.(*PausePolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AgentService_ResumePolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResumePolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServiceServer).ResumePolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AgentService_ResumePolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServiceServer).ResumePolicy(ctx, req.(*ResumePolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AgentService_ServiceDesc is the grpc.ServiceDesc for AgentService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -626,6 +776,18 @@ var AgentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListServices",
 			Handler:    _AgentService_ListServices_Handler,
+		},
+		{
+			MethodName: "LookupPolicy",
+			Handler:    _AgentService_LookupPolicy_Handler,
+		},
+		{
+			MethodName: "PausePolicy",
+			Handler:    _AgentService_PausePolicy_Handler,
+		},
+		{
+			MethodName: "ResumePolicy",
+			Handler:    _AgentService_ResumePolicy_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
@@ -647,6 +809,11 @@ var AgentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Monitor",
 			Handler:       _AgentService_Monitor_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "DumpPolicy",
+			Handler:       _AgentService_DumpPolicy_Handler,
 			ServerStreams: true,
 		},
 	},
