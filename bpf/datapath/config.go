@@ -78,6 +78,10 @@ type Config struct {
 	FragmentsMax int
 	// DropsMax bounds rows of dropped traffic. Default 16384.
 	DropsMax int
+	// PolicyPeersMax bounds rows of policies: one for each policy and peer that it decides apart. Default 262144.
+	PolicyPeersMax int
+	// PolicyRangesMax bounds the port ranges of all different rows of policies together; 8 bytes each. Default 262144.
+	PolicyRangesMax int
 	// Aggregation: default medium.
 	Aggregation Aggregation
 	// ReportInterval of a live connection, per direction. Default 5s.
@@ -109,6 +113,7 @@ func DefaultConfig() Config {
 		NATMax:         65536,
 		FragmentsMax:   8192,
 		DropsMax:       16384,
+		PolicyPeersMax: 262144, PolicyRangesMax: 262144,
 		ReportInterval: 5 * time.Second,
 		Timeouts:       defaultTimeouts(),
 		NATPortMin:     61000,
@@ -165,6 +170,8 @@ func (c Config) Validate() error {
 		{"nat max", c.NATMax, 2, 1 << 24},
 		{"fragments max", c.FragmentsMax, 1, 1 << 24},
 		{"drops max", c.DropsMax, 1, 1 << 24},
+		{"policy peers max", c.PolicyPeersMax, 1, 1 << 24},
+		{"policy ranges max", c.PolicyRangesMax, 1, 1 << 24},
 	} {
 		if f.value < f.min || f.value > f.max {
 			errs = append(errs, fmt.Errorf("%s %d: want %d to %d", f.name, f.value, f.min, f.max))

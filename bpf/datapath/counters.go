@@ -10,11 +10,17 @@ import (
 
 // RecordCounts counts records by type.
 type RecordCounts struct {
-	Trace, Drop, Translation, Final uint64
+	Trace, Drop, Translation, Final, Verdict uint64
+}
+
+// PolicyCounts counts decisions of policy by direction: a connection is decided when it begins, and at the first packet after a change.
+// A packet of a connection that may not begin is a decision each. What audit lets pass is counted as allowed.
+type PolicyCounts struct {
+	AllowedIngress, AllowedEgress, DeniedIngress, DeniedEgress uint64
 }
 
 // Total returns the sum.
-func (c RecordCounts) Total() uint64 { return c.Trace + c.Drop + c.Translation + c.Final }
+func (c RecordCounts) Total() uint64 { return c.Trace + c.Drop + c.Translation + c.Final + c.Verdict }
 
 // Counters are totals since the maps were made, over all CPUs. They survive the process.
 //
@@ -39,6 +45,8 @@ type Counters struct {
 	Bypassed uint64
 	// NATClaimed counts ports claimed for masquerading.
 	NATClaimed uint64
+	// Policy counts what policy decided, where a direction is enforced.
+	Policy PolicyCounts
 }
 
 // Counters reads what the programs count.
@@ -66,10 +74,12 @@ func (d *Datapath) Counters() (Counters, error) {
 		Written: RecordCounts{
 			Trace: count(tcMetricMETRIC_WRITTEN_TRACE), Drop: count(tcMetricMETRIC_WRITTEN_DROP),
 			Translation: count(tcMetricMETRIC_WRITTEN_TRANSLATION), Final: count(tcMetricMETRIC_WRITTEN_FINAL),
+			Verdict: count(tcMetricMETRIC_WRITTEN_VERDICT),
 		},
 		Lost: RecordCounts{
 			Trace: count(tcMetricMETRIC_LOST_TRACE), Drop: count(tcMetricMETRIC_LOST_DROP),
 			Translation: count(tcMetricMETRIC_LOST_TRANSLATION), Final: count(tcMetricMETRIC_LOST_FINAL),
+			Verdict: count(tcMetricMETRIC_LOST_VERDICT),
 		},
 		ConnsCreated:       count(tcMetricMETRIC_CT_CREATED),
 		ConnsRefused:       count(tcMetricMETRIC_CT_FULL),
@@ -84,6 +94,10 @@ func (d *Datapath) Counters() (Counters, error) {
 		MulticastControl:   count(tcMetricMETRIC_MULTICAST_CONTROL),
 		Bypassed:           count(tcMetricMETRIC_BYPASSED),
 		NATClaimed:         count(tcMetricMETRIC_NAT_CLAIMED),
+		Policy: PolicyCounts{
+			AllowedIngress: count(tcMetricMETRIC_POLICY_ALLOWED_IN), AllowedEgress: count(tcMetricMETRIC_POLICY_ALLOWED_OUT),
+			DeniedIngress: count(tcMetricMETRIC_POLICY_DENIED_IN), DeniedEgress: count(tcMetricMETRIC_POLICY_DENIED_OUT),
+		},
 	}
 	for cpu := range rows[0] {
 		c.LostByCPU = append(c.LostByCPU, RecordCounts{
@@ -91,6 +105,7 @@ func (d *Datapath) Counters() (Counters, error) {
 			Drop:        rows[tcMetricMETRIC_LOST_DROP][cpu].Count,
 			Translation: rows[tcMetricMETRIC_LOST_TRANSLATION][cpu].Count,
 			Final:       rows[tcMetricMETRIC_LOST_FINAL][cpu].Count,
+			Verdict:     rows[tcMetricMETRIC_LOST_VERDICT][cpu].Count,
 		})
 	}
 	return c, nil

@@ -33,6 +33,7 @@ type Datapath struct {
 	endpoints *Endpoints
 	ipcache   *IPCache
 	services  *Services
+	policies  *Policies
 	conntrack *Conntrack
 	reader    *Rings
 
@@ -74,6 +75,10 @@ func (d *Datapath) load() error {
 	d.conntrack = newConntrack(maps[tcMapCt], d.coll.Programs[tcProgSweep])
 	var err error
 	if d.services, err = newServices(maps[tcMapServices], maps[tcMapBackends]); err != nil {
+		return err
+	}
+	d.policies, err = newPolicies(maps[tcMapPolicyEndpoints], maps[tcMapPolicyPeers], maps[tcMapPolicyRanges], maps[tcMapPolicyGeneration])
+	if err != nil {
 		return err
 	}
 	if d.reader, err = newRings(d.rings, maps[tcMapFlowstate]); err != nil {
@@ -136,6 +141,9 @@ func (d *Datapath) IPCache() *IPCache { return d.ipcache }
 
 // Services owns the maps of services and backends.
 func (d *Datapath) Services() *Services { return d.services }
+
+// Policies owns the maps of policy.
+func (d *Datapath) Policies() *Policies { return d.policies }
 
 // Conntrack reads and sweeps the connection table.
 func (d *Datapath) Conntrack() *Conntrack { return d.conntrack }

@@ -26,6 +26,8 @@ type Endpoint struct {
 	// NetnsCookie of the pod's network namespace (see NetnsCookie); 0 = not known. It tells whose a UDP socket is: without it, UDP
 	// translation records have no source.
 	NetnsCookie uint64
+	// Peer is the number that policies know this address by; 0 = the identity.
+	Peer uint32
 }
 
 // EndpointRow is one address of an endpoint.
@@ -48,7 +50,7 @@ func (e *Endpoints) Upsert(addr netip.Addr, ep Endpoint) error {
 	if !addr.IsValid() || ep.ID == 0 || ep.IfIndex == 0 {
 		return fmt.Errorf("endpoint %v: address, id and interface are needed", addr)
 	}
-	row := tcEndpoint{Ifindex: ep.IfIndex, Identity: ep.Identity, Id: ep.ID}
+	row := tcEndpoint{Ifindex: ep.IfIndex, Identity: ep.Identity, Id: ep.ID, Peer: ep.Peer}
 	if ep.MAC != nil && copy(row.Mac[:], ep.MAC) != len(row.Mac) {
 		return fmt.Errorf("endpoint %v: MAC %v: want 6 bytes", addr, ep.MAC)
 	}
@@ -154,6 +156,7 @@ func (e *Endpoints) list() ([]EndpointRow, error) {
 	for it.Next(&key, &value) {
 		rows = append(rows, EndpointRow{key.netip(), Endpoint{
 			ID: value.Id, Identity: value.Identity, IfIndex: value.Ifindex, MAC: append(net.HardwareAddr{}, value.Mac[:]...),
+			Peer: value.Peer,
 		}})
 	}
 	if err := it.Err(); err != nil {

@@ -31,6 +31,8 @@ type IPCacheEntry struct {
 	// NodeAddr is the node that has the address; invalid = this one, or none.
 	NodeAddr netip.Addr
 	Flags    IPCacheFlags
+	// Peer is the number that policies know the addresses by; 0 = the identity.
+	Peer uint32
 }
 
 // IPCacheRow is one prefix.
@@ -71,7 +73,7 @@ func (c *IPCache) Upsert(prefix netip.Prefix, entry IPCacheEntry) error {
 	if err != nil {
 		return err
 	}
-	row := tcIpcacheEntry{Identity: entry.Identity, Flags: uint32(entry.Flags)}
+	row := tcIpcacheEntry{Identity: entry.Identity, Flags: uint32(entry.Flags), Peer: entry.Peer}
 	if entry.NodeAddr.IsValid() {
 		row.Node = addrOf(entry.NodeAddr)
 	}
@@ -100,7 +102,9 @@ func (c *IPCache) List() ([]IPCacheRow, error) {
 	var value tcIpcacheEntry
 	it := c.m.Iterate()
 	for it.Next(&key, &value) {
-		row := IPCacheRow{Prefix: key.prefix(), IPCacheEntry: IPCacheEntry{Identity: value.Identity, Flags: IPCacheFlags(value.Flags)}}
+		row := IPCacheRow{Prefix: key.prefix(), IPCacheEntry: IPCacheEntry{
+			Identity: value.Identity, Flags: IPCacheFlags(value.Flags), Peer: value.Peer,
+		}}
 		if value.Node != (tcAddr{}) {
 			row.NodeAddr = value.Node.netip()
 		}

@@ -18,9 +18,9 @@ import (
 // pin by accident.
 var layouts = map[string]int{
 	tcMapCt:         1,
-	tcMapEndpoints:  1,
-	tcMapInterfaces: 1,
-	tcMapIpcache:    1,
+	tcMapEndpoints:  2,
+	tcMapInterfaces: 2,
+	tcMapIpcache:    2,
 	tcMapDrops:      1,
 	tcMapServices:   1,
 	tcMapBackends:   1,
@@ -29,9 +29,14 @@ var layouts = map[string]int{
 	tcMapNetns:      1,
 	tcMapNat:        1,
 	sockMapSockrev:  1,
-	tcMapMetrics:    1,
+	tcMapMetrics:    2,
 	tcMapEvents:     1,
 	tcMapFlowstate:  1,
+
+	tcMapPolicyEndpoints:  1,
+	tcMapPolicyPeers:      1,
+	tcMapPolicyRanges:     1,
+	tcMapPolicyGeneration: 1,
 }
 
 // maxRings is MAX_RINGS of lib/events.h.
@@ -169,6 +174,9 @@ func (d *Datapath) setSizes(spec *ebpf.CollectionSpec) error {
 		tcMapDrops:      d.cfg.DropsMax,
 		tcMapNat:        d.cfg.NATMax,
 		tcMapEvents:     cpus,
+
+		tcMapPolicyPeers:  d.cfg.PolicyPeersMax,
+		tcMapPolicyRanges: d.cfg.PolicyRangesMax,
 	} {
 		spec.Maps[name].MaxEntries = uint32(size)
 	}

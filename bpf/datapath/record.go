@@ -26,6 +26,8 @@ const (
 	RecordDrop        = uint8(tcRecordTypeRECORD_DROP)
 	RecordTranslation = uint8(tcRecordTypeRECORD_TRANSLATION)
 	RecordFinal       = uint8(tcRecordTypeRECORD_FINAL)
+	// RecordVerdict tells what policy decided: Verdict, Rule, Direction (of the policy) and FlagAudited. It has no totals.
+	RecordVerdict = uint8(tcRecordTypeRECORD_VERDICT)
 )
 
 // Trace points, in Hubble's numbers (event_type.sub_type).
@@ -70,11 +72,15 @@ const (
 	FlagSocketReverse = uint8(tcRecordFlagsRECORD_SOCK_REVERSE)
 	// FlagMasqueraded: the connection leaves the node with the node's address.
 	FlagMasqueraded = uint8(tcRecordFlagsRECORD_MASQUERADED)
+	// FlagAudited: policy would have dropped it (Verdict says how), and audit let it pass.
+	FlagAudited = uint8(tcRecordFlagsRECORD_AUDITED)
 )
 
 // Drop reasons, in Hubble's numbers.
 const (
 	DropInvalidSourceIP  = uint8(tcDropReasonDROP_INVALID_SOURCE_IP)
+	DropPolicy           = uint8(tcDropReasonDROP_POLICY)
+	DropPolicyDeny       = uint8(tcDropReasonDROP_POLICY_DENY)
 	DropInvalidPacket    = uint8(tcDropReasonDROP_INVALID_PACKET)
 	DropTruncated        = uint8(tcDropReasonDROP_TRUNCATED)
 	DropUnknownL4        = uint8(tcDropReasonDROP_UNKNOWN_L4)
@@ -128,7 +134,7 @@ func DecodeRecord(b []byte) (Record, error) {
 }
 
 func (r *tcRecord) check() error {
-	if r.Type < RecordTrace || r.Type > RecordFinal {
+	if r.Type < RecordTrace || r.Type > RecordVerdict {
 		return fmt.Errorf("record type %d: unknown", r.Type)
 	}
 	return nil

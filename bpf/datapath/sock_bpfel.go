@@ -27,6 +27,10 @@ const (
 	sockMapIpcache           = "ipcache"
 	sockMapMetrics           = "metrics"
 	sockMapNetns             = "netns"
+	sockMapPolicyEndpoints   = "policy_endpoints"
+	sockMapPolicyGeneration  = "policy_generation"
+	sockMapPolicyPeers       = "policy_peers"
+	sockMapPolicyRanges      = "policy_ranges"
 	sockMapServices          = "services"
 	sockMapSockrev           = "sockrev"
 	sockMapSvcconn           = "svcconn"
@@ -115,20 +119,24 @@ type sockProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockMapSpecs struct {
-	Backends   *ebpf.MapSpec `ebpf:"backends"`
-	Choices    *ebpf.MapSpec `ebpf:"choices"`
-	Ct         *ebpf.MapSpec `ebpf:"ct"`
-	Drops      *ebpf.MapSpec `ebpf:"drops"`
-	Endpoints  *ebpf.MapSpec `ebpf:"endpoints"`
-	Events     *ebpf.MapSpec `ebpf:"events"`
-	Flowstate  *ebpf.MapSpec `ebpf:"flowstate"`
-	Interfaces *ebpf.MapSpec `ebpf:"interfaces"`
-	Ipcache    *ebpf.MapSpec `ebpf:"ipcache"`
-	Metrics    *ebpf.MapSpec `ebpf:"metrics"`
-	Netns      *ebpf.MapSpec `ebpf:"netns"`
-	Services   *ebpf.MapSpec `ebpf:"services"`
-	Sockrev    *ebpf.MapSpec `ebpf:"sockrev"`
-	Svcconn    *ebpf.MapSpec `ebpf:"svcconn"`
+	Backends         *ebpf.MapSpec `ebpf:"backends"`
+	Choices          *ebpf.MapSpec `ebpf:"choices"`
+	Ct               *ebpf.MapSpec `ebpf:"ct"`
+	Drops            *ebpf.MapSpec `ebpf:"drops"`
+	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
+	Events           *ebpf.MapSpec `ebpf:"events"`
+	Flowstate        *ebpf.MapSpec `ebpf:"flowstate"`
+	Interfaces       *ebpf.MapSpec `ebpf:"interfaces"`
+	Ipcache          *ebpf.MapSpec `ebpf:"ipcache"`
+	Metrics          *ebpf.MapSpec `ebpf:"metrics"`
+	Netns            *ebpf.MapSpec `ebpf:"netns"`
+	PolicyEndpoints  *ebpf.MapSpec `ebpf:"policy_endpoints"`
+	PolicyGeneration *ebpf.MapSpec `ebpf:"policy_generation"`
+	PolicyPeers      *ebpf.MapSpec `ebpf:"policy_peers"`
+	PolicyRanges     *ebpf.MapSpec `ebpf:"policy_ranges"`
+	Services         *ebpf.MapSpec `ebpf:"services"`
+	Sockrev          *ebpf.MapSpec `ebpf:"sockrev"`
+	Svcconn          *ebpf.MapSpec `ebpf:"svcconn"`
 }
 
 // sockVariableSpecs contains global variables before they are loaded into the kernel.
@@ -174,20 +182,24 @@ func (o *sockObjects) Close() error {
 //
 // It can be passed to loadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockMaps struct {
-	Backends   *ebpf.Map `ebpf:"backends"`
-	Choices    *ebpf.Map `ebpf:"choices"`
-	Ct         *ebpf.Map `ebpf:"ct"`
-	Drops      *ebpf.Map `ebpf:"drops"`
-	Endpoints  *ebpf.Map `ebpf:"endpoints"`
-	Events     *ebpf.Map `ebpf:"events"`
-	Flowstate  *ebpf.Map `ebpf:"flowstate"`
-	Interfaces *ebpf.Map `ebpf:"interfaces"`
-	Ipcache    *ebpf.Map `ebpf:"ipcache"`
-	Metrics    *ebpf.Map `ebpf:"metrics"`
-	Netns      *ebpf.Map `ebpf:"netns"`
-	Services   *ebpf.Map `ebpf:"services"`
-	Sockrev    *ebpf.Map `ebpf:"sockrev"`
-	Svcconn    *ebpf.Map `ebpf:"svcconn"`
+	Backends         *ebpf.Map `ebpf:"backends"`
+	Choices          *ebpf.Map `ebpf:"choices"`
+	Ct               *ebpf.Map `ebpf:"ct"`
+	Drops            *ebpf.Map `ebpf:"drops"`
+	Endpoints        *ebpf.Map `ebpf:"endpoints"`
+	Events           *ebpf.Map `ebpf:"events"`
+	Flowstate        *ebpf.Map `ebpf:"flowstate"`
+	Interfaces       *ebpf.Map `ebpf:"interfaces"`
+	Ipcache          *ebpf.Map `ebpf:"ipcache"`
+	Metrics          *ebpf.Map `ebpf:"metrics"`
+	Netns            *ebpf.Map `ebpf:"netns"`
+	PolicyEndpoints  *ebpf.Map `ebpf:"policy_endpoints"`
+	PolicyGeneration *ebpf.Map `ebpf:"policy_generation"`
+	PolicyPeers      *ebpf.Map `ebpf:"policy_peers"`
+	PolicyRanges     *ebpf.Map `ebpf:"policy_ranges"`
+	Services         *ebpf.Map `ebpf:"services"`
+	Sockrev          *ebpf.Map `ebpf:"sockrev"`
+	Svcconn          *ebpf.Map `ebpf:"svcconn"`
 }
 
 func (m *sockMaps) Close() error {
@@ -203,6 +215,10 @@ func (m *sockMaps) Close() error {
 		m.Ipcache,
 		m.Metrics,
 		m.Netns,
+		m.PolicyEndpoints,
+		m.PolicyGeneration,
+		m.PolicyPeers,
+		m.PolicyRanges,
 		m.Services,
 		m.Sockrev,
 		m.Svcconn,

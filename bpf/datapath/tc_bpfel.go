@@ -128,6 +128,7 @@ type tcDropReason uint32
 
 const (
 	tcDropReasonDROP_INVALID_SOURCE_IP tcDropReason = 132
+	tcDropReasonDROP_POLICY            tcDropReason = 133
 	tcDropReasonDROP_INVALID_PACKET    tcDropReason = 134
 	tcDropReasonDROP_TRUNCATED         tcDropReason = 135
 	tcDropReasonDROP_UNKNOWN_L4        tcDropReason = 137
@@ -143,6 +144,7 @@ const (
 	tcDropReasonDROP_IS_CLUSTER_IP     tcDropReason = 174
 	tcDropReasonDROP_UNKNOWN_FRAGMENT  tcDropReason = 175
 	tcDropReasonDROP_FORBIDDEN_ICMP6   tcDropReason = 176
+	tcDropReasonDROP_POLICY_DENY       tcDropReason = 181
 	tcDropReasonDROP_TTL_EXCEEDED      tcDropReason = 196
 )
 
@@ -159,6 +161,7 @@ type tcEndpoint struct {
 	Identity uint32
 	Id       uint16
 	Mac      [6]uint8
+	Peer     uint32
 }
 
 type tcFlowstate struct {
@@ -205,6 +208,8 @@ type tcIpcacheEntry struct {
 	Identity uint32
 	Flags    uint32
 	Node     tcAddr
+	Peer     uint32
+	Pad      uint32
 }
 
 type tcIpcacheFlags uint32
@@ -251,7 +256,13 @@ const (
 	tcMetricMETRIC_MULTICAST_CONTROL     tcMetric = 16
 	tcMetricMETRIC_BYPASSED              tcMetric = 17
 	tcMetricMETRIC_NAT_CLAIMED           tcMetric = 18
-	tcMetricMETRICS                      tcMetric = 19
+	tcMetricMETRIC_WRITTEN_VERDICT       tcMetric = 19
+	tcMetricMETRIC_LOST_VERDICT          tcMetric = 20
+	tcMetricMETRIC_POLICY_ALLOWED_IN     tcMetric = 21
+	tcMetricMETRIC_POLICY_ALLOWED_OUT    tcMetric = 22
+	tcMetricMETRIC_POLICY_DENIED_IN      tcMetric = 23
+	tcMetricMETRIC_POLICY_DENIED_OUT     tcMetric = 24
+	tcMetricMETRICS                      tcMetric = 25
 )
 
 type tcMetricValue struct {
@@ -287,6 +298,27 @@ type tcNetnsEndpoint struct {
 	Id       uint16
 	Pad      [6]uint8
 }
+
+type tcPolicyPeer struct {
+	_     structs.HostLayout
+	Block uint64
+	Check uint64
+}
+
+type tcPolicyPeerKey struct {
+	_      structs.HostLayout
+	Policy uint32
+	Peer   uint32
+}
+
+type tcPolicyVerdict uint32
+
+const (
+	tcPolicyVerdictPOLICY_NONE         tcPolicyVerdict = 0
+	tcPolicyVerdictPOLICY_ALLOW        tcPolicyVerdict = 1
+	tcPolicyVerdictPOLICY_DEFAULT_DENY tcPolicyVerdict = 2
+	tcPolicyVerdictPOLICY_DENY         tcPolicyVerdict = 3
+)
 
 type tcRecord struct {
 	_               structs.HostLayout
@@ -328,7 +360,8 @@ type tcRecord struct {
 	SrcMac          [6]uint8
 	DstMac          [6]uint8
 	IpVersion       uint8
-	Pad             [2]uint8
+	Verdict         uint8
+	Pad             [1]uint8
 }
 
 type tcRecordFlags uint32
@@ -338,6 +371,7 @@ const (
 	tcRecordFlagsRECORD_FRAGMENT     tcRecordFlags = 2
 	tcRecordFlagsRECORD_PICKED_UP    tcRecordFlags = 4
 	tcRecordFlagsRECORD_SOCK_REVERSE tcRecordFlags = 8
+	tcRecordFlagsRECORD_AUDITED      tcRecordFlags = 32
 	tcRecordFlagsRECORD_MASQUERADED  tcRecordFlags = 16
 )
 
@@ -349,7 +383,8 @@ const (
 	tcRecordTypeRECORD_DROP        tcRecordType = 2
 	tcRecordTypeRECORD_TRANSLATION tcRecordType = 3
 	tcRecordTypeRECORD_FINAL       tcRecordType = 4
-	tcRecordTypeRECORD_TYPES       tcRecordType = 5
+	tcRecordTypeRECORD_VERDICT     tcRecordType = 5
+	tcRecordTypeRECORD_TYPES       tcRecordType = 6
 )
 
 type tcScratch struct {
@@ -497,6 +532,10 @@ const (
 	tcMapMetrics           = "metrics"
 	tcMapNat               = "nat"
 	tcMapNetns             = "netns"
+	tcMapPolicyEndpoints   = "policy_endpoints"
+	tcMapPolicyGeneration  = "policy_generation"
+	tcMapPolicyPeers       = "policy_peers"
+	tcMapPolicyRanges      = "policy_ranges"
 	tcMapScratch           = "scratch"
 	tcMapServices          = "services"
 	tcMapSvcconn           = "svcconn"
@@ -580,21 +619,25 @@ type tcProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcMapSpecs struct {
-	Backends   *ebpf.MapSpec `ebpf:"backends"`
-	Ct         *ebpf.MapSpec `ebpf:"ct"`
-	Drops      *ebpf.MapSpec `ebpf:"drops"`
-	Endpoints  *ebpf.MapSpec `ebpf:"endpoints"`
-	Events     *ebpf.MapSpec `ebpf:"events"`
-	Flowstate  *ebpf.MapSpec `ebpf:"flowstate"`
-	Frags      *ebpf.MapSpec `ebpf:"frags"`
-	Interfaces *ebpf.MapSpec `ebpf:"interfaces"`
-	Ipcache    *ebpf.MapSpec `ebpf:"ipcache"`
-	Metrics    *ebpf.MapSpec `ebpf:"metrics"`
-	Nat        *ebpf.MapSpec `ebpf:"nat"`
-	Netns      *ebpf.MapSpec `ebpf:"netns"`
-	Scratch    *ebpf.MapSpec `ebpf:"scratch"`
-	Services   *ebpf.MapSpec `ebpf:"services"`
-	Svcconn    *ebpf.MapSpec `ebpf:"svcconn"`
+	Backends         *ebpf.MapSpec `ebpf:"backends"`
+	Ct               *ebpf.MapSpec `ebpf:"ct"`
+	Drops            *ebpf.MapSpec `ebpf:"drops"`
+	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
+	Events           *ebpf.MapSpec `ebpf:"events"`
+	Flowstate        *ebpf.MapSpec `ebpf:"flowstate"`
+	Frags            *ebpf.MapSpec `ebpf:"frags"`
+	Interfaces       *ebpf.MapSpec `ebpf:"interfaces"`
+	Ipcache          *ebpf.MapSpec `ebpf:"ipcache"`
+	Metrics          *ebpf.MapSpec `ebpf:"metrics"`
+	Nat              *ebpf.MapSpec `ebpf:"nat"`
+	Netns            *ebpf.MapSpec `ebpf:"netns"`
+	PolicyEndpoints  *ebpf.MapSpec `ebpf:"policy_endpoints"`
+	PolicyGeneration *ebpf.MapSpec `ebpf:"policy_generation"`
+	PolicyPeers      *ebpf.MapSpec `ebpf:"policy_peers"`
+	PolicyRanges     *ebpf.MapSpec `ebpf:"policy_ranges"`
+	Scratch          *ebpf.MapSpec `ebpf:"scratch"`
+	Services         *ebpf.MapSpec `ebpf:"services"`
+	Svcconn          *ebpf.MapSpec `ebpf:"svcconn"`
 }
 
 // tcVariableSpecs contains global variables before they are loaded into the kernel.
@@ -641,21 +684,25 @@ func (o *tcObjects) Close() error {
 //
 // It can be passed to loadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcMaps struct {
-	Backends   *ebpf.Map `ebpf:"backends"`
-	Ct         *ebpf.Map `ebpf:"ct"`
-	Drops      *ebpf.Map `ebpf:"drops"`
-	Endpoints  *ebpf.Map `ebpf:"endpoints"`
-	Events     *ebpf.Map `ebpf:"events"`
-	Flowstate  *ebpf.Map `ebpf:"flowstate"`
-	Frags      *ebpf.Map `ebpf:"frags"`
-	Interfaces *ebpf.Map `ebpf:"interfaces"`
-	Ipcache    *ebpf.Map `ebpf:"ipcache"`
-	Metrics    *ebpf.Map `ebpf:"metrics"`
-	Nat        *ebpf.Map `ebpf:"nat"`
-	Netns      *ebpf.Map `ebpf:"netns"`
-	Scratch    *ebpf.Map `ebpf:"scratch"`
-	Services   *ebpf.Map `ebpf:"services"`
-	Svcconn    *ebpf.Map `ebpf:"svcconn"`
+	Backends         *ebpf.Map `ebpf:"backends"`
+	Ct               *ebpf.Map `ebpf:"ct"`
+	Drops            *ebpf.Map `ebpf:"drops"`
+	Endpoints        *ebpf.Map `ebpf:"endpoints"`
+	Events           *ebpf.Map `ebpf:"events"`
+	Flowstate        *ebpf.Map `ebpf:"flowstate"`
+	Frags            *ebpf.Map `ebpf:"frags"`
+	Interfaces       *ebpf.Map `ebpf:"interfaces"`
+	Ipcache          *ebpf.Map `ebpf:"ipcache"`
+	Metrics          *ebpf.Map `ebpf:"metrics"`
+	Nat              *ebpf.Map `ebpf:"nat"`
+	Netns            *ebpf.Map `ebpf:"netns"`
+	PolicyEndpoints  *ebpf.Map `ebpf:"policy_endpoints"`
+	PolicyGeneration *ebpf.Map `ebpf:"policy_generation"`
+	PolicyPeers      *ebpf.Map `ebpf:"policy_peers"`
+	PolicyRanges     *ebpf.Map `ebpf:"policy_ranges"`
+	Scratch          *ebpf.Map `ebpf:"scratch"`
+	Services         *ebpf.Map `ebpf:"services"`
+	Svcconn          *ebpf.Map `ebpf:"svcconn"`
 }
 
 func (m *tcMaps) Close() error {
@@ -672,6 +719,10 @@ func (m *tcMaps) Close() error {
 		m.Metrics,
 		m.Nat,
 		m.Netns,
+		m.PolicyEndpoints,
+		m.PolicyGeneration,
+		m.PolicyPeers,
+		m.PolicyRanges,
 		m.Scratch,
 		m.Services,
 		m.Svcconn,

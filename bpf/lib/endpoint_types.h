@@ -10,6 +10,7 @@ struct endpoint {
 	__u32 identity;
 	__u16 id;
 	__u8 mac[6]; /* of the pod */
+	__u32 peer;  /* who it is to policies; 0 = its identity */
 };
 
 enum ipcache_flags {
@@ -27,6 +28,8 @@ struct ipcache_entry {
 	__u32 identity;
 	__u32 flags;	  /* enum ipcache_flags */
 	struct addr node; /* node that has the address; zero = this one or none */
+	__u32 peer;	  /* who it is to policies; 0 = its identity */
+	__u32 pad;
 };
 
 enum identity {

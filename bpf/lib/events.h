@@ -43,6 +43,7 @@ static __always_inline bool events_write(struct record *r)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
 	void *ring = bpf_map_lookup_elem(&events, &cpu);
+	bool verdict = r->type == RECORD_VERDICT;
 	__u32 index = r->type - RECORD_TRACE;
 	__u64 fill, flags = BPF_RB_NO_WAKEUP;
 
@@ -51,11 +52,11 @@ static __always_inline bool events_write(struct record *r)
 		if (fill < cfg_wakeup_bytes && fill + sizeof(*r) + 8 >= cfg_wakeup_bytes)
 			flags = BPF_RB_FORCE_WAKEUP;
 		if (!bpf_ringbuf_output(ring, r, sizeof(*r), flags)) {
-			metric_add(METRIC_WRITTEN_TRACE + index, 1, 0);
+			metric_add(verdict ? METRIC_WRITTEN_VERDICT : METRIC_WRITTEN_TRACE + index, 1, 0);
 			return true;
 		}
 	}
-	metric_add(METRIC_LOST_TRACE + index, 1, 0);
+	metric_add(verdict ? METRIC_LOST_VERDICT : METRIC_LOST_TRACE + index, 1, 0);
 	return false;
 }
 

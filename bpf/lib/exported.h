@@ -7,6 +7,7 @@
 #include "drop_types.h"
 #include "endpoint_types.h"
 #include "metrics.h"
+#include "policy_types.h"
 
 struct exported {
 	struct record record;
@@ -23,6 +24,7 @@ struct exported {
 	enum ipcache_flags ipcache_flags;
 	enum identity identity;
 	enum metric metric;
+	enum policy_verdict policy_verdict;
 };
 
 const struct exported *exported_types __attribute__((unused));

@@ -6,6 +6,7 @@
 #include "ct_types.h"
 #include "drop_types.h"
 #include "endpoint_types.h"
+#include "policy_types.h"
 #include "service_types.h"
 
 struct {

@@ -25,6 +25,12 @@ enum metric {
 	METRIC_MULTICAST_CONTROL, /* MLD, IGMP and router solicitations of pods: dropped, no flow */
 	METRIC_BYPASSED,	  /* packets that came round to a pod without passing an ingress hook: dropped */
 	METRIC_NAT_CLAIMED,	  /* masquerading ports claimed */
+	METRIC_WRITTEN_VERDICT,	  /* with the records above; here since the rows above keep their places */
+	METRIC_LOST_VERDICT,
+	METRIC_POLICY_ALLOWED_IN, /* connections decided, by direction: audited ones are allowed */
+	METRIC_POLICY_ALLOWED_OUT,
+	METRIC_POLICY_DENIED_IN,
+	METRIC_POLICY_DENIED_OUT,
 	METRICS,
 };
 

@@ -11,7 +11,8 @@ enum record_type {
 	RECORD_DROP = 2,	/* a packet was dropped; see reason */
 	RECORD_TRANSLATION = 3, /* a socket's destination was translated from a service address to a backend */
 	RECORD_FINAL = 4,	/* a connection's last totals; its entry is gone or was taken over */
-	RECORD_TYPES = 5,
+	RECORD_VERDICT = 5,	/* what policy decided for a new connection, or for a live one at a change */
+	RECORD_TYPES = 6,
 };
 
 /* Hubble's numbers. */
@@ -50,12 +51,14 @@ enum record_flags {
 	RECORD_FRAGMENT = 2,	 /* the packet is a fragment */
 	RECORD_PICKED_UP = 4,	 /* the connection's start was not seen: originator and responder are a guess */
 	RECORD_SOCK_REVERSE = 8, /* a translation of an answer (service address shown to the socket) */
+	RECORD_AUDITED = 32,	 /* policy would have dropped it, and audit let it pass */
 	RECORD_MASQUERADED = 16, /* this connection's packets leave the node with the node's address */
 };
 
 /* Hubble's numbers. */
 enum drop_reason {
 	DROP_INVALID_SOURCE_IP = 132,
+	DROP_POLICY = 133, /* no rule allows it */
 	DROP_INVALID_PACKET = 134,
 	DROP_TRUNCATED = 135,
 	DROP_UNKNOWN_L4 = 137,
@@ -71,6 +74,7 @@ enum drop_reason {
 	DROP_IS_CLUSTER_IP = 174,
 	DROP_UNKNOWN_FRAGMENT = 175,
 	DROP_FORBIDDEN_ICMP6 = 176,
+	DROP_POLICY_DENY = 181, /* a rule denies it */
 	DROP_TTL_EXCEEDED = 196,
 };
 
@@ -124,7 +128,8 @@ struct record {
 	__u8 src_mac[6];
 	__u8 dst_mac[6];
 	__u8 ip_version; /* 4 or 6 */
-	__u8 pad[2];
+	__u8 verdict;	 /* verdict: enum policy_verdict */
+	__u8 pad[1];
 };
 
 _Static_assert(sizeof(struct record) == 216, "a record is 216 bytes");
