@@ -114,7 +114,7 @@ func (s *socket) errorMessage() (Datagram, error) {
 
 // Transfer sends n bytes over TCP to the test server and takes as many back.
 func Transfer(ctx context.Context, to netip.Addr, n int) error {
-	c, err := dialTCP(ctx, to, TCPPort)
+	c, err := dialTCP(ctx, newNumbers(rand.Uint32()), to, TCPPort)
 	if err != nil {
 		return err
 	}
@@ -124,5 +124,5 @@ func Transfer(ctx context.Context, to netip.Addr, n int) error {
 
 // Ping sends a few echoes and waits for each answer.
 func Ping(ctx context.Context, to netip.Addr) error {
-	return echo(ctx, rand.New(rand.NewPCG(rand.Uint64(), 1)), to)
+	return echo(ctx, rand.New(rand.NewPCG(rand.Uint64(), 1)), newNumbers(rand.Uint32()), to)
 }

@@ -13,8 +13,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -113,7 +113,7 @@ func Run(ctx context.Context, cfg Config) (map[string]int, error) {
 	kinds := []struct {
 		name   string
 		weight int
-		do     func(context.Context, *rand.Rand, netip.Addr) error
+		do     func(context.Context, *rand.Rand, *numbers, netip.Addr) error
 	}{
 		{"tcp", 6, tcpExchange},
 		{"tcp-reset", 2, tcpReset},
@@ -133,6 +133,7 @@ func Run(ctx context.Context, cfg Config) (map[string]int, error) {
 		count = map[string]int{}
 		slots = make(chan struct{}, max(1, cfg.Parallel))
 	)
+	own := newNumbers(rng.Uint32())
 	start := time.Now()
 	for n := range cfg.Count {
 		select {
@@ -152,7 +153,7 @@ func Run(ctx context.Context, cfg Config) (map[string]int, error) {
 			defer func() { <-slots }()
 			ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 			defer cancel()
-			err := k.do(ctx, rand.New(rand.NewPCG(seed, 1)), target)
+			err := k.do(ctx, rand.New(rand.NewPCG(seed, 1)), own, target)
 			mu.Lock()
 			defer mu.Unlock()
 			count[k.name]++
@@ -204,9 +205,35 @@ func size(rng *rand.Rand) int {
 	return rng.IntN(2000)
 }
 
-func dialTCP(ctx context.Context, to netip.Addr, port uint16) (*net.TCPConn, error) {
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(to, port).String())
+// numbers gives source ports and echo identifiers, none twice in a run: a tuple that is used again later is one connection to who counts tuples, and
+// two to conntrack.
+type numbers struct{ port, echo atomic.Uint32 }
+
+const firstPort, portCount = 10000, 20000 // below ip_local_port_range
+
+func newNumbers(start uint32) *numbers {
+	n := &numbers{}
+	n.port.Store(start % portCount)
+	n.echo.Store(start)
+	return n
+}
+
+func (n *numbers) dial(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
+	for {
+		port := firstPort + int(n.port.Add(1)%portCount)
+		d := net.Dialer{LocalAddr: &net.TCPAddr{Port: port}}
+		if network == "udp" {
+			d.LocalAddr = &net.UDPAddr{Port: port}
+		}
+		c, err := d.DialContext(ctx, network, to.String())
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return c, err
+		}
+	}
+}
+
+func dialTCP(ctx context.Context, n *numbers, to netip.Addr, port uint16) (*net.TCPConn, error) {
+	c, err := n.dial(ctx, "tcp", netip.AddrPortFrom(to, port))
 	if err != nil {
 		return nil, err
 	}
@@ -217,8 +244,8 @@ func dialTCP(ctx context.Context, to netip.Addr, port uint16) (*net.TCPConn, err
 	return c.(*net.TCPConn), nil
 }
 
-func tcpExchange(ctx context.Context, rng *rand.Rand, to netip.Addr) error {
-	c, err := dialTCP(ctx, to, TCPPort)
+func tcpExchange(ctx context.Context, rng *rand.Rand, n *numbers, to netip.Addr) error {
+	c, err := dialTCP(ctx, n, to, TCPPort)
 	if err != nil {
 		return err
 	}
@@ -231,8 +258,8 @@ func tcpExchange(ctx context.Context, rng *rand.Rand, to netip.Addr) error {
 	return nil
 }
 
-func tcpReset(ctx context.Context, rng *rand.Rand, to netip.Addr) error {
-	c, err := dialTCP(ctx, to, TCPPort)
+func tcpReset(ctx context.Context, rng *rand.Rand, n *numbers, to netip.Addr) error {
+	c, err := dialTCP(ctx, n, to, TCPPort)
 	if err != nil {
 		return err
 	}
@@ -246,8 +273,8 @@ func tcpReset(ctx context.Context, rng *rand.Rand, to netip.Addr) error {
 	return c.Close()
 }
 
-func tcpRefused(ctx context.Context, _ *rand.Rand, to netip.Addr) error {
-	c, err := dialTCP(ctx, to, ClosedPort)
+func tcpRefused(ctx context.Context, _ *rand.Rand, n *numbers, to netip.Addr) error {
+	c, err := dialTCP(ctx, n, to, ClosedPort)
 	if err == nil {
 		c.Close()
 		return errors.New("a closed port accepted")
@@ -255,9 +282,8 @@ func tcpRefused(ctx context.Context, _ *rand.Rand, to netip.Addr) error {
 	return nil
 }
 
-func udpSend(ctx context.Context, to netip.Addr, request, answer int) error {
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "udp", netip.AddrPortFrom(to, UDPPort).String())
+func udpSend(ctx context.Context, n *numbers, to netip.Addr, request, answer int) error {
+	c, err := n.dial(ctx, "udp", netip.AddrPortFrom(to, UDPPort))
 	if err != nil {
 		return err
 	}
@@ -280,16 +306,16 @@ func udpSend(ctx context.Context, to netip.Addr, request, answer int) error {
 	return nil
 }
 
-func udpExchange(ctx context.Context, rng *rand.Rand, to netip.Addr) error {
-	return udpSend(ctx, to, rng.IntN(1200), min(rng.IntN(1200), 1200))
+func udpExchange(ctx context.Context, rng *rand.Rand, n *numbers, to netip.Addr) error {
+	return udpSend(ctx, n, to, rng.IntN(1200), min(rng.IntN(1200), 1200))
 }
 
-func udpFragments(ctx context.Context, rng *rand.Rand, to netip.Addr) error {
-	return udpSend(ctx, to, 2000+rng.IntN(18000), 2000+rng.IntN(18000))
+func udpFragments(ctx context.Context, rng *rand.Rand, n *numbers, to netip.Addr) error {
+	return udpSend(ctx, n, to, 2000+rng.IntN(18000), 2000+rng.IntN(18000))
 }
 
 // echo pings a few times with an identifier of its own.
-func echo(ctx context.Context, rng *rand.Rand, to netip.Addr) error {
+func echo(ctx context.Context, rng *rand.Rand, n *numbers, to netip.Addr) error {
 	network, proto := "ip4:icmp", 1
 	var request, reply icmp.Type = ipv4.ICMPTypeEcho, ipv4.ICMPTypeEchoReply
 	if to.Is6() {
@@ -305,10 +331,10 @@ func echo(ctx context.Context, rng *rand.Rand, to netip.Addr) error {
 	if err := c.SetDeadline(deadline); err != nil {
 		return err
 	}
-	id := (os.Getpid()<<8 ^ rng.IntN(1<<16)) & 0xffff // processes with one seed differ
+	id := int(n.echo.Add(1) & 0xffff)
 	dst := &net.IPAddr{IP: to.AsSlice()}
 	for seq := range 1 + rng.IntN(3) {
-		m := icmp.Message{Type: request, Body: &icmp.Echo{ID: id & 0xffff, Seq: seq, Data: make([]byte, rng.IntN(500))}}
+		m := icmp.Message{Type: request, Body: &icmp.Echo{ID: id, Seq: seq, Data: make([]byte, rng.IntN(500))}}
 		b, err := m.Marshal(nil)
 		if err != nil {
 			return err
@@ -318,15 +344,15 @@ func echo(ctx context.Context, rng *rand.Rand, to netip.Addr) error {
 		}
 		buf := make([]byte, 2000)
 		for {
-			n, _, err := c.ReadFrom(buf)
+			length, _, err := c.ReadFrom(buf)
 			if err != nil {
 				return fmt.Errorf("read: %w", err)
 			}
-			got, err := icmp.ParseMessage(proto, buf[:n])
+			got, err := icmp.ParseMessage(proto, buf[:length])
 			if err != nil || got.Type != reply {
 				continue
 			}
-			if e, ok := got.Body.(*icmp.Echo); ok && e.ID == id&0xffff && e.Seq == seq {
+			if e, ok := got.Body.(*icmp.Echo); ok && e.ID == id && e.Seq == seq {
 				break
 			}
 		}
