@@ -96,6 +96,8 @@ type Subject struct {
 	Host bool
 	// NamedPorts of the pod, sorted.
 	NamedPorts []NamedPort
+	// Node has the labels of the node that it runs on (`k8s:key=value`), for the `nodes` peers of a ClusterNetworkPolicy: they may mean the local host.
+	Node labelset.Set
 }
 
 // Peer is the other end of a connection: everybody with the same labels, prefix and variant.
@@ -112,15 +114,14 @@ type Peer struct {
 	NamedPorts []NamedPort
 }
 
-// Selector is a label selector, with what its policy's scope adds to it (spec 3.2 to 3.4).
-type Selector struct{}
-
 // World is what rules may refer to beside labels. Implementations answer from one consistent state.
 type World interface {
 	// Services returns the services of a namespace ("" = all) with the name ("" = any) that the selector matches (nil = any).
 	Services(namespace, name string, selector *Selector) []Service
 	// CIDRGroups returns the prefixes of the groups with the name ("" = any) that the selector matches (nil = any).
 	CIDRGroups(name string, selector *Selector) []netip.Prefix
+	// NamedPorts returns the ports that any pod of the cluster gives this (lower case) name, each once. An egress rule with a named port has a Term for each.
+	NamedPorts(name string) []NamedPort
 }
 
 // Service is a service as toServices sees it.
