@@ -55,6 +55,8 @@ const (
 	sockVarCfgTcpClosing     = "cfg_tcp_closing"
 	sockVarCfgTcpEstablished = "cfg_tcp_established"
 	sockVarCfgTcpHandshake   = "cfg_tcp_handshake"
+	sockVarCfgTunnelIfindex  = "cfg_tunnel_ifindex"
+	sockVarCfgTunnelPort     = "cfg_tunnel_port"
 	sockVarCfgUdp            = "cfg_udp"
 	sockVarCfgUdpAnswered    = "cfg_udp_answered"
 	sockVarCfgWakeupBytes    = "cfg_wakeup_bytes"
@@ -155,6 +157,8 @@ type sockVariableSpecs struct {
 	CfgTcpClosing     *ebpf.VariableSpec `ebpf:"cfg_tcp_closing"`
 	CfgTcpEstablished *ebpf.VariableSpec `ebpf:"cfg_tcp_established"`
 	CfgTcpHandshake   *ebpf.VariableSpec `ebpf:"cfg_tcp_handshake"`
+	CfgTunnelIfindex  *ebpf.VariableSpec `ebpf:"cfg_tunnel_ifindex"`
+	CfgTunnelPort     *ebpf.VariableSpec `ebpf:"cfg_tunnel_port"`
 	CfgUdp            *ebpf.VariableSpec `ebpf:"cfg_udp"`
 	CfgUdpAnswered    *ebpf.VariableSpec `ebpf:"cfg_udp_answered"`
 	CfgWakeupBytes    *ebpf.VariableSpec `ebpf:"cfg_wakeup_bytes"`
@@ -241,6 +245,8 @@ type sockVariables struct {
 	CfgTcpClosing     *ebpf.Variable `ebpf:"cfg_tcp_closing"`
 	CfgTcpEstablished *ebpf.Variable `ebpf:"cfg_tcp_established"`
 	CfgTcpHandshake   *ebpf.Variable `ebpf:"cfg_tcp_handshake"`
+	CfgTunnelIfindex  *ebpf.Variable `ebpf:"cfg_tunnel_ifindex"`
+	CfgTunnelPort     *ebpf.Variable `ebpf:"cfg_tunnel_port"`
 	CfgUdp            *ebpf.Variable `ebpf:"cfg_udp"`
 	CfgUdpAnswered    *ebpf.Variable `ebpf:"cfg_udp_answered"`
 	CfgWakeupBytes    *ebpf.Variable `ebpf:"cfg_wakeup_bytes"`

@@ -90,6 +90,8 @@ int from_pod(struct __sk_buff *skb)
 	if (dst) {
 		o->local_peer = 1;
 		o->peer_identity = dst->identity;
+		o->peer = endpoint_peer(dst);
+		o->hairpin = dst->id == src->id;
 	}
 	reason = ct_update(skb);
 	if (reason)

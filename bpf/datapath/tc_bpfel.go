@@ -56,8 +56,11 @@ type tcCtConn struct {
 	Fins            uint8
 	IcmpType        uint8
 	IcmpCode        uint8
-	Pad             [2]uint8
+	PolicyDirection uint8
+	Verdict         uint8
 	PeerIdentity    uint32
+	Rule            uint32
+	Generation      uint32
 }
 
 type tcCtEntry struct {
@@ -200,6 +203,7 @@ const (
 	tcIdentityIDENTITY_REMOTE_NODE tcIdentity = 6
 	tcIdentityIDENTITY_WORLD_V4    tcIdentity = 9
 	tcIdentityIDENTITY_WORLD_V6    tcIdentity = 10
+	tcIdentityIDENTITY_POD_MIN     tcIdentity = 100
 	tcIdentityIDENTITY_LOCAL_MIN   tcIdentity = 16777216
 )
 
@@ -420,31 +424,45 @@ type tcScratch struct {
 		_          [4]byte
 	}
 	Pass struct {
-		_            structs.HostLayout
-		SelfIdentity uint32
-		PeerIdentity uint32
-		Ifindex      uint32
-		Endpoint     uint16
-		Sent         uint8
-		LocalPeer    uint8
-		FromUplink   uint8
-		Point        uint8
-		Classified   uint8
-		Masquerade   uint8
-		Related      uint8
-		_            [3]byte
-		Service      uint32
+		_               structs.HostLayout
+		SelfIdentity    uint32
+		PeerIdentity    uint32
+		Ifindex         uint32
+		Endpoint        uint16
+		Sent            uint8
+		LocalPeer       uint8
+		FromUplink      uint8
+		Point           uint8
+		Classified      uint8
+		Masquerade      uint8
+		Related         uint8
+		_               [3]byte
+		Service         uint32
+		Peer            uint32
+		Generation      uint32
+		Rule            uint32
+		Verdict         uint8
+		Audited         uint8
+		PolicyDirection uint8
+		Decided         uint8
+		Tunnelled       uint8
+		Hairpin         uint8
+		Pad             [2]uint8
 	}
-	_        [4]byte
 	Decision struct {
-		_        structs.HostLayout
-		Reported uint64
-		D        uint32
-		Emit     uint32
-		Began    uint32
-		Taken    uint32
-		Pad      uint32
-		Flags    uint32
+		_               structs.HostLayout
+		Reported        uint64
+		D               uint32
+		Emit            uint32
+		Began           uint32
+		Taken           uint32
+		Changed         uint32
+		Flags           uint32
+		Connection      uint64
+		PolicyDirection uint32
+		IcmpType        uint32
+		PeerIdentity    uint32
+		Pad             uint32
 	}
 	Key   tcCtKey
 	Blank struct {
@@ -557,6 +575,8 @@ const (
 	tcVarCfgTcpClosing     = "cfg_tcp_closing"
 	tcVarCfgTcpEstablished = "cfg_tcp_established"
 	tcVarCfgTcpHandshake   = "cfg_tcp_handshake"
+	tcVarCfgTunnelIfindex  = "cfg_tunnel_ifindex"
+	tcVarCfgTunnelPort     = "cfg_tunnel_port"
 	tcVarCfgUdp            = "cfg_udp"
 	tcVarCfgUdpAnswered    = "cfg_udp_answered"
 	tcVarCfgWakeupBytes    = "cfg_wakeup_bytes"
@@ -656,6 +676,8 @@ type tcVariableSpecs struct {
 	CfgTcpClosing     *ebpf.VariableSpec `ebpf:"cfg_tcp_closing"`
 	CfgTcpEstablished *ebpf.VariableSpec `ebpf:"cfg_tcp_established"`
 	CfgTcpHandshake   *ebpf.VariableSpec `ebpf:"cfg_tcp_handshake"`
+	CfgTunnelIfindex  *ebpf.VariableSpec `ebpf:"cfg_tunnel_ifindex"`
+	CfgTunnelPort     *ebpf.VariableSpec `ebpf:"cfg_tunnel_port"`
 	CfgUdp            *ebpf.VariableSpec `ebpf:"cfg_udp"`
 	CfgUdpAnswered    *ebpf.VariableSpec `ebpf:"cfg_udp_answered"`
 	CfgWakeupBytes    *ebpf.VariableSpec `ebpf:"cfg_wakeup_bytes"`
@@ -745,6 +767,8 @@ type tcVariables struct {
 	CfgTcpClosing     *ebpf.Variable `ebpf:"cfg_tcp_closing"`
 	CfgTcpEstablished *ebpf.Variable `ebpf:"cfg_tcp_established"`
 	CfgTcpHandshake   *ebpf.Variable `ebpf:"cfg_tcp_handshake"`
+	CfgTunnelIfindex  *ebpf.Variable `ebpf:"cfg_tunnel_ifindex"`
+	CfgTunnelPort     *ebpf.Variable `ebpf:"cfg_tunnel_port"`
 	CfgUdp            *ebpf.Variable `ebpf:"cfg_udp"`
 	CfgUdpAnswered    *ebpf.Variable `ebpf:"cfg_udp_answered"`
 	CfgWakeupBytes    *ebpf.Variable `ebpf:"cfg_wakeup_bytes"`

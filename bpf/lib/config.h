@@ -32,6 +32,9 @@ volatile const __u32 cfg_world_v6 = 10;
 /* Addresses that masqueraded packets get; zero = none of that family. */
 volatile const struct addr cfg_node_v4 = {};
 volatile const struct addr cfg_node_v6 = {};
+/* The VXLAN device and its port (host order); 0 = native routing. */
+volatile const __u32 cfg_tunnel_ifindex = 0;
+volatile const __u32 cfg_tunnel_port = 0;
 /* Ports (host order) that masquerading claims; keep clear of ip_local_port_range. */
 volatile const __u32 cfg_nat_port_min = 61000;
 volatile const __u32 cfg_nat_port_max = 65535;

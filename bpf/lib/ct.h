@@ -6,11 +6,14 @@
 #include "ct_key.h"
 #include "events.h"
 #include "identity.h"
+#include "policy.h"
 #include "scratch.h"
 
 #define CT_MISS	      -1
 #define CT_RETRY      -2
 #define CT_RECLASSIFY -3
+#define CT_ADMIT      -4 /* a connection would begin: may it? */
+#define CT_DECIDE     -5 /* policy has changed since the connection was decided */
 #define CT_TRIES      6
 
 #define EEXIST 17
@@ -37,6 +40,21 @@ static __always_inline __u64 ct_lifetime(__u8 proto, __u8 state, __u8 flags)
 	if (proto == IPPROTO_UDP)
 		return flags & CT_ANSWERED ? cfg_udp_answered : cfg_udp;
 	return cfg_icmp;
+}
+
+/* ct_decided keeps what policy decided, which is in scratch. */
+static __always_inline void ct_decided(struct ct_conn *e, const struct pass *o)
+{
+	e->policy_direction = o->policy_direction;
+	e->verdict = o->verdict | (o->audited ? CT_AUDITED : 0);
+	e->rule = o->rule;
+	e->generation = o->generation;
+}
+
+/* ct_drops says whether policy has cut the connection. */
+static __always_inline bool ct_drops(const struct ct_conn *e)
+{
+	return policy_drops(e->verdict & ~CT_AUDITED, e->verdict & CT_AUDITED);
 }
 
 /* ct_init begins a connection in an entry of its key. */
@@ -82,6 +100,7 @@ static __always_inline void ct_init(struct ct_conn *e, const struct packet *p, c
 		e->flags |= CT_RELATED;
 	if (sent && o->masquerade && e->direction == DIRECTION_EGRESS)
 		e->flags |= CT_MASQUERADE;
+	ct_decided(e, o);
 }
 
 static __always_inline void ct_state_tcp(struct ct_conn *e, const struct packet *p, __u32 d)
@@ -204,7 +223,9 @@ static __always_inline void ct_snapshot(struct record *r, const struct ct_conn *
 	r->ifindex = e->ifindex;
 	r->icmp_type = e->icmp_type;
 	r->icmp_code = e->icmp_code;
-	r->flags = e->flags; /* as enum ct_flags, until ct_flags_out */
+	r->rule = e->rule;
+	r->verdict = e->verdict; /* with CT_AUDITED, until ct_flags_out */
+	r->flags = e->flags;	 /* as enum ct_flags, until ct_flags_out */
 }
 
 /* ct_flags_out turns the flags of a snapshot into those of a record. */
@@ -216,6 +237,9 @@ static __always_inline void ct_flags_out(struct record *r, __u8 more)
 		       "bits move together");
 	r->ip_version = 6 - (flags & CT_V4) / 4;
 	r->flags = (flags & CT_PICKED_UP) * 4 | (flags & CT_MASQUERADE) * 8 | more;
+	if (r->verdict & CT_AUDITED)
+		r->flags |= RECORD_AUDITED;
+	r->verdict &= ~CT_AUDITED;
 }
 
 /* ct_final makes a final record of a snapshot. */
@@ -248,7 +272,6 @@ static __always_inline void ct_final(struct record *r, const struct ct_key *k, _
 	r->endpoint = k->endpoint;
 	r->proto = k->proto;
 	r->length = 0;
-	r->rule = 0;
 	r->tcp_flags = 0;
 	r->xlated.hi = r->xlated.lo = 0;
 	r->xlated_port = 0;
@@ -301,7 +324,6 @@ __noinline int ct_emit(struct __sk_buff *skb)
 		flags |= RECORD_FRAGMENT;
 	if (r->reason == TRACE_ESTABLISHED && (flags & RECORD_IS_REPLY))
 		r->reason = TRACE_REPLY;
-	r->rule = 0;
 	r->ifindex = o->ifindex;
 	r->length = p->length;
 	r->proto = p->proto;
@@ -331,9 +353,11 @@ __noinline int ct_classify(void)
 	o = &s->pass;
 	found = ipcache_find(&p->dst);
 	flags = found ? found->flags : 0;
-	o->peer_identity = found && found->identity ? found->identity : identity_world(&p->dst);
+	peer_resolve(o, &p->dst, 0);
 	o->classified = 1;
 	o->point = o->peer_identity == IDENTITY_HOST ? POINT_TO_HOST : POINT_TO_NETWORK;
+	if (o->endpoint == HOST_ENDPOINT)
+		return 0; /* the stack has routed it */
 	if (flags & IPCACHE_LOCAL_PODS)
 		return DROP_UNROUTABLE;
 	if (flags & IPCACHE_SERVICES) {
@@ -392,6 +416,7 @@ __noinline int ct_related(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
 	struct ct_key key = {};
+	struct ct_entry *entry;
 	const struct packet *p;
 	struct addr src, dst;
 	__u32 offset;
@@ -435,17 +460,19 @@ __noinline int ct_related(struct __sk_buff *skb)
 	}
 	key.proto = proto;
 	ct_key_make(&key, &src, &dst, ports[0], ports[1]);
-	return !!bpf_map_lookup_elem(&ct, &key);
+	entry = bpf_map_lookup_elem(&ct, &key);
+	/* A connection that policy has cut is none. */
+	return entry && entry->conn.tail == ct_tail(&key) && entry->conn.state != CT_NONE &&
+	       entry->conn.state != CT_DEAD && !ct_drops(&entry->conn);
 }
 
-/* ct_insert makes a blank entry for the packet in scratch, after deciding whether it may have one; ct_hit then begins
- * the connection in it. It returns CT_RETRY or a drop reason. */
-__noinline int ct_insert(struct __sk_buff *skb)
+/* ct_admit says whether the packet in scratch may begin a connection: 0 or a drop reason. */
+__noinline int ct_admit(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
 	struct packet *p;
 	struct pass *o;
-	long err;
+	bool icmp;
 	int reason;
 
 	if (!s)
@@ -462,7 +489,13 @@ __noinline int ct_insert(struct __sk_buff *skb)
 		/* Nobody outside of this node has a local endpoint's address. */
 		if (o->from_uplink && endpoint_find(&p->src))
 			return DROP_INVALID_SOURCE_IP;
-		o->peer_identity = identity_find(&p->src);
+		if (!o->tunnelled) {
+			peer_resolve(o, &p->src, 0);
+			/* Nor its own; and pods of other nodes come by the tunnel if there is one. */
+			if (o->from_uplink && (o->peer_identity == IDENTITY_HOST ||
+					       (cfg_tunnel_ifindex && identity_is_pod(o->peer_identity))))
+				return DROP_INVALID_SOURCE_IP;
+		}
 		o->point = o->peer_identity == IDENTITY_HOST ? POINT_TO_HOST : POINT_TO_NETWORK;
 		o->classified = 1;
 	}
@@ -470,6 +503,63 @@ __noinline int ct_insert(struct __sk_buff *skb)
 		o->service = ct_service();
 	if (p->icmp_error)
 		o->related = ct_related(skb);
+	icmp = p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6;
+	/* By the way of the packet, not by who seems to have begun: else a SYN+ACK out of nowhere would open a port. */
+	reason = policy_pass(o->sent ? DIRECTION_EGRESS : DIRECTION_INGRESS, icmp ? p->icmp_type : bpf_ntohs(p->dport));
+	o->decided = DECIDED_NEW;
+	if (reason)
+		policy_report(skb, 0);
+	return reason;
+}
+
+/* ct_decide decides anew for the connection whose packet is in scratch. ct_hit then keeps it, and drops. */
+__noinline int ct_decide(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct decision *v;
+	struct packet *p;
+	struct pass *o;
+	__u32 port;
+
+	if (!s)
+		return DROP_INVALID_PACKET;
+	p = &s->packet;
+	o = &s->pass;
+	v = &s->decision;
+	o->decided = DECIDED_LIVE;
+	if (!policy_enforced(o, v->policy_direction)) {
+		policy_pass(v->policy_direction, 0);
+		return CT_RETRY;
+	}
+	if (!o->local_peer && !o->tunnelled)
+		peer_resolve(o, o->sent ? &p->dst : &p->src, v->peer_identity);
+	if (p->icmp_error)
+		o->related = ct_related(skb);
+	if (p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6)
+		port = v->icmp_type;
+	else
+		port = bpf_ntohs(!!o->sent == (v->policy_direction == DIRECTION_EGRESS) ? p->dport : p->sport);
+	policy_pass(v->policy_direction, port);
+	return CT_RETRY;
+}
+
+/* ct_insert makes a blank entry for the packet in scratch if it may have one; ct_hit then begins the connection in it.
+ * It returns CT_RETRY or a drop reason. */
+__noinline int ct_insert(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct packet *p;
+	long err;
+	int reason;
+
+	if (!s)
+		return DROP_INVALID_PACKET;
+	p = &s->packet;
+	if (s->pass.decided != DECIDED_NEW) {
+		reason = ct_admit(skb);
+		if (reason)
+			return reason;
+	}
 	s->blank.conn.tail = ct_tail(&s->key);
 	err = bpf_map_update_elem(&ct, &s->key, &s->blank, BPF_NOEXIST);
 	if (!err || err == -EEXIST)
@@ -496,7 +586,8 @@ __noinline int ct_taken(void)
 	return 0;
 }
 
-/* ct_hit counts the packet in scratch in the entry that it has: 0, or CT_MISS, CT_RETRY, CT_RECLASSIFY. What it decides
+/* ct_hit counts the packet in scratch in the entry that it has: 0, a drop reason, or CT_MISS, CT_RETRY, CT_RECLASSIFY,
+ * CT_ADMIT, CT_DECIDE. What it decides
  * under the lock is kept in scratch, not in registers: the verifier then needs to look at what follows once, not once
  * for each decision. */
 __noinline int ct_hit(struct __sk_buff *skb, __u32 src_is_lo)
@@ -507,6 +598,8 @@ __noinline int ct_hit(struct __sk_buff *skb, __u32 src_is_lo)
 	struct ct_conn *e;
 	struct packet *p;
 	struct pass *o;
+	bool begins;
+	__u8 verdict;
 	__u32 d;
 
 	if (!s)
@@ -514,7 +607,7 @@ __noinline int ct_hit(struct __sk_buff *skb, __u32 src_is_lo)
 	p = &s->packet;
 	o = &s->pass;
 	v = &s->decision;
-	v->began = v->taken = 0;
+	v->began = v->taken = v->changed = 0;
 	entry = bpf_map_lookup_elem(&ct, &s->key);
 	if (!entry)
 		return CT_MISS;
@@ -530,8 +623,41 @@ __noinline int ct_hit(struct __sk_buff *skb, __u32 src_is_lo)
 		bpf_spin_unlock(&entry->lock);
 		return CT_RECLASSIFY;
 	}
+	begins = p->now > e->expires || (e->state == CT_CLOSED && p->starts);
+	if (begins && o->decided != DECIDED_NEW) {
+		bpf_spin_unlock(&entry->lock);
+		return CT_ADMIT;
+	}
+	/* An error is related or not, whatever the one before it was. */
+	if (!begins && o->decided != DECIDED_LIVE &&
+	    (e->generation != o->generation || (p->icmp_error && o->decided != DECIDED_NEW))) {
+		v->policy_direction = e->policy_direction;
+		v->icmp_type = e->icmp_type;
+		v->peer_identity = e->peer_identity;
+		bpf_spin_unlock(&entry->lock);
+		return CT_DECIDE;
+	}
 	if (!o->peer_identity)
 		o->peer_identity = e->peer_identity;
+	if (!begins) {
+		if (o->decided == DECIDED_LIVE) {
+			/* Rules come and go: told is only what becomes of the packets. */
+			v->changed = ct_drops(e) != policy_drops(o->verdict, o->audited) ||
+				     (o->audited && !(e->verdict & CT_AUDITED));
+			ct_decided(e, o);
+		}
+		if (ct_drops(e)) {
+			o->verdict = verdict = e->verdict;
+			o->audited = 0;
+			o->rule = e->rule;
+			o->policy_direction = e->policy_direction;
+			v->connection = e->connection;
+			bpf_spin_unlock(&entry->lock);
+			if (v->changed)
+				policy_report(skb, v->connection);
+			return policy_reason(verdict);
+		}
+	}
 	if (o->local_peer)
 		e->out_point = POINT_FROM_ENDPOINT;
 	else if (o->classified)
@@ -539,7 +665,7 @@ __noinline int ct_hit(struct __sk_buff *skb, __u32 src_is_lo)
 	else
 		o->masquerade = e->flags & CT_MASQUERADE;
 	o->point = e->out_point;
-	if (p->now > e->expires || (e->state == CT_CLOSED && p->starts)) {
+	if (begins) {
 		if (e->state != CT_NONE) {
 			ct_snapshot(&s->final, e);
 			v->taken = 1;
@@ -554,6 +680,7 @@ __noinline int ct_hit(struct __sk_buff *skb, __u32 src_is_lo)
 	if (v->emit)
 		ct_snapshot(&s->record, e);
 	v->flags = e->flags;
+	v->connection = e->connection;
 	bpf_spin_unlock(&entry->lock);
 
 	o->masquerade = o->sent && (v->flags & CT_MASQUERADE);
@@ -561,9 +688,11 @@ __noinline int ct_hit(struct __sk_buff *skb, __u32 src_is_lo)
 		metric_add(METRIC_CT_CREATED, 1, 0);
 	if (v->taken)
 		ct_taken();
+	if (v->began || v->changed)
+		policy_report(skb, v->connection);
 	if (v->emit) {
-		if (!v->began && !o->local_peer && p->now - v->reported > 1000000000) /* addresses change hands */
-			o->peer_identity = identity_find(o->sent ? &p->dst : &p->src);
+		if (!v->began && !o->local_peer && !o->tunnelled && p->now - v->reported > 1000000000)
+			peer_resolve(o, o->sent ? &p->dst : &p->src, o->peer_identity); /* addresses change hands */
 		e->peer_identity = o->peer_identity;
 		e->self_identity = o->self_identity;
 		s->record.reason = v->flags & CT_RELATED ? TRACE_RELATED : v->began ? TRACE_NEW : TRACE_ESTABLISHED;
@@ -588,6 +717,7 @@ __noinline int ct_update(struct __sk_buff *skb)
 	s->key.proto = p->proto;
 	s->key.kind = p->kind;
 	src_is_lo = ct_key_make(&s->key, &p->src, &p->dst, p->sport, p->dport);
+	s->pass.generation = policy_generation_now();
 #pragma clang loop unroll(disable)
 	for (i = 0; i < CT_TRIES; i++) {
 		result = ct_hit(skb, src_is_lo);
@@ -595,11 +725,20 @@ __noinline int ct_update(struct __sk_buff *skb)
 			result = ct_insert(skb);
 		else if (result == CT_RECLASSIFY)
 			result = ct_classify() ?: CT_RETRY;
+		else if (result == CT_ADMIT)
+			result = ct_admit(skb) ?: CT_RETRY;
+		else if (result == CT_DECIDE)
+			result = ct_decide(skb);
 		if (result != CT_RETRY)
 			return result;
 	}
 	/* The entry is being deleted on another CPU, longer than we care to wait: the packet goes on, in no total but
 	 * this. */
+	if (s->pass.decided != DECIDED_NEW) {
+		result = ct_admit(skb);
+		if (result)
+			return result;
+	}
 	metric_add(METRIC_CT_UNCOUNTED, p->segments, p->bytes);
 	return 0;
 }

@@ -24,6 +24,8 @@ enum ct_flags {
 	CT_ANSWERED = 32,    /* packets went both ways */
 };
 
+#define CT_AUDITED 0x80 /* in ct_conn.verdict */
+
 /* ct_key: one entry per observation point (endpoint), whichever way a packet goes. The two ends are sorted: lo <= hi.
  */
 struct ct_key {
@@ -62,8 +64,12 @@ struct ct_conn {
 	__u8 fins;	/* bit d: FIN seen from direction d; bit d+2: acknowledged */
 	__u8 icmp_type;
 	__u8 icmp_code;
-	__u8 pad[2];
+	__u8 policy_direction; /* enum direction: the packet that began it was sent or received, whatever its flags say
+				*/
+	__u8 verdict;	       /* enum policy_verdict | CT_AUDITED */
 	__u32 peer_identity;
+	__u32 rule;	  /* that decided */
+	__u32 generation; /* of policy when it was decided */
 };
 
 struct ct_entry {

@@ -23,6 +23,8 @@ static __always_inline int deliver(struct __sk_buff *skb, struct scratch *s, con
 	if (src) {
 		o->local_peer = 1;
 		o->peer_identity = src->identity;
+		o->peer = endpoint_peer(src);
+		o->hairpin = src->id == dst->id;
 	}
 	reason = ct_update(skb);
 	if (reason)

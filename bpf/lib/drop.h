@@ -31,7 +31,7 @@ __noinline int drop(struct __sk_buff *skb, __u32 reason)
 	struct packet *p;
 	struct pass *o;
 	struct record *r;
-	bool has_ports;
+	bool has_ports, by_policy;
 
 	if (!s)
 		return TC_ACT_SHOT;
@@ -46,7 +46,13 @@ __noinline int drop(struct __sk_buff *skb, __u32 reason)
 	key.peer_identity = o->peer_identity;
 	key.endpoint = o->endpoint;
 	key.port = has_ports ? p->dport : 0;
+	by_policy = reason == DROP_POLICY || reason == DROP_POLICY_DENY;
 	key.direction = o->sent ? DIRECTION_EGRESS : DIRECTION_INGRESS;
+	if (by_policy) {
+		/* A packet of a cut connection, either way: the policy's direction, and its rule. */
+		key.direction = o->policy_direction;
+		key.rule = o->rule;
+	}
 	key.proto = p->proto;
 	key.reason = reason;
 	if (!drop_add(&key, p)) {
@@ -54,6 +60,7 @@ __noinline int drop(struct __sk_buff *skb, __u32 reason)
 		key.port = 0;
 		key.peer_identity = 0;
 		key.proto = 0;
+		key.rule = 0;
 		if (!drop_add(&key, p))
 			metric_add(METRIC_DROPS_OVERFLOW, 1, p->bytes);
 	}
@@ -79,7 +86,13 @@ __noinline int drop(struct __sk_buff *skb, __u32 reason)
 	r->tcp_flags = p->tcp_flags;
 	r->icmp_type = p->icmp_type;
 	r->icmp_code = p->icmp_code;
+	r->rule = by_policy ? o->rule : 0;
 	r->flags = p->fragment ? RECORD_FRAGMENT : 0;
+	if (by_policy) {
+		r->verdict = o->verdict;
+		if (!!o->sent == (key.direction == DIRECTION_INGRESS))
+			r->flags |= RECORD_IS_REPLY;
+	}
 	r->ip_version = skb->protocol == bpf_htons(ETH_P_IP) ? 4 : skb->protocol == bpf_htons(ETH_P_IPV6) ? 6 : 0;
 	r->forward.packets = p->segments;
 	r->forward.bytes = p->bytes;

@@ -39,6 +39,7 @@ enum identity {
 	IDENTITY_REMOTE_NODE = 6,
 	IDENTITY_WORLD_V4 = 9,
 	IDENTITY_WORLD_V6 = 10,
+	IDENTITY_POD_MIN = 100,
 	IDENTITY_LOCAL_MIN = 1 << 24, /* CIDR identities from here */
 };
 

@@ -21,6 +21,23 @@ struct pass {
 	__u8 masquerade; /* out: the packet is to get the node's address */
 	__u8 related;	 /* an ICMP error about a connection of the endpoint */
 	__u32 service;	 /* that a new connection of the endpoint began on */
+
+	__u32 peer;	  /* the other end as policies know it; set with peer_identity */
+	__u32 generation; /* of policy, read before anything is decided */
+	__u32 rule;	  /* of the decision */
+	__u8 verdict;	  /* enum policy_verdict */
+	__u8 audited;
+	__u8 policy_direction; /* enum direction: which policy decided */
+	__u8 decided;	       /* enum decided */
+	__u8 tunnelled;	       /* peer_identity came with the packet and stays */
+	__u8 hairpin;	       /* a pod talks to itself by a service: no policy */
+	__u8 pad[2];
+};
+
+enum decided {
+	DECIDED_NOTHING = 0,
+	DECIDED_LIVE = 1, /* for the connection that the entry holds */
+	DECIDED_NEW = 2,  /* for a connection that the packet begins */
 };
 
 /* decision is what ct_hit decided under the entry's lock. */
@@ -30,8 +47,13 @@ struct decision {
 	__u32 emit;	/* write a record */
 	__u32 began;	/* a connection begins in the entry */
 	__u32 taken;	/* where another one was */
+	__u32 changed;	/* policy decided otherwise than before */
+	__u32 flags;	/* enum ct_flags */
+	__u64 connection;
+	__u32 policy_direction; /* of the entry, for its next decision */
+	__u32 icmp_type;
+	__u32 peer_identity;
 	__u32 pad;
-	__u32 flags; /* enum ct_flags */
 };
 
 struct scratch {
