@@ -24,9 +24,10 @@ type hook struct {
 }
 
 var (
-	podHooks    = []hook{{tcProgFromPod, true}, {tcProgToPod, false}}
-	uplinkHooks = []hook{{tcProgFromNetwork, true}, {tcProgToNetwork, false}}
-	hostHooks   = []hook{{tcProgFromHost, true}}
+	podHooks     = []hook{{tcProgFromPod, true}, {tcProgToPod, false}}
+	uplinkHooks  = []hook{{tcProgFromNetwork, true}, {tcProgToNetwork, false}}
+	hostHooks    = []hook{{tcProgFromHost, true}}
+	overlayHooks = []hook{{tcProgFromOverlay, true}, {tcProgToOverlay, false}}
 )
 
 // heldLink is an attached, pinned link.
@@ -44,6 +45,18 @@ func (d *Datapath) AttachUplink(ifname string) error { return d.attach(ifname, u
 // AttachHost attaches the program that delivers what the node's own stack sends to pods, at the receiving end of the node's veth pair
 // (weir_net). Idempotent.
 func (d *Datapath) AttachHost(ifname string) error { return d.attach(ifname, hostHooks) }
+
+// AttachOverlay attaches the programs of the VXLAN device: Config.OverlayIfIndex must be its number. Idempotent.
+func (d *Datapath) AttachOverlay(ifname string) error {
+	iface, err := net.InterfaceByName(ifname)
+	if err != nil {
+		return fmt.Errorf("attach %s: %w", ifname, err)
+	}
+	if d.cfg.Routing != RoutingVXLAN || uint32(iface.Index) != d.cfg.OverlayIfIndex {
+		return fmt.Errorf("attach %s: the programs are loaded for routing %v by interface %d", ifname, d.cfg.Routing, d.cfg.OverlayIfIndex)
+	}
+	return d.attach(ifname, overlayHooks)
+}
 
 // DetachPod undoes AttachPod. It succeeds when the interface is gone already.
 func (d *Datapath) DetachPod(ifname string) error {

@@ -38,6 +38,35 @@ func (a Aggregation) String() string {
 	return "medium"
 }
 
+// Routing says how packets get to pods of other nodes.
+type Routing uint8
+
+const (
+	// RoutingNative leaves it to the node's routes.
+	RoutingNative Routing = iota
+	// RoutingVXLAN sends them to the node that IPCache names, with the sender's identity as VNI.
+	RoutingVXLAN
+)
+
+// ParseRouting reads the word of a flag: "native" or "vxlan".
+func ParseRouting(word string) (Routing, error) {
+	switch word {
+	case "native":
+		return RoutingNative, nil
+	case "vxlan":
+		return RoutingVXLAN, nil
+	}
+	return 0, fmt.Errorf("routing %q: want native or vxlan", word)
+}
+
+// String returns the word of the flag.
+func (r Routing) String() string {
+	if r == RoutingVXLAN {
+		return "vxlan"
+	}
+	return "native"
+}
+
 // Timeouts says how long a connection may be silent before its entry is collected.
 type Timeouts struct {
 	// TCPHandshake: SYN or SYN+ACK without an answer. Default 60s.
@@ -97,6 +126,12 @@ type Config struct {
 	NATPortMin, NATPortMax uint16
 	// WorldIPv4 and WorldIPv6 are the identities of addresses that IPCache does not know. Default 9 and 10.
 	WorldIPv4, WorldIPv6 uint32
+	// Routing says how packets get to pods of other nodes. Default native: by the node's routes.
+	Routing Routing
+	// OverlayIfIndex is the VXLAN device (external mode, VNI per packet), needed with RoutingVXLAN; see AttachOverlay.
+	OverlayIfIndex uint32
+	// OverlayPort is its UDP port, which host policy leaves alone. Default 8472.
+	OverlayPort uint16
 	// ForceClsact attaches by clsact filters even where the kernel has tcx.
 	ForceClsact bool
 }
@@ -120,6 +155,7 @@ func DefaultConfig() Config {
 		NATPortMax:     65535,
 		WorldIPv4:      IdentityWorldIPv4,
 		WorldIPv6:      IdentityWorldIPv6,
+		OverlayPort:    8472,
 	}
 }
 
@@ -182,6 +218,12 @@ func (c Config) Validate() error {
 	}
 	if c.Aggregation > AggregationNone {
 		errs = append(errs, fmt.Errorf("aggregation %d: unknown", c.Aggregation))
+	}
+	if c.Routing > RoutingVXLAN {
+		errs = append(errs, fmt.Errorf("routing %d: unknown", c.Routing))
+	}
+	if c.Routing == RoutingVXLAN && (c.OverlayIfIndex == 0 || c.OverlayPort == 0) {
+		errs = append(errs, errors.New("routing vxlan: the device and its port are needed"))
 	}
 	if c.NATPortMin == 0 || c.NATPortMax < c.NATPortMin {
 		errs = append(errs, fmt.Errorf("nat ports %d to %d: not a range", c.NATPortMin, c.NATPortMax))

@@ -127,6 +127,9 @@ func (d *Datapath) Path() []string {
 	if d.cgroup {
 		words = append(words, "socket translation")
 	}
+	if d.cfg.Routing == RoutingVXLAN {
+		words = append(words, "vxlan")
+	}
 	if d.cfg.Masquerade {
 		words = append(words, "bpf masquerade")
 	}

@@ -126,6 +126,10 @@ func (d *Datapath) configure(spec *ebpf.CollectionSpec) error {
 	}
 	ring := ringBytes(d.cfg.RingBytes, ebpf.MustPossibleCPU())
 	t := d.cfg.Timeouts
+	var tunnelDevice, tunnelPort uint32
+	if d.cfg.Routing == RoutingVXLAN {
+		tunnelDevice, tunnelPort = d.cfg.OverlayIfIndex, uint32(d.cfg.OverlayPort)
+	}
 	for name, value := range map[string]any{
 		tcVarCfgReportInterval: ns(d.cfg.ReportInterval),
 		tcVarCfgTcpHandshake:   ns(t.TCPHandshake),
@@ -142,6 +146,8 @@ func (d *Datapath) configure(spec *ebpf.CollectionSpec) error {
 		tcVarCfgWorldV6:        d.cfg.WorldIPv6,
 		tcVarCfgNatPortMin:     uint32(d.cfg.NATPortMin),
 		tcVarCfgNatPortMax:     uint32(d.cfg.NATPortMax),
+		tcVarCfgTunnelIfindex:  tunnelDevice,
+		tcVarCfgTunnelPort:     tunnelPort,
 		tcVarCfgNodeV4:         node4,
 		tcVarCfgNodeV6:         node6,
 	} {

@@ -34,6 +34,7 @@ const (
 const (
 	PointToEndpoint   = uint8(tcTracePointPOINT_TO_ENDPOINT)
 	PointToHost       = uint8(tcTracePointPOINT_TO_HOST)
+	PointToOverlay    = uint8(tcTracePointPOINT_TO_OVERLAY)
 	PointFromEndpoint = uint8(tcTracePointPOINT_FROM_ENDPOINT)
 	PointToNetwork    = uint8(tcTracePointPOINT_TO_NETWORK)
 )
@@ -91,6 +92,7 @@ const (
 	DropConntrackFull    = uint8(tcDropReasonDROP_CT_FULL)
 	DropInvalidExtension = uint8(tcDropReasonDROP_INVALID_EXTENSION)
 	DropNoBackend        = uint8(tcDropReasonDROP_NO_BACKEND)
+	DropNoTunnelEndpoint = uint8(tcDropReasonDROP_NO_TUNNEL_ENDPOINT)
 	DropNoNATPort        = uint8(tcDropReasonDROP_NO_NAT_PORT)
 	DropNATProtocol      = uint8(tcDropReasonDROP_NAT_PROTOCOL)
 	DropIsClusterIP      = uint8(tcDropReasonDROP_IS_CLUSTER_IP)
@@ -101,11 +103,12 @@ const (
 
 // Reserved identities that programs know.
 const (
-	IdentityHost       = uint32(tcIdentityIDENTITY_HOST)
-	IdentityWorld      = uint32(tcIdentityIDENTITY_WORLD)
-	IdentityRemoteNode = uint32(tcIdentityIDENTITY_REMOTE_NODE)
-	IdentityWorldIPv4  = uint32(tcIdentityIDENTITY_WORLD_V4)
-	IdentityWorldIPv6  = uint32(tcIdentityIDENTITY_WORLD_V6)
+	IdentityHost          = uint32(tcIdentityIDENTITY_HOST)
+	IdentityWorld         = uint32(tcIdentityIDENTITY_WORLD)
+	IdentityRemoteNode    = uint32(tcIdentityIDENTITY_REMOTE_NODE)
+	IdentityKubeAPIServer = uint32(tcIdentityIDENTITY_KUBE_APISERVER)
+	IdentityWorldIPv4     = uint32(tcIdentityIDENTITY_WORLD_V4)
+	IdentityWorldIPv6     = uint32(tcIdentityIDENTITY_WORLD_V6)
 )
 
 // SrcAddr returns the source; of a final record, the originator. IPv4 is returned as IPv4.

@@ -8,6 +8,8 @@
 #include "deliver.h"
 #include "exported.h"
 #include "frags.h"
+#include "host.h"
+#include "overlay.h"
 #include "sweep.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -98,6 +100,16 @@ int from_pod(struct __sk_buff *skb)
 		goto refuse;
 	if (dst)
 		return deliver(skb, s, dst, src, false);
+	if (o->point == POINT_TO_HOST && host_enforced()) {
+		reason = host_check(skb, 0, 0, 0);
+		return reason ? drop(skb, reason) : TC_ACT_OK;
+	}
+	if (cfg_tunnel_ifindex && o->point == POINT_TO_OVERLAY) {
+		reason = overlay_send(skb);
+		if (reason == TC_ACT_REDIRECT)
+			return reason;
+		goto refuse;
+	}
 	if (o->masquerade)
 		skb->mark |= MARK_MASQUERADE;
 	return TC_ACT_OK;
@@ -135,6 +147,11 @@ static __always_inline int inbound(struct __sk_buff *skb, struct scratch *s, boo
 			reason = p->fragment == FRAGMENT_LATER ? 0 : packet_l4(skb);
 		if (!reason && p->fragment)
 			reason = frags_resolve();
+		if (!reason && !from_uplink && host_enforced() && host_owns(&p->src)) {
+			reason = host_check(skb, 1, 0, 0);
+			if (reason)
+				return drop(skb, reason);
+		}
 		if (!reason)
 			return deliver(skb, s, dst, NULL, from_uplink);
 		inbound_fault(s, dst);
@@ -145,10 +162,10 @@ static __always_inline int inbound(struct __sk_buff *skb, struct scratch *s, boo
 
 		if (p->dst.hi == own->hi && p->dst.lo == own->lo) {
 			if (!cfg_masquerade || reason)
-				return TC_ACT_OK;
+				return host_inbound(skb, reason);
 			reason = nat_in(skb);
 			if (reason == NAT_NOT_OURS)
-				return TC_ACT_OK;
+				return host_inbound(skb, 0);
 			dst = endpoint_find(&p->dst);
 			if (dst && reason == NAT_TRANSLATED)
 				return deliver(skb, s, dst, NULL, true);
@@ -160,6 +177,8 @@ static __always_inline int inbound(struct __sk_buff *skb, struct scratch *s, boo
 		return TC_ACT_SHOT;
 	}
 	range = ipcache_find(&p->dst);
+	if (from_uplink && range && range->identity == IDENTITY_HOST)
+		return host_inbound(skb, reason);
 	if (range && (range->flags & IPCACHE_LOCAL_PODS)) {
 		if (!reason && p->fragment != FRAGMENT_LATER)
 			packet_l4(skb);
@@ -191,11 +210,11 @@ int to_network(struct __sk_buff *skb)
 	struct pass *o;
 	int reason;
 
-	if (!cfg_masquerade || !(skb->mark & MARK_MASQUERADE))
-		return TC_ACT_OK;
 	s = scratch_get();
 	if (!s)
 		return TC_ACT_SHOT;
+	if (!cfg_masquerade || !(skb->mark & MARK_MASQUERADE))
+		return skb->mark & MARK_MASK ? TC_ACT_OK : host_outbound(skb, s);
 	p = &s->packet;
 	reason = packet_l3(skb);
 	if (!reason && p->fragment != FRAGMENT_LATER)
@@ -204,7 +223,7 @@ int to_network(struct __sk_buff *skb)
 		reason = frags_resolve();
 	src = endpoint_find(&p->src);
 	if (!src)
-		return TC_ACT_OK; // an ICMP error of the node's stack that inherited the mark
+		return host_outbound(skb, s); // an ICMP error of the node's stack that inherited the mark
 	if (!reason)
 		reason = nat_out(skb);
 	if (!reason)
@@ -228,6 +247,24 @@ int from_host(struct __sk_buff *skb)
 	if (!s)
 		return TC_ACT_SHOT;
 	return inbound(skb, s, false);
+}
+
+// from_overlay: what other nodes send through the tunnel, at the ingress of its device.
+SEC("tc")
+int from_overlay(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+
+	return s ? overlay_inbound(skb, s) : TC_ACT_SHOT;
+}
+
+// to_overlay: what pods and the node's own stack send through the tunnel, at the egress of its device.
+SEC("tc")
+int to_overlay(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+
+	return s ? overlay_outbound(skb, s) : TC_ACT_SHOT;
 }
 
 // to_pod: what comes to a pod round the ingress hooks, at the egress of the host side of its veth pair.

@@ -130,25 +130,26 @@ type tcDropKey struct {
 type tcDropReason uint32
 
 const (
-	tcDropReasonDROP_INVALID_SOURCE_IP tcDropReason = 132
-	tcDropReasonDROP_POLICY            tcDropReason = 133
-	tcDropReasonDROP_INVALID_PACKET    tcDropReason = 134
-	tcDropReasonDROP_TRUNCATED         tcDropReason = 135
-	tcDropReasonDROP_UNKNOWN_L4        tcDropReason = 137
-	tcDropReasonDROP_UNSUPPORTED_L3    tcDropReason = 139
-	tcDropReasonDROP_WRITE_ERROR       tcDropReason = 141
-	tcDropReasonDROP_UNKNOWN_TARGET    tcDropReason = 150
-	tcDropReasonDROP_UNROUTABLE        tcDropReason = 151
-	tcDropReasonDROP_CT_FULL           tcDropReason = 155
-	tcDropReasonDROP_INVALID_EXTENSION tcDropReason = 156
-	tcDropReasonDROP_NO_BACKEND        tcDropReason = 158
-	tcDropReasonDROP_NO_NAT_PORT       tcDropReason = 167
-	tcDropReasonDROP_NAT_PROTOCOL      tcDropReason = 168
-	tcDropReasonDROP_IS_CLUSTER_IP     tcDropReason = 174
-	tcDropReasonDROP_UNKNOWN_FRAGMENT  tcDropReason = 175
-	tcDropReasonDROP_FORBIDDEN_ICMP6   tcDropReason = 176
-	tcDropReasonDROP_POLICY_DENY       tcDropReason = 181
-	tcDropReasonDROP_TTL_EXCEEDED      tcDropReason = 196
+	tcDropReasonDROP_INVALID_SOURCE_IP  tcDropReason = 132
+	tcDropReasonDROP_POLICY             tcDropReason = 133
+	tcDropReasonDROP_INVALID_PACKET     tcDropReason = 134
+	tcDropReasonDROP_TRUNCATED          tcDropReason = 135
+	tcDropReasonDROP_UNKNOWN_L4         tcDropReason = 137
+	tcDropReasonDROP_UNSUPPORTED_L3     tcDropReason = 139
+	tcDropReasonDROP_WRITE_ERROR        tcDropReason = 141
+	tcDropReasonDROP_UNKNOWN_TARGET     tcDropReason = 150
+	tcDropReasonDROP_UNROUTABLE         tcDropReason = 151
+	tcDropReasonDROP_CT_FULL            tcDropReason = 155
+	tcDropReasonDROP_INVALID_EXTENSION  tcDropReason = 156
+	tcDropReasonDROP_NO_BACKEND         tcDropReason = 158
+	tcDropReasonDROP_NO_TUNNEL_ENDPOINT tcDropReason = 160
+	tcDropReasonDROP_NO_NAT_PORT        tcDropReason = 167
+	tcDropReasonDROP_NAT_PROTOCOL       tcDropReason = 168
+	tcDropReasonDROP_IS_CLUSTER_IP      tcDropReason = 174
+	tcDropReasonDROP_UNKNOWN_FRAGMENT   tcDropReason = 175
+	tcDropReasonDROP_FORBIDDEN_ICMP6    tcDropReason = 176
+	tcDropReasonDROP_POLICY_DENY        tcDropReason = 181
+	tcDropReasonDROP_TTL_EXCEEDED       tcDropReason = 196
 )
 
 type tcDropValue struct {
@@ -197,14 +198,15 @@ type tcFragKey struct {
 type tcIdentity uint32
 
 const (
-	tcIdentityIDENTITY_UNKNOWN     tcIdentity = 0
-	tcIdentityIDENTITY_HOST        tcIdentity = 1
-	tcIdentityIDENTITY_WORLD       tcIdentity = 2
-	tcIdentityIDENTITY_REMOTE_NODE tcIdentity = 6
-	tcIdentityIDENTITY_WORLD_V4    tcIdentity = 9
-	tcIdentityIDENTITY_WORLD_V6    tcIdentity = 10
-	tcIdentityIDENTITY_POD_MIN     tcIdentity = 100
-	tcIdentityIDENTITY_LOCAL_MIN   tcIdentity = 16777216
+	tcIdentityIDENTITY_UNKNOWN        tcIdentity = 0
+	tcIdentityIDENTITY_HOST           tcIdentity = 1
+	tcIdentityIDENTITY_WORLD          tcIdentity = 2
+	tcIdentityIDENTITY_REMOTE_NODE    tcIdentity = 6
+	tcIdentityIDENTITY_KUBE_APISERVER tcIdentity = 7
+	tcIdentityIDENTITY_WORLD_V4       tcIdentity = 9
+	tcIdentityIDENTITY_WORLD_V6       tcIdentity = 10
+	tcIdentityIDENTITY_POD_MIN        tcIdentity = 100
+	tcIdentityIDENTITY_LOCAL_MIN      tcIdentity = 16777216
 )
 
 type tcIpcacheEntry struct {
@@ -394,34 +396,34 @@ const (
 type tcScratch struct {
 	_      structs.HostLayout
 	Packet struct {
-		_          structs.HostLayout
-		Src        tcAddr
-		Dst        tcAddr
-		Now        uint64
-		Length     uint32
-		Segments   uint32
-		Bytes      uint32
-		L4         uint32
-		Payload    uint32
-		Seq        uint32
-		Ack        uint32
-		FragmentId uint32
-		Sport      uint16
-		Dport      uint16
-		Proto      uint8
-		Kind       uint8
-		TcpFlags   uint8
-		IcmpType   uint8
-		IcmpCode   uint8
-		Chunk      uint8
-		Fragment   uint8
-		Ttl        uint8
-		V4         uint8
-		Starts     uint8
-		IcmpError  uint8
-		Pad        uint8
-		Cpu        uint32
-		_          [4]byte
+		_              structs.HostLayout
+		Src            tcAddr
+		Dst            tcAddr
+		Now            uint64
+		Length         uint32
+		Segments       uint32
+		Bytes          uint32
+		L4             uint32
+		Payload        uint32
+		Seq            uint32
+		Ack            uint32
+		FragmentId     uint32
+		Sport          uint16
+		Dport          uint16
+		Proto          uint8
+		Kind           uint8
+		TcpFlags       uint8
+		IcmpType       uint8
+		IcmpCode       uint8
+		Chunk          uint8
+		Fragment       uint8
+		Ttl            uint8
+		V4             uint8
+		Starts         uint8
+		IcmpError      uint8
+		Pad            uint8
+		Cpu            uint32
+		TunnelIdentity uint32
 	}
 	Pass struct {
 		_               structs.HostLayout
@@ -445,9 +447,8 @@ type tcScratch struct {
 		Audited         uint8
 		PolicyDirection uint8
 		Decided         uint8
-		Tunnelled       uint8
 		Hairpin         uint8
-		Pad             [2]uint8
+		Pad             [3]uint8
 	}
 	Decision struct {
 		_               structs.HostLayout
@@ -512,6 +513,7 @@ type tcTracePoint uint32
 const (
 	tcTracePointPOINT_TO_ENDPOINT   tcTracePoint = 0
 	tcTracePointPOINT_TO_HOST       tcTracePoint = 2
+	tcTracePointPOINT_TO_OVERLAY    tcTracePoint = 4
 	tcTracePointPOINT_FROM_ENDPOINT tcTracePoint = 5
 	tcTracePointPOINT_TO_NETWORK    tcTracePoint = 11
 )
@@ -559,9 +561,11 @@ const (
 	tcMapSvcconn           = "svcconn"
 	tcProgFromHost         = "from_host"
 	tcProgFromNetwork      = "from_network"
+	tcProgFromOverlay      = "from_overlay"
 	tcProgFromPod          = "from_pod"
 	tcProgSweep            = "sweep"
 	tcProgToNetwork        = "to_network"
+	tcProgToOverlay        = "to_overlay"
 	tcProgToPod            = "to_pod"
 	tcVarCfgEveryPacket    = "cfg_every_packet"
 	tcVarCfgIcmp           = "cfg_icmp"
@@ -629,9 +633,11 @@ type tcSpecs struct {
 type tcProgramSpecs struct {
 	FromHost    *ebpf.ProgramSpec `ebpf:"from_host"`
 	FromNetwork *ebpf.ProgramSpec `ebpf:"from_network"`
+	FromOverlay *ebpf.ProgramSpec `ebpf:"from_overlay"`
 	FromPod     *ebpf.ProgramSpec `ebpf:"from_pod"`
 	Sweep       *ebpf.ProgramSpec `ebpf:"sweep"`
 	ToNetwork   *ebpf.ProgramSpec `ebpf:"to_network"`
+	ToOverlay   *ebpf.ProgramSpec `ebpf:"to_overlay"`
 	ToPod       *ebpf.ProgramSpec `ebpf:"to_pod"`
 }
 
@@ -783,9 +789,11 @@ type tcVariables struct {
 type tcPrograms struct {
 	FromHost    *ebpf.Program `ebpf:"from_host"`
 	FromNetwork *ebpf.Program `ebpf:"from_network"`
+	FromOverlay *ebpf.Program `ebpf:"from_overlay"`
 	FromPod     *ebpf.Program `ebpf:"from_pod"`
 	Sweep       *ebpf.Program `ebpf:"sweep"`
 	ToNetwork   *ebpf.Program `ebpf:"to_network"`
+	ToOverlay   *ebpf.Program `ebpf:"to_overlay"`
 	ToPod       *ebpf.Program `ebpf:"to_pod"`
 }
 
@@ -793,9 +801,11 @@ func (p *tcPrograms) Close() error {
 	return _TcClose(
 		p.FromHost,
 		p.FromNetwork,
+		p.FromOverlay,
 		p.FromPod,
 		p.Sweep,
 		p.ToNetwork,
+		p.ToOverlay,
 		p.ToPod,
 	)
 }

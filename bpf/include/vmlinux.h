@@ -47,6 +47,12 @@ enum bpf_map_type {
 #define BPF_F_PSEUDO_HDR (1ULL << 4)
 #define BPF_F_MARK_MANGLED_0 (1ULL << 5)
 
+/* tunnels */
+#define BPF_F_TUNINFO_IPV6 (1ULL << 0)
+#define BPF_F_ZERO_CSUM_TX (1ULL << 1)
+
+#define PACKET_HOST 0
+
 /* socket storage */
 #define BPF_SK_STORAGE_GET_F_CREATE (1ULL << 0)
 
@@ -92,6 +98,22 @@ enum {
 #define ETH_P_ARP 0x0806
 #define ETH_P_IPV6 0x86DD
 #define ETH_HLEN 14
+
+struct bpf_tunnel_key {
+	__u32 tunnel_id;
+	union {
+		__u32 remote_ipv4; /* host order */
+		__u32 remote_ipv6[4];
+	};
+	__u8 tunnel_tos;
+	__u8 tunnel_ttl;
+	__u16 tunnel_ext;
+	__u32 tunnel_label;
+	union {
+		__u32 local_ipv4;
+		__u32 local_ipv6[4];
+	};
+};
 
 struct bpf_spin_lock {
 	__u32 val;

@@ -353,9 +353,11 @@ __noinline int ct_classify(void)
 	o = &s->pass;
 	found = ipcache_find(&p->dst);
 	flags = found ? found->flags : 0;
-	peer_resolve(o, &p->dst, 0);
+	peer_resolve(o, p, 0);
 	o->classified = 1;
 	o->point = o->peer_identity == IDENTITY_HOST ? POINT_TO_HOST : POINT_TO_NETWORK;
+	if (cfg_tunnel_ifindex && found && !addr_is_zero(&found->node) && !identity_is_outside(o->peer_identity))
+		o->point = POINT_TO_OVERLAY;
 	if (o->endpoint == HOST_ENDPOINT)
 		return 0; /* the stack has routed it */
 	if (flags & IPCACHE_LOCAL_PODS)
@@ -489,14 +491,15 @@ __noinline int ct_admit(struct __sk_buff *skb)
 		/* Nobody outside of this node has a local endpoint's address. */
 		if (o->from_uplink && endpoint_find(&p->src))
 			return DROP_INVALID_SOURCE_IP;
-		if (!o->tunnelled) {
-			peer_resolve(o, &p->src, 0);
-			/* Nor its own; and pods of other nodes come by the tunnel if there is one. */
-			if (o->from_uplink && (o->peer_identity == IDENTITY_HOST ||
-					       (cfg_tunnel_ifindex && identity_is_pod(o->peer_identity))))
-				return DROP_INVALID_SOURCE_IP;
-		}
+		peer_resolve(o, p, 0);
+		/* Nor its own; and other nodes' pods come by the tunnel, if there is one. */
+		if (o->from_uplink && !p->tunnel_identity &&
+		    (o->peer_identity == IDENTITY_HOST || (cfg_tunnel_ifindex && identity_is_pod(o->peer_identity))))
+			return DROP_INVALID_SOURCE_IP;
 		o->point = o->peer_identity == IDENTITY_HOST ? POINT_TO_HOST : POINT_TO_NETWORK;
+		/* So will the answers go. */
+		if (p->tunnel_identity && !identity_is_outside(o->peer_identity))
+			o->point = POINT_TO_OVERLAY;
 		o->classified = 1;
 	}
 	if (o->sent)
@@ -531,8 +534,8 @@ __noinline int ct_decide(struct __sk_buff *skb)
 		policy_pass(v->policy_direction, 0);
 		return CT_RETRY;
 	}
-	if (!o->local_peer && !o->tunnelled)
-		peer_resolve(o, o->sent ? &p->dst : &p->src, v->peer_identity);
+	if (!o->local_peer)
+		peer_resolve(o, p, v->peer_identity);
 	if (p->icmp_error)
 		o->related = ct_related(skb);
 	if (p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6)
@@ -691,8 +694,8 @@ __noinline int ct_hit(struct __sk_buff *skb, __u32 src_is_lo)
 	if (v->began || v->changed)
 		policy_report(skb, v->connection);
 	if (v->emit) {
-		if (!v->began && !o->local_peer && !o->tunnelled && p->now - v->reported > 1000000000)
-			peer_resolve(o, o->sent ? &p->dst : &p->src, o->peer_identity); /* addresses change hands */
+		if (!v->began && !o->local_peer && p->now - v->reported > 1000000000)
+			peer_resolve(o, p, o->peer_identity); /* addresses change hands */
 		e->peer_identity = o->peer_identity;
 		e->self_identity = o->self_identity;
 		s->record.reason = v->flags & CT_RELATED ? TRACE_RELATED : v->began ? TRACE_NEW : TRACE_ESTABLISHED;

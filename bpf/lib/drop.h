@@ -41,6 +41,8 @@ __noinline int drop(struct __sk_buff *skb, __u32 reason)
 		const struct addr *peer = o->sent ? &p->dst : &p->src;
 
 		o->peer_identity = addr_is_zero(peer) ? 0 : identity_find(peer);
+		if (!o->sent && p->tunnel_identity)
+			o->peer_identity = p->tunnel_identity;
 	}
 	has_ports = p->proto != IPPROTO_ICMP && p->proto != IPPROTO_ICMPV6;
 	key.peer_identity = o->peer_identity;

@@ -49,6 +49,7 @@ struct packet {
 	__u8 icmp_error;
 	__u8 pad;
 	__u32 cpu;
+	__u32 tunnel_identity; /* who sends it, as the tunnel says; 0 = it came by none */
 };
 
 static __always_inline int packet_v4(struct __sk_buff *skb, struct packet *p)

@@ -29,9 +29,8 @@ struct pass {
 	__u8 audited;
 	__u8 policy_direction; /* enum direction: which policy decided */
 	__u8 decided;	       /* enum decided */
-	__u8 tunnelled;	       /* peer_identity came with the packet and stays */
 	__u8 hairpin;	       /* a pod talks to itself by a service: no policy */
-	__u8 pad[2];
+	__u8 pad[3];
 };
 
 enum decided {
