@@ -2,11 +2,21 @@
 
 package policy
 
-import "net/netip"
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
 
-// Resolved is what all rules together decide for a subject in one direction. It is never changed.
+	"github.com/weirmesh/weir/internal/reserved"
+)
+
+// Resolved is what all rules together decide for a subject in one direction. It is never changed, and safe for concurrent use.
 type Resolved struct {
-	// Key is a hash of the content: the same selectors, rules and options have the same key.
+	// Key is a hash of the content: the same selectors, rules and options have the same key. "" = not enforced.
 	Key       string
 	Direction Direction
 	// Enforced: some policy selects the subject in this direction (or the mode enforces always). Else everything passes, and the rest is empty.
@@ -17,59 +27,286 @@ type Resolved struct {
 	EnforcedBy []string
 	// Terms tell peers apart. "Any peer" is no term: a peer that matches none has the class of no terms.
 	Terms []*Term
-	// Rules that select the subject, and the implicit deciders. Decisions name them by position.
+	// Rules that select the subject, in the order in which they are asked, and the implicit deciders. Decisions name them by position.
 	Rules []RuleName
+
+	entries  []entry // in the order in which they are asked
+	fallback int     // position of the implicit decider that allows what nothing decides; -1 = default deny
+	names    []string
 }
 
-// Term is one condition on peers.
-type Term struct {
-	// Key is canonical: the same selector in two policies has the same key.
-	Key string
+// entry is a rule, resolved for one subject.
+type entry struct {
+	rule      int // position in Resolved.Rules
+	tier      Tier
+	action    Action
+	localhost bool // the implicit exception for the local node, below all rules
+	any       bool // any peer
+	terms     []int
+	anyPort   bool
+	ports     []portRange
+
+	source *Rule // nil for an implicit one
 }
 
-// Matches reports whether a peer meets the condition. Safe for concurrent use.
-func (t *Term) Matches(p *Peer) bool { return false }
-
-// Range says what is decided for some ports of a protocol.
-type Range struct {
-	// Proto is an IP protocol number; AnyProtocol (0) = every protocol that no other range of the class names, and then all ports.
-	Proto uint8
-	// First and Last port; the type for ICMP and ICMPv6.
-	First, Last uint16
-	Verdict     Verdict
-	// Rules that decided, as positions in Resolved.Rules, rising.
-	Rules []int
-}
-
-// Decision is what is decided for one peer and port.
-type Decision struct {
-	Verdict Verdict
-	// Rules that decided, as positions in Resolved.Rules, rising: all that allow, or all that deny, or the first of a tier. Empty for DefaultDeny.
-	Rules []int
+// portRange is a range of destination ports, or types, of one protocol.
+type portRange struct {
+	proto       uint8
+	first, last uint16
+	term        int // the peer must match this term too (a named port of its); -1 = none
 }
 
 // Resolve puts together the rules of one direction that select the subject; others in rules are passed over. The error is a conflict, and names the rules.
 // A nil World has nothing in it.
 func Resolve(o Options, s *Subject, d Direction, rules []*Rule, w World) (*Resolved, error) {
-	return nil, nil
+	r := &Resolved{Direction: d, fallback: -1}
+	if o.Enforcement == ModeNever || s.Host && !o.HostFirewall {
+		return r, nil
+	}
+	selected := make([]*Rule, 0, min(len(rules), 16))
+	for _, rule := range rules {
+		if rule.Direction == d && rule.Selects(s) {
+			selected = append(selected, rule)
+		}
+	}
+	slices.SortFunc(selected, compareRules)
+	r.enforcement(o, s, selected)
+	if !r.Enforced {
+		return r, nil
+	}
+	c := &compiler{o: o, s: s, w: w, r: r, positions: map[string]int{}}
+	baseline, _ := slices.BinarySearchFunc(selected, TierBaseline, func(rule *Rule, t Tier) int { return cmp.Compare(rule.Tier, t) })
+	for _, rule := range selected[:baseline] {
+		c.rule(rule)
+	}
+	if d == Ingress && !s.Host && !o.LocalhostNeedsRule && r.DefaultDeny {
+		c.implicit(ImplicitLocalhost, entry{tier: TierPolicy, localhost: true, terms: []int{c.term(hostTerm())}, anyPort: true})
+	}
+	for _, rule := range selected[baseline:] {
+		c.rule(rule)
+	}
+	if !r.DefaultDeny {
+		r.fallback = len(r.Rules)
+		name := ImplicitDefaultAllow
+		if slices.ContainsFunc(selected, func(rule *Rule) bool { return rule.Tier == TierPolicy }) {
+			name = ImplicitDefaultDenyOff
+		}
+		r.Rules = append(r.Rules, RuleName{Implicit: name})
+	}
+	c.sortTerms()
+	slices.Sort(r.names)
+	r.names = slices.Compact(r.names)
+	r.Key = r.hash()
+	return r, nil
+}
+
+// enforcement finds out what the subject's direction is (spec 4).
+func (r *Resolved) enforcement(o Options, s *Subject, selected []*Rule) {
+	r.Enforced = len(selected) > 0
+	for _, rule := range selected {
+		if rule.DefaultDeny {
+			r.EnforcedBy = append(r.EnforcedBy, rule.Ref.String())
+		}
+	}
+	slices.Sort(r.EnforcedBy)
+	r.EnforcedBy = slices.Compact(r.EnforcedBy)
+	if o.Enforcement == ModeAlways {
+		r.EnforcedBy = append(r.EnforcedBy, "policy-enforcement=always")
+	} else if !s.Host && has(s.Labels, "reserved:init") {
+		r.EnforcedBy = append(r.EnforcedBy, "reserved:init")
+	}
+	r.DefaultDeny = len(r.EnforcedBy) > 0
+	r.Enforced = r.Enforced || r.DefaultDeny
+}
+
+// compiler fills a Resolved.
+type compiler struct {
+	o         Options
+	s         *Subject
+	w         World
+	r         *Resolved
+	positions map[string]int // of terms, by key
+}
+
+func (c *compiler) term(t *Term) int {
+	i, ok := c.positions[t.Key]
+	if !ok {
+		i = len(c.r.Terms)
+		c.positions[t.Key] = i
+		c.r.Terms = append(c.r.Terms, t)
+	}
+	return i
+}
+
+func (c *compiler) implicit(name string, e entry) {
+	e.rule = len(c.r.Rules)
+	c.r.Rules = append(c.r.Rules, RuleName{Implicit: name})
+	c.r.entries = append(c.r.entries, e)
+}
+
+func (c *compiler) rule(rule *Rule) {
+	e := entry{rule: len(c.r.Rules), tier: rule.Tier, action: rule.Action, source: rule}
+	c.r.Rules = append(c.r.Rules, rule.Name())
+	if !rule.nothing {
+		e.any = rule.peers.any || rule.peers.absent
+		if !e.any {
+			c.peers(&e, &rule.peers)
+		}
+		e.anyPort = !rule.ports.given
+		for _, spec := range rule.ports.specs {
+			c.ports(&e, spec)
+		}
+	}
+	c.r.entries = append(c.r.entries, e)
+}
+
+func (c *compiler) peers(e *entry, p *peerPart) {
+	add := func(t *Term) {
+		if i := c.term(t); !slices.Contains(e.terms, i) {
+			e.terms = append(e.terms, i)
+		}
+	}
+	for _, t := range p.terms {
+		add(t)
+	}
+	items := slices.Clone(p.cidrs)
+	if c.w != nil {
+		for _, g := range p.groups {
+			for _, prefix := range c.w.CIDRGroups(g.name, g.selector) {
+				items = append(items, cidrItem{prefix.Masked(), g.except})
+			}
+		}
+		for _, ref := range p.services {
+			for _, service := range c.w.Services(ref.namespace, ref.name, ref.selector) {
+				if len(service.Selector) > 0 {
+					add(c.podsOf(service))
+					continue
+				}
+				for _, a := range service.Addresses {
+					items = append(items, addressItem(a))
+				}
+			}
+		}
+	}
+	if len(items) > 0 {
+		add(p.cidrTerm(c.o, items))
+	}
+	if t := localNode(p.anyNode, c.s); t != nil {
+		add(t)
+	}
+}
+
+// podsOf is the term for the pods of a service: those that its selector selects in its namespace.
+func (c *compiler) podsOf(s Service) *Term {
+	all := []requirement{inNamespace(s.Namespace)}
+	for k, v := range s.Selector {
+		all = append(all, requirement{source: reserved.Source, key: k, op: opIn, values: []string{v}})
+	}
+	if _, ok := s.Selector[reserved.ClusterKey]; !ok && !c.o.AllClusters {
+		all = append(all, inCluster(c.o.cluster()))
+	}
+	return endpointsTerm(newSelector(all))
+}
+
+func (c *compiler) ports(e *entry, spec portSpec) {
+	if spec.name == "" {
+		for _, proto := range spec.protocols() {
+			e.ports = append(e.ports, portRange{proto, spec.first, spec.last, -1})
+		}
+		return
+	}
+	if c.r.Direction == Ingress {
+		for _, p := range c.s.NamedPorts {
+			if p.Name == spec.name && slices.Contains(spec.protocols(), p.Proto) {
+				e.ports = append(e.ports, portRange{p.Proto, p.Port, p.Port, -1})
+			}
+		}
+		return
+	}
+	c.r.names = append(c.r.names, spec.name)
+	if c.w == nil {
+		return
+	}
+	for _, p := range c.w.NamedPorts(spec.name) {
+		if p.Name == spec.name && slices.Contains(spec.protocols(), p.Proto) {
+			e.ports = append(e.ports, portRange{p.Proto, p.Port, p.Port, c.term(portTerm(p))})
+		}
+	}
+}
+
+// sortTerms puts terms into an order that depends on nothing but their keys.
+func (c *compiler) sortTerms() {
+	slices.SortFunc(c.r.Terms, func(a, b *Term) int { return cmp.Compare(a.Key, b.Key) })
+	moved := make([]int, len(c.r.Terms))
+	for i, t := range c.r.Terms {
+		moved[c.positions[t.Key]] = i
+	}
+	for i := range c.r.entries {
+		e := &c.r.entries[i]
+		for j := range e.terms {
+			e.terms[j] = moved[e.terms[j]]
+		}
+		slices.Sort(e.terms)
+		for j := range e.ports {
+			if e.ports[j].term >= 0 {
+				e.ports[j].term = moved[e.ports[j].term]
+			}
+		}
+		slices.SortFunc(e.ports, func(a, b portRange) int {
+			return cmp.Or(cmp.Compare(a.proto, b.proto), cmp.Compare(a.first, b.first), cmp.Compare(a.last, b.last), cmp.Compare(a.term, b.term))
+		})
+		e.ports = slices.Compact(e.ports)
+	}
+}
+
+// hash is over everything that decides and that decisions are told by.
+func (r *Resolved) hash() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "1 %d %t %q %q\n", r.Direction, r.DefaultDeny, r.EnforcedBy, r.names)
+	for _, t := range r.Terms {
+		fmt.Fprintf(&b, "%q\n", t.Key)
+	}
+	for _, n := range r.Rules {
+		fmt.Fprintf(&b, "%q %d %s %d %q %q %s\n", n.Ref, n.Spec, n.List, n.Index, n.Log, n.Labels, n.Implicit)
+	}
+	for i := range r.entries {
+		e := &r.entries[i]
+		fmt.Fprintln(&b, e.rule, e.tier, e.action, e.localhost, e.any, e.terms, e.anyPort, e.ports)
+	}
+	sum := sha256.Sum256([]byte(b.String()))
+	return hex.EncodeToString(sum[:16])
 }
 
 // Networks returns the prefixes that addresses IN the cluster must be told apart by: a peer's Networks are those of them that its addresses lie in.
-func (r *Resolved) Networks() []netip.Prefix { return nil }
-
-// NamedPorts returns the names (lower case) that egress rules use: the values that pods give them tell pods of one identity apart.
-func (r *Resolved) NamedPorts() []string { return nil }
+func (r *Resolved) Networks() []netip.Prefix {
+	return r.prefixes(func(t *Term) bool { return t.networks || t.nodes || t.pods })
+}
 
 // Prefixes returns the prefixes (also those of `except`) that must be peers of their own, so that every peer lies within or outside of each. It may
 // hold 0.0.0.0/0 and ::/0, for which the world's own peers will do.
-func (r *Resolved) Prefixes() []netip.Prefix { return nil }
+func (r *Resolved) Prefixes() []netip.Prefix { return r.prefixes(func(*Term) bool { return true }) }
+
+func (r *Resolved) prefixes(of func(*Term) bool) []netip.Prefix {
+	var all []netip.Prefix
+	for _, t := range r.Terms {
+		if t.kind == termCIDR && of(t) {
+			all = t.items.appendPrefixes(all)
+		}
+	}
+	slices.SortFunc(all, comparePrefixes)
+	return slices.Compact(all)
+}
+
+// NamedPorts returns the names (lower case) that egress rules use, sorted: the values that pods give them tell pods of one identity apart.
+func (r *Resolved) NamedPorts() []string { return r.names }
 
 // Match returns the positions of the terms that a peer matches, rising. All peers with the same ones have one Class.
-func (r *Resolved) Match(p *Peer) []int { return nil }
-
-// Class says what is decided for peers that exactly these terms match (rising): sorted by protocol and port, merged, without overlap. What no range
-// covers is DefaultDeny by no rule.
-func (r *Resolved) Class(terms []int) []Range { return nil }
-
-// Decide says what is decided for one peer, protocol and port (the type for ICMP).
-func (r *Resolved) Decide(p *Peer, proto uint8, port uint16) Decision { return Decision{} }
+func (r *Resolved) Match(p *Peer) []int {
+	var matched []int
+	for i, t := range r.Terms {
+		if t.Matches(p) {
+			matched = append(matched, i)
+		}
+	}
+	return matched
+}

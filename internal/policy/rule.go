@@ -3,8 +3,10 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/weirmesh/weir/internal/labelset"
 )
@@ -17,15 +19,29 @@ type Object struct {
 	Rules []*Rule
 	// CIDRGroup of an object of kind CiliumCIDRGroup; it has no rules.
 	CIDRGroup *CIDRGroup
-	// Warnings: what the object says and does not get, in words ("fromGroups: no provider, matches nothing").
+	// Warnings: what the object says and does not get, in words ("spec.ingress[0].fromGroups: ... it matches nothing").
 	Warnings []string
 }
 
 // LabelKeys returns the label keys (without source) that its selectors name, sorted: the identity label filter must keep them.
-func (o *Object) LabelKeys() []string { return nil }
+func (o *Object) LabelKeys() []string {
+	var keys []string
+	for _, r := range o.Rules {
+		keys = r.subject.appendKeys(keys)
+		for _, t := range r.peers.terms {
+			for _, s := range t.selectors {
+				keys = s.appendKeys(keys)
+			}
+		}
+	}
+	slices.Sort(keys)
+	return slices.Compact(keys)
+}
 
 // UsesServices reports whether it has toServices peers: then the label keys of services' pod selectors count as named too.
-func (o *Object) UsesServices() bool { return false }
+func (o *Object) UsesServices() bool {
+	return slices.ContainsFunc(o.Rules, func(r *Rule) bool { return len(r.peers.services) > 0 })
+}
 
 // CIDRGroup is a named list of prefixes.
 type CIDRGroup struct {
@@ -56,6 +72,7 @@ const (
 )
 
 // Rule is one entry of a direction list. An object that switches a direction on without entries (KNP `ingress: []`) has a rule that allows nothing.
+// It is never changed, and safe for concurrent use.
 type Rule struct {
 	Ref Ref
 	// Spec is the position of the rule object: 0 = spec, or specs[i] (after spec, if both are there).
@@ -77,14 +94,93 @@ type Rule struct {
 	Log string
 	// Labels that flows show of the policy, as `source:key=value`.
 	Labels []string
+
+	// Authentication mode; "" = not said.
+	Authentication string
+	// FQDNs of toFQDNs.
+	FQDNs []NameSelector
+	// L7 members of the toPorts entries that have some.
+	L7 []*L7Ports
+
+	subject  *Selector
+	host     bool // subjects are nodes
+	peers    peerPart
+	ports    portPart
+	nothing  bool   // it matches nothing
+	path     string // of the entry
+	fqdnPath string
+}
+
+// peerPart is what a rule says about peers. Neither any nor absent: the union of the rest, which may be nobody.
+type peerPart struct {
+	absent bool
+	any    bool
+	terms  []*Term
+	// cidrs are known from the text; with groups or services (known from the World) they are put together when a subject is resolved.
+	cidrs    []cidrItem
+	groups   []groupRef
+	services []serviceRef
+	// anyNode are node selectors that also mean the subject's own node.
+	anyNode []*Selector
+	// networks: CIDRs also match in the cluster.
+	networks bool
+}
+
+// groupRef is a reference to CIDR groups.
+type groupRef struct {
+	name     string
+	selector *Selector
+	except   []netip.Prefix
+}
+
+// serviceRef is a reference to services.
+type serviceRef struct {
+	namespace, name string
+	selector        *Selector
+}
+
+// finish makes the term of prefixes that need no World.
+func (p *peerPart) finish(o Options) {
+	if len(p.cidrs) > 0 && len(p.groups) == 0 {
+		p.terms = append(p.terms, p.cidrTerm(o, p.cidrs))
+		p.cidrs = nil
+	}
+}
+
+func (p *peerPart) cidrTerm(o Options, items []cidrItem) *Term {
+	if p.networks {
+		return networksTerm(items)
+	}
+	return cidrTerm(o, items)
 }
 
 // Selects reports whether the rule applies to a subject.
-func (r *Rule) Selects(s *Subject) bool { return false }
+func (r *Rule) Selects(s *Subject) bool { return r.host == s.Host && r.subject.Matches(s.Labels) }
 
 // Name names the rule.
 func (r *Rule) Name() RuleName {
 	return RuleName{Ref: r.Ref, Spec: r.Spec, List: r.List, Index: r.Index, Log: r.Log, Labels: r.Labels}
+}
+
+// compareRules is the order in which rules are asked, and a fixed one among equals.
+func compareRules(a, b *Rule) int {
+	if c := cmp.Compare(a.Tier, b.Tier); c != 0 {
+		return c
+	}
+	return cmp.Or(cmp.Compare(a.Priority, b.Priority), compareRefs(a.Ref, b.Ref), cmp.Compare(a.Spec, b.Spec),
+		cmp.Compare(a.List, b.List), cmp.Compare(a.Index, b.Index))
+}
+
+func compareRefs(a, b Ref) int {
+	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.UID, b.UID))
+}
+
+// String is such as `CiliumNetworkPolicy shop/api`.
+func (r Ref) String() string {
+	if r.Namespace == "" {
+		return r.Kind + " " + r.Name
+	}
+	return r.Kind + " " + r.Namespace + "/" + r.Name
 }
 
 // RuleName names a rule to people and in flows. Exactly one of Ref.Name and Implicit is set.
@@ -109,5 +205,14 @@ const (
 	ImplicitDefaultAllow = "default-allow"
 )
 
-// String is such as `CiliumNetworkPolicy shop/api ingress[0]`.
-func (n RuleName) String() string { return fmt.Sprint(n.Ref, n.List, n.Index) }
+// String is such as `CiliumNetworkPolicy shop/api ingress[0]`; rule objects after the first have their position before the list.
+func (n RuleName) String() string {
+	if n.Implicit != "" {
+		return n.Implicit
+	}
+	list := n.List
+	if n.Spec > 0 {
+		list = fmt.Sprintf("rule %d %s", n.Spec, list)
+	}
+	return fmt.Sprintf("%s %s[%d]", n.Ref, list, n.Index)
+}
