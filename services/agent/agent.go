@@ -35,6 +35,7 @@ import (
 	"github.com/weirmesh/weir/services/agent/internal/monitor"
 	"github.com/weirmesh/weir/services/agent/internal/netdev"
 	"github.com/weirmesh/weir/services/agent/internal/pipeline"
+	"github.com/weirmesh/weir/services/agent/internal/policymap"
 	"github.com/weirmesh/weir/services/agent/internal/policysync"
 	"github.com/weirmesh/weir/services/agent/internal/publish"
 	"github.com/weirmesh/weir/services/agent/internal/spool"
@@ -88,6 +89,7 @@ type node struct {
 	encoder   *flow.Encoder
 	events    *event.Queue
 	mirror    *mirror.Mirror
+	policies  *policymap.Engine
 	policy    *policysync.Client
 	endpoints *endpoint.Manager
 	monitor   *monitor.Hub
@@ -134,21 +136,29 @@ func (s *Service) setUp() (_ *node, err error) {
 		// Numbers of live connections may name another service; better than no agent.
 		s.log.Error("numbers of services were not read", "error", err)
 	}
+	n.policies, err = policymap.New(policymap.Config{
+		Maps: n.datapath.Policies(), NumbersFile: s.path("policy-numbers"), PausesFile: s.path("policy-pauses"), Names: n.directory, Events: n.events,
+		Now: time.Now, Log: s.log,
+	})
+	if err != nil {
+		return nil, err
+	}
 	n.mirror = mirror.New(mirror.Config{
 		Node: s.config.Node, WorldIPv4: worldIPv4, WorldIPv6: worldIPv6, IPCache: n.datapath.IPCache(), Services: n.datapath.Services(),
 		Routes:   func(r []netdev.Route) error { return netdev.SyncRoutes(n.uplink, r) },
 		NodeIPv4: n.uplink.IPv4, NodeIPv6: n.uplink.IPv6, Directory: n.directory, Events: n.events, ServiceIDs: ids, Log: s.log,
+		Peers: n.policies, PeersChanged: func(uid string) { n.endpoints.PeersChanged(uid) },
 		NodeChanged: func(d *desired.Node) { n.pipeline.SetNode(n.flowNode(d)) },
 		PodChanged:  func(p *desired.Pod) { n.endpoints.PodChanged(p) },
 	})
 	instance := time.Now().UTC().Format("20060102T150405.000000000")
 	n.policy = policysync.New(policysync.Config{
 		Node: s.config.Node, Version: version.Version, Instance: instance, Addresses: s.config.Policy, Dial: s.dialer("policy"),
-		StateFile: s.path("policy-state"), Store: n.store, Sink: n.mirror, Changed: n.policyChanged, Now: time.Now, Log: s.log,
+		StateFile: s.path("policy-state"), Store: n.store, Sink: sink{n.policies, n.mirror}, Refusals: n.policies.Refusals, Changed: n.policyChanged, Now: time.Now, Log: s.log,
 	})
 	n.endpoints = endpoint.New(endpoint.Config{
 		Node: s.config.Node, StateFile: s.path("endpoints"), MTU: n.uplink.MTU, Store: n.store, Programs: programs{n.datapath}, Table: n.datapath.Endpoints(),
-		Identities: n.mirror, Registry: n.policy, Directory: n.directory, Events: n.events, Now: time.Now,
+		Identities: n.mirror, Policies: n.policies, Registry: n.policy, Directory: n.directory, Events: n.events, Now: time.Now,
 		PolicyWait: endpoint.DefaultPolicyWait, SpreadWait: endpoint.DefaultSpreadWait, Log: s.log,
 	})
 	if err := n.setUpFlows(); err != nil {
@@ -168,6 +178,9 @@ func (p programs) Purge(id uint16) error {
 
 // restore puts back what was there: the last policy state, then the endpoints, then the hooks that everything passes.
 func (n *node) restore() error {
+	if err := n.adopt(); err != nil {
+		return err
+	}
 	if err := n.policy.Load(); err != nil {
 		// The policy service sends it all again; until then new pods wait.
 		n.log.Warn("no policy state from disk", "error", err)
@@ -225,6 +238,7 @@ func (n *node) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return n.clock.Run(ctx) })
 	group.Go(func() error { return n.policy.Run(ctx) })
+	group.Go(func() error { return n.policies.Run(ctx) })
 	group.Go(func() error { return n.pipeline.Run(ctx) })
 	group.Go(func() error { return n.sweep(ctx) })
 	group.Go(func() error { return n.retry(ctx) })

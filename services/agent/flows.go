@@ -165,6 +165,18 @@ func (n *node) retry(ctx context.Context) error {
 			if err := n.mirror.Retry(); err != nil {
 				n.log.Error("maps do not hold the desired state", "error", err)
 			}
+			if n.mirror.TakeChanged() {
+				if err := n.policies.AddressesChanged(); err != nil {
+					n.log.Error("live connections are not judged anew", "error", err)
+				}
+			}
+			changed, err := n.policies.Retry()
+			if err != nil {
+				n.log.Error("policies were not written", "error", err)
+			}
+			if changed {
+				n.policy.RefusalsChanged()
+			}
 		}
 	}
 }

@@ -44,10 +44,15 @@ type central struct {
 	relayv1.UnimplementedRelayServiceServer
 	pods []string
 
-	mu      sync.Mutex
-	away    bool // the relay takes nothing
-	batches map[string]*flowv1.Batch
-	changed chan struct{}
+	updates chan *policyv1.Update
+	acks    chan uint64
+
+	mu       sync.Mutex
+	pushed   []*policyv1.Resource
+	revision uint64
+	away     bool // the relay takes nothing
+	batches  map[string]*flowv1.Batch
+	changed  chan struct{}
 }
 
 func (c *central) Sync(stream grpc.BidiStreamingServer[policyv1.SyncRequest, policyv1.SyncResponse]) error {
@@ -55,25 +60,83 @@ func (c *central) Sync(stream grpc.BidiStreamingServer[policyv1.SyncRequest, pol
 		{Resource: &policyv1.Resource_Node{Node: &policyv1.Node{Name: "node-1", Addresses: []string{"172.30.0.11"}, PodCidrs: []string{"10.244.1.0/24"}}}},
 		{Resource: &policyv1.Resource_Identity{Identity: &policyv1.Identity{Number: 300, Labels: []string{"k8s:app=test"}}}},
 	}}
+	subjects := []string{"health", "host"}
 	for _, p := range c.pods {
 		u.Upserts = append(u.Upserts, &policyv1.Resource{Resource: &policyv1.Resource_Pod{Pod: &policyv1.Pod{Uid: "uid-" + p, Namespace: "default", Name: p, Identity: 300}}})
+		subjects = append(subjects, "uid-"+p)
 	}
+	for _, s := range subjects {
+		u.Upserts = append(u.Upserts, &policyv1.Resource{Resource: &policyv1.Resource_Subject{Subject: &policyv1.Subject{Key: s}}})
+	}
+	c.mu.Lock()
+	// What was pushed before is part of the state.
+	u.Upserts = append(u.Upserts, c.pushed...)
+	c.mu.Unlock()
 	for _, r := range []*policyv1.SyncResponse{{Message: &policyv1.SyncResponse_Update{Update: u}},
 		{Message: &policyv1.SyncResponse_Synced{Synced: &policyv1.Synced{Revision: 2}}}} {
 		if err := stream.Send(r); err != nil {
 			return err
 		}
 	}
-	for {
-		m, err := stream.Recv()
-		if err != nil {
-			return err
-		}
-		if r := m.GetRegister(); r != nil {
-			err := stream.Send(&policyv1.SyncResponse{Message: &policyv1.SyncResponse_Spread{Spread: &policyv1.Spread{Uid: r.Uid}}})
+	requests, failed := make(chan *policyv1.SyncRequest), make(chan error, 1)
+	go func() {
+		for {
+			m, err := stream.Recv()
 			if err != nil {
+				failed <- err
+				return
+			}
+			select {
+			case requests <- m:
+			case <-stream.Context().Done():
+				return
+			}
+		}
+	}()
+	for {
+		select {
+		case err := <-failed:
+			return err
+		case u := <-c.updates:
+			if err := stream.Send(&policyv1.SyncResponse{Message: &policyv1.SyncResponse_Update{Update: u}}); err != nil {
 				return err
 			}
+		case m := <-requests:
+			if ack := m.GetAck(); ack > 2 {
+				c.acks <- ack
+			}
+			if r := m.GetRegister(); r != nil {
+				err := stream.Send(&policyv1.SyncResponse{Message: &policyv1.SyncResponse_Spread{Spread: &policyv1.Spread{Uid: r.Uid}}})
+				if err != nil {
+					return err
+				}
+			}
+		}
+	}
+}
+
+// push sends upserts and waits until the agent has them in its maps.
+func (c *central) push(t *testing.T, upserts ...*policyv1.Resource) {
+	t.Helper()
+	c.mu.Lock()
+	c.pushed = append(c.pushed, upserts...)
+	c.revision++
+	u := &policyv1.Update{Revision: c.revision + 2, Upserts: upserts}
+	c.mu.Unlock()
+	patience := time.After(20 * time.Second)
+	select {
+	case c.updates <- u:
+	case <-patience:
+		t.Fatal("no agent takes an update")
+	}
+	for {
+		select {
+		case ack := <-c.acks:
+			if ack >= u.Revision {
+				return
+			}
+		case <-patience:
+			t.Fatalf("revision %d was not acknowledged", u.Revision)
 		}
 	}
 }
@@ -119,6 +182,7 @@ type account struct {
 	restarts          map[uint64]uint64 // last number, by old epoch
 	high              map[uint64]uint64 // highest number received
 	named             map[string]int    // flows by source and destination pod
+	decided           []*flowpb.Flow    // drops and verdicts
 	started           int
 }
 
@@ -139,6 +203,9 @@ func (c *central) account(t *testing.T) account {
 					t.Fatal(err)
 				}
 				a.named[f.Source.PodName+">"+f.Destination.PodName]++
+				if k := f.EventType.Type; k == 1 || k == 5 {
+					a.decided = append(a.decided, f)
+				}
 			case *flowv1.Record_AgentEvent:
 				e := &flowpb.AgentEvent{}
 				if proto.Unmarshal(x.AgentEvent, e) == nil && e.Type == flowpb.AgentEventType_AGENT_STARTED {
@@ -223,7 +290,7 @@ func newCluster(t *testing.T, extra ...string) *cluster {
 		return f
 	}
 	c := &cluster{t: t, socket: filepath.Join(dir, "agent.sock"), pods: map[string]*netdev.Namespace{}, address: map[string]string{},
-		central: &central{pods: []string{"a", "b"}, batches: map[string]*flowv1.Batch{}, changed: make(chan struct{})}}
+		central: &central{pods: []string{"a", "b"}, updates: make(chan *policyv1.Update), acks: make(chan uint64, 100), batches: map[string]*flowv1.Batch{}, changed: make(chan struct{})}}
 	serve := func(service string, register func(*grpc.Server)) string {
 		source, err := spiffe.Load(issue(spiffe.ID{TrustDomain: "test", Service: service}))
 		must(err)

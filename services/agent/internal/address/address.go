@@ -144,7 +144,7 @@ func (p *Pool) at(offset uint64) netip.Addr {
 	return a
 }
 
-// IDs gives out endpoint numbers 1..65535, round robin, so that a number is used again as late as possible. Not safe for concurrent use.
+// IDs gives out endpoint numbers 1..65534 (65535 is the node itself), round robin, so that a number is used again as late as possible. Not safe for concurrent use.
 type IDs struct {
 	next  uint16
 	taken map[uint16]struct{}
@@ -160,7 +160,7 @@ func (s *IDs) Last() uint16 { return s.next }
 func (s *IDs) Take() (uint16, error) {
 	for range 1 << 16 {
 		s.next++
-		if s.next == 0 {
+		if s.next == 0 || s.next == 65535 {
 			continue
 		}
 		if _, ok := s.taken[s.next]; !ok {

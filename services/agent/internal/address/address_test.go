@@ -98,14 +98,14 @@ func TestTakeSkipsClaimed(t *testing.T) {
 }
 
 func TestIDs(t *testing.T) {
-	ids := address.NewIDs(65534)
+	ids := address.NewIDs(65533)
 	if !ids.Claim(1) || ids.Claim(1) || ids.Claim(0) {
 		t.Error("claim of 1, of 1 again, of 0: want true, false, false")
 	}
 	a, errA := ids.Take()
 	b, errB := ids.Take()
-	if a != 65535 || b != 2 || errA != nil || errB != nil {
-		t.Errorf("got %d, %d, want 65535, 2 (0 is no number, 1 is taken)", a, b)
+	if a != 65534 || b != 2 || errA != nil || errB != nil {
+		t.Errorf("got %d, %d, want 65534, 2 (65535 is the node, 0 no number, 1 is taken)", a, b)
 	}
 	ids.Release(2)
 	if c, _ := ids.Take(); c != 3 {

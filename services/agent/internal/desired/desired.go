@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strconv"
 	"sync"
 )
 
@@ -23,6 +24,10 @@ const (
 	KindNamespace
 	KindIdentity
 	KindPod
+	KindPeer
+	KindSelector
+	KindPolicy
+	KindSubject
 )
 
 // Key names a resource.
@@ -47,6 +52,16 @@ type Endpoint struct {
 	Identity                   uint32
 	Workload                   Workload
 	HostNetwork                bool
+	// Variants tell the addresses from others of the identity in policies, one for each; empty = nothing does.
+	Variants []string `json:",omitempty"`
+}
+
+// Peer names what policies know the i-th address by: "<identity>/<variant>", or "" when the identity says it all.
+func (e *Endpoint) Peer(i int) string {
+	if i >= len(e.Variants) || e.Variants[i] == "" {
+		return ""
+	}
+	return strconv.FormatUint(uint64(e.Identity), 10) + "/" + e.Variants[i]
 }
 
 // Workload owns pods.
@@ -74,22 +89,8 @@ type Identity struct {
 	Labels []string
 }
 
-// Service is a Kubernetes service.
-type Service struct {
-	Namespace, Name, Type string
-	ClusterIPs            []netip.Addr
-	Ports                 []ServicePort
-}
-
-// ServicePort is one port of a service. Proto is the IP protocol number.
-type ServicePort struct {
-	Name     string
-	Proto    uint8
-	Port     uint16
-	Backends []netip.AddrPort
-}
-
-// Resource is one of *Node, *Endpoint, *Service, *Namespace, *Identity, *Pod. Nobody changes one that was handed over.
+// Resource is one of *Node, *Endpoint, *Service, *Namespace, *Identity, *Pod, *Peer, *Selector, *Policy, *Subject. Nobody changes one that was
+// handed over.
 type Resource any
 
 // Upsert is a resource with its key.
@@ -177,7 +178,8 @@ func (s *Store) All() []Upsert {
 	for k, r := range s.resources {
 		all = append(all, Upsert{k, r})
 	}
-	order := [...]int{KindNode: 0, KindIdentity: 1, KindNamespace: 2, KindEndpoint: 3, KindService: 4, KindPod: 5}
+	order := [...]int{KindNode: 0, KindIdentity: 1, KindNamespace: 2, KindPeer: 3, KindSelector: 4, KindPolicy: 5, KindSubject: 6, KindEndpoint: 7,
+		KindService: 8, KindPod: 9}
 	slices.SortFunc(all, func(a, b Upsert) int {
 		if d := order[a.Key.Kind] - order[b.Key.Kind]; d != 0 {
 			return d
@@ -211,7 +213,17 @@ func (s *Store) Get(k Key) Resource {
 }
 
 // Equal says whether two resources say the same.
-func Equal(a, b Resource) bool { return a == b || reflect.DeepEqual(a, b) }
+func Equal(a, b Resource) bool {
+	if a == b {
+		return true
+	}
+	// Selectors may have many members, and change often.
+	if x, ok := a.(*Selector); ok {
+		y, ok := b.(*Selector)
+		return ok && x.Key == y.Key && slices.Equal(x.Members, y.Members)
+	}
+	return reflect.DeepEqual(a, b)
+}
 
 // Node returns a node, or nil.
 func (s *Store) Node(name string) *Node {

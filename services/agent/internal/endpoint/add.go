@@ -65,6 +65,11 @@ func (m *Manager) Add(ctx context.Context, r AddRequest) (*Added, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrNoPolicy, missing(pod, node, r), err)
 	}
+	if !pod.Unmanaged {
+		if err := m.cfg.Policies.Wait(waitCtx, pod.UID); err != nil {
+			return nil, fmt.Errorf("%w: pod %s/%s: %w", ErrNoPolicy, r.Namespace, r.Name, err)
+		}
+	}
 	return m.plug(ctx, k, ns, r, pod, node)
 }
 
@@ -99,6 +104,10 @@ func (m *Manager) plug(ctx context.Context, k key, ns *netdev.Namespace, r AddRe
 	m.mu.Unlock()
 	if err != nil {
 		return nil, errors.Join(err, m.remove(k, e))
+	}
+	// What changed while it was being made found it not ready.
+	if p := m.cfg.Store.Pod(pod.Namespace, pod.Name, pod.UID); p != nil && p != pod {
+		m.PodChanged(p)
 	}
 	m.cfg.Events.EndpointCreated(m.eventOf(&added.Endpoint))
 	m.log.Info("endpoint is ready", "id", e.ID, "uid", e.UID, "pod", e.Namespace+"/"+e.Name, "addresses", e.Addresses,
@@ -182,6 +191,12 @@ func (m *Manager) connect(ns *netdev.Namespace, e *Endpoint) error {
 		return err
 	}
 	m.cfg.Directory.SetInterface(uint32(index), e.HostIfName)
+	if !e.Unmanaged {
+		// Its policy first, before anybody can reach it or it anybody.
+		if err := m.cfg.Policies.Bind(e.UID, e.ID); err != nil {
+			return fmt.Errorf("policy: %w", err)
+		}
+	}
 	for _, a := range e.Addresses {
 		if err := m.cfg.Identities.SetLocal(e.UID, a, m.peerOf(e)); err != nil {
 			return err
@@ -210,7 +225,8 @@ func (m *Manager) writeRows(e *Endpoint, index uint32) error {
 		return err
 	}
 	for _, a := range e.Addresses {
-		err := m.cfg.Table.Upsert(a, datapath.Endpoint{ID: e.ID, Identity: e.Identity, IfIndex: index, MAC: wire.PodMAC, NetnsCookie: e.NetnsCookie})
+		err := m.cfg.Table.Upsert(a, datapath.Endpoint{ID: e.ID, Identity: e.Identity, IfIndex: index, MAC: wire.PodMAC, NetnsCookie: e.NetnsCookie,
+			Peer: m.cfg.Identities.LocalPeer(e.UID, a, e.Identity)})
 		if err != nil {
 			return fmt.Errorf("write endpoint %s: %w", a, err)
 		}
@@ -243,6 +259,22 @@ func (m *Manager) registration(e *Endpoint) policysync.Endpoint {
 		Addresses: slices.Clone(e.Addresses), Identity: e.Identity, Workload: e.Workload}}
 }
 
+// PeersChanged follows new names that policies have for the addresses of a running pod.
+func (m *Manager) PeersChanged(uid string) {
+	for _, e := range m.List() {
+		if e.UID != uid || e.Phase == Deleting || e.Unmanaged {
+			continue
+		}
+		index, ok := netdev.LinkIndex(e.HostIfName)
+		if !ok {
+			continue // it is being made or removed; its rows get the new names when they are written
+		}
+		if err := m.writeRows(&e, uint32(index)); err != nil {
+			m.log.Error("an endpoint's row was not changed", "id", e.ID, "error", err)
+		}
+	}
+}
+
 // PodChanged follows a new identity of a running pod: the local maps first, then everyone else's.
 func (m *Manager) PodChanged(p *desired.Pod) {
 	m.mu.Lock()
@@ -265,6 +297,10 @@ func (m *Manager) PodChanged(p *desired.Pod) {
 			m.log.Error("identity of an endpoint was not changed", "id", e.ID, "identity", e.Identity, "error", err)
 			continue
 		}
+		if err := m.cfg.Policies.AddressesChanged(); err != nil {
+			m.log.Error("live connections are not judged anew", "id", e.ID, "error", err)
+		}
+		m.log.Info("endpoint has another identity", "id", e.ID, "pod", e.Namespace+"/"+e.Name, "identity", e.Identity)
 		m.cfg.Registry.Register(m.registration(e))
 	}
 }

@@ -35,6 +35,7 @@ type kernel struct {
 	attached map[string]bool
 	claims   map[netip.Addr]flow.Peer
 	purged   []uint16
+	peers    map[netip.Addr]uint32
 	fail     error // of the next Upsert
 }
 
@@ -106,6 +107,51 @@ func (k *kernel) RemoveLocal(_ string, a netip.Addr) error {
 	return nil
 }
 
+func (k *kernel) LocalPeer(_ string, a netip.Addr, _ uint32) uint32 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.peers[a]
+}
+
+// policies knows the policies of every pod but those without.
+type policies struct {
+	mu      sync.Mutex
+	without string
+	bound   map[uint16]string
+	bumps   int
+}
+
+func (p *policies) Wait(ctx context.Context, uid string) error {
+	if uid == p.without {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return nil
+}
+
+func (p *policies) Bind(uid string, id uint16) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.bound[id] = uid
+	return nil
+}
+
+func (p *policies) Adopt(uid string, id uint16) error { return p.Bind(uid, id) }
+
+func (p *policies) Release(_ string, id uint16) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.bound, id)
+	return nil
+}
+
+func (p *policies) AddressesChanged() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.bumps++
+	return nil
+}
+
 // registry answers every registration at once.
 type registry struct {
 	mu     sync.Mutex
@@ -134,6 +180,7 @@ type fixture struct {
 	t *testing.T
 	*endpoint.Manager
 	kernel   *kernel
+	policies *policies
 	registry *registry
 	store    *desired.Store
 	events   *event.Queue
@@ -144,7 +191,9 @@ func start(t *testing.T) *fixture {
 	t.Helper()
 	f := &fixture{t: t, file: filepath.Join(t.TempDir(), "endpoints"), store: desired.NewStore(), registry: &registry{uids: map[string]policysync.Endpoint{},
 		answer: &policysync.Spread{}}, events: event.NewQueue(time.Now),
-		kernel: &kernel{rows: map[netip.Addr]datapath.Endpoint{}, attached: map[string]bool{}, claims: map[netip.Addr]flow.Peer{}}}
+		policies: &policies{bound: map[uint16]string{}},
+		kernel: &kernel{rows: map[netip.Addr]datapath.Endpoint{}, attached: map[string]bool{}, claims: map[netip.Addr]flow.Peer{},
+			peers: map[netip.Addr]uint32{}}}
 	f.store.Apply([]desired.Upsert{{Key: desired.Key{Kind: desired.KindNode, Name: "n1"}, Resource: &desired.Node{Name: "n1",
 		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("fd00:10:244:1::/64"), netip.MustParsePrefix("10.244.1.0/29")}}}}, nil)
 	f.restart()
@@ -156,7 +205,7 @@ func (f *fixture) restart() {
 	f.t.Helper()
 	f.registry.uids = map[string]policysync.Endpoint{}
 	f.Manager = endpoint.New(endpoint.Config{
-		Node: "n1", StateFile: f.file, MTU: 1400, Store: f.store, Programs: f.kernel, Table: f.kernel, Identities: f.kernel, Registry: f.registry,
+		Node: "n1", StateFile: f.file, MTU: 1400, Store: f.store, Programs: f.kernel, Table: f.kernel, Identities: f.kernel, Policies: f.policies, Registry: f.registry,
 		Directory: flow.NewDirectory("default", time.Now), Events: f.events, Now: time.Now,
 		PolicyWait: 50 * time.Millisecond, SpreadWait: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
 	})
@@ -268,6 +317,11 @@ func TestAddNeverStartsAPodWithoutItsIdentity(t *testing.T) {
 				t.Errorf("%s: %v, want %q", step.name, err, step.want)
 			}
 		}
+		f.policies.without = "uid-lawless"
+		f.pod("lawless")
+		if _, err := f.add("lawless", ns); !errors.Is(err, endpoint.ErrNoPolicy) {
+			t.Errorf("without a policy: %v", err)
+		}
 		if got := f.left(); got != nothing {
 			t.Errorf("left: %s", got)
 		}
@@ -280,14 +334,20 @@ func TestAddressesAndFailures(t *testing.T) {
 		if e := f.mustAdd("fixed", testns.New(t)); fmt.Sprint(e.Addresses) != "[10.244.1.5]" {
 			t.Errorf("addresses %v", e.Addresses)
 		}
+		// One of no pool is as good.
+		f.pod("outside", fixed("10.9.9.9"))
+		if e := f.mustAdd("outside", testns.New(t)); fmt.Sprint(e.Addresses) != "[10.9.9.9]" {
+			t.Errorf("addresses %v", e.Addresses)
+		}
 		tests := []struct {
 			name, want string
 			addresses  []string
 			is         error
 		}{
 			{"taken", "10.244.1.5", []string{"10.244.1.5"}, address.ErrTaken},
-			{"outside", "10.9.9.9", []string{"10.9.9.9"}, address.ErrOutside},
-			{"second-outside", "10.9.9.9", []string{"fd00:10:244:1::9", "10.9.9.9"}, address.ErrOutside},
+			{"local", "127.0.0.9", []string{"127.0.0.9"}, address.ErrOutside},
+			{"broadcast", "10.244.1.7", []string{"10.244.1.7"}, address.ErrOutside},
+			{"second-outside", "10.9.9.9", []string{"fd00:10:244:1::9", "10.9.9.9"}, address.ErrTaken},
 			{"twice", "two addresses", []string{"10.244.1.3", "10.244.1.4"}, nil},
 		}
 		for _, tt := range tests {

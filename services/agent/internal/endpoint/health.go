@@ -34,6 +34,9 @@ func (m *Manager) RunHealth(ctx context.Context) error {
 	if err != nil {
 		return nil // the agent ends
 	}
+	if err := m.cfg.Policies.Wait(ctx, HealthUID); err != nil {
+		return nil // the agent ends
+	}
 	ns, err := netdev.NewNamespace()
 	if err != nil {
 		return err

@@ -19,6 +19,7 @@ import (
 	"github.com/weirmesh/weir/services/agent/internal/desired"
 	"github.com/weirmesh/weir/services/agent/internal/event"
 	"github.com/weirmesh/weir/services/agent/internal/flow"
+	"github.com/weirmesh/weir/services/agent/internal/netdev"
 	"github.com/weirmesh/weir/services/agent/internal/policysync"
 )
 
@@ -41,6 +42,19 @@ type Table interface {
 type Identities interface {
 	SetLocal(uid string, a netip.Addr, p flow.Peer) error
 	RemoveLocal(uid string, a netip.Addr) error
+	// LocalPeer is the number that policies know an address by; 0 = its identity.
+	LocalPeer(uid string, a netip.Addr, identity uint32) uint32
+}
+
+// Policies puts endpoints' policies in force (policymap.Engine).
+type Policies interface {
+	// Wait waits until an endpoint's policies are known.
+	Wait(ctx context.Context, uid string) error
+	Bind(uid string, id uint16) error
+	Adopt(uid string, id uint16) error
+	Release(uid string, id uint16) error
+	// AddressesChanged says that an address has another identity or peer.
+	AddressesChanged() error
 }
 
 // Registry spreads addresses to the other nodes (policysync.Client).
@@ -59,11 +73,12 @@ type Config struct {
 	Programs   Programs
 	Table      Table
 	Identities Identities
+	Policies   Policies
 	Registry   Registry
 	Directory  *flow.Directory
 	Events     *event.Queue
 	Now        func() time.Time
-	// PolicyWait bounds how long Add waits for the pod's identity; SpreadWait for the other nodes.
+	// PolicyWait bounds how long Add waits for the pod's identity and policy; SpreadWait for the other nodes.
 	PolicyWait, SpreadWait time.Duration
 	Log                    *slog.Logger
 }
@@ -79,7 +94,7 @@ const (
 
 // Errors that callers tell apart.
 var (
-	// ErrNoPolicy says that the pod's identity did not arrive in time.
+	// ErrNoPolicy says that the pod's identity or policy did not arrive in time.
 	ErrNoPolicy = errors.New("no policy for the pod")
 	// ErrBusy says that the same container is being added or removed already.
 	ErrBusy = errors.New("the container is busy")
@@ -199,10 +214,13 @@ func (m *Manager) allocateLocked(n *desired.Node, p *desired.Pod) (_ []netip.Add
 			}
 			seen[a.Is4()] = true
 			i := slices.IndexFunc(pools, func(pool *address.Pool) bool { return pool.Prefix().Contains(a) })
+			var err error
 			if i < 0 {
-				return nil, fmt.Errorf("pod asks for %s: %w", a, address.ErrOutside)
+				err = m.claimOutsideLocked(n, a)
+			} else {
+				err = pools[i].Claim(a)
 			}
-			if err := pools[i].Claim(a); err != nil {
+			if err != nil {
 				return nil, fmt.Errorf("pod asks for %s: %w", a, err)
 			}
 			taken = append(taken, a)
@@ -236,6 +254,22 @@ func (m *Manager) allocateLocked(n *desired.Node, p *desired.Pod) (_ []netip.Add
 		return nil, fmt.Errorf("all pools: %w", address.ErrExhausted)
 	}
 	return taken, nil
+}
+
+// claimOutsideLocked checks a fixed address that is of no pool: routes of its own lead to it.
+func (m *Manager) claimOutsideLocked(n *desired.Node, a netip.Addr) error {
+	if !a.IsGlobalUnicast() || a == netdev.GatewayIPv4 {
+		return fmt.Errorf("%w: no pod can have it", address.ErrOutside)
+	}
+	if slices.Contains(n.Addresses, a) {
+		return fmt.Errorf("it is the node's: %w", address.ErrTaken)
+	}
+	for _, e := range m.endpoints {
+		if slices.Contains(e.Addresses, a) {
+			return fmt.Errorf("%s/%s has it: %w", e.Namespace, e.Name, address.ErrTaken)
+		}
+	}
+	return nil
 }
 
 func (m *Manager) releaseLocked(list []netip.Addr) {

@@ -49,6 +49,7 @@ func (m *Manager) remove(k key, e *Endpoint) error {
 	if !e.Unmanaged {
 		// Nothing makes new ones any more. Their final records still find the endpoint's names.
 		errs = append(errs, m.cfg.Programs.Purge(e.ID))
+		errs = append(errs, m.cfg.Policies.Release(e.UID, e.ID))
 	}
 	for _, a := range e.Addresses {
 		errs = append(errs, m.cfg.Identities.RemoveLocal(e.UID, a))
@@ -190,6 +191,11 @@ func (m *Manager) Restore() error {
 }
 
 func (m *Manager) takeOver(e *Endpoint) error {
+	if !e.Unmanaged {
+		if err := m.cfg.Policies.Adopt(e.UID, e.ID); err != nil {
+			return fmt.Errorf("policy: %w", err)
+		}
+	}
 	if err := m.reapply(e); err != nil {
 		return err
 	}

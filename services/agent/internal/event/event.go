@@ -4,6 +4,7 @@
 package event
 
 import (
+	"encoding/json"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -83,6 +84,32 @@ func (q *Queue) EndpointDeleted(e Endpoint) { q.endpoint(flowpb.AgentEventType_E
 func (q *Queue) endpoint(t flowpb.AgentEventType, e Endpoint) {
 	q.put(&flowpb.AgentEvent{Type: t, Notification: &flowpb.AgentEvent_EndpointUpdate{EndpointUpdate: &flowpb.EndpointUpdateNotification{
 		Id: uint64(e.ID), Labels: e.Labels, Namespace: e.Namespace, PodName: e.Pod}}})
+}
+
+// PolicyUpdated says that a policy is in force on this node.
+func (q *Queue) PolicyUpdated(labels []string, revision uint64, rules int) {
+	q.policy(flowpb.AgentEventType_POLICY_UPDATED, labels, revision, rules)
+}
+
+// PolicyDeleted says that a policy is in force no more.
+func (q *Queue) PolicyDeleted(labels []string, revision uint64, rules int) {
+	q.policy(flowpb.AgentEventType_POLICY_DELETED, labels, revision, rules)
+}
+
+func (q *Queue) policy(t flowpb.AgentEventType, labels []string, revision uint64, rules int) {
+	q.put(&flowpb.AgentEvent{Type: t, Notification: &flowpb.AgentEvent_PolicyUpdate{PolicyUpdate: &flowpb.PolicyUpdateNotification{
+		Labels: labels, Revision: revision, RuleCount: int64(rules)}}})
+}
+
+// Notice tells what Hubble has no event for: a kind of ours, and details as JSON.
+func (q *Queue) Notice(kind string, detail any) {
+	b, err := json.Marshal(detail)
+	if err != nil {
+		q.dropped.Add(1)
+		return
+	}
+	q.put(&flowpb.AgentEvent{Type: flowpb.AgentEventType_AGENT_EVENT_UNKNOWN,
+		Notification: &flowpb.AgentEvent_Unknown{Unknown: &flowpb.AgentEventUnknown{Type: kind, Notification: string(b)}}})
 }
 
 // IdentityAllocated says that an identity came into use: the address that brought it, as Hubble has no event of its own for this.

@@ -65,6 +65,7 @@ type Directory struct {
 	ends           map[[16]byte]*half
 	encodedService map[ServiceName][]byte
 	encodedLink    map[uint32][]byte
+	rules          map[uint32]*encodedRules
 }
 
 type goneIdentity struct {
@@ -93,6 +94,7 @@ func NewDirectory(cluster string, now func() time.Time) *Directory {
 		identities: map[uint32][]string{}, gone: map[uint32]goneIdentity{}, services: map[uint32]ServiceName{},
 		frontends: map[Frontend]ServiceName{}, vips: map[netip.Addr]ServiceName{}, interfaces: map[uint32]string{},
 		ends: map[[16]byte]*half{}, encodedService: map[ServiceName][]byte{}, encodedLink: map[uint32][]byte{},
+		rules: map[uint32]*encodedRules{},
 	}
 	for number, name := range reservedLabels {
 		d.identities[number] = []string{"reserved:" + name}
@@ -275,8 +277,8 @@ func (d *Directory) buildEnd(addr [16]byte, identity uint32) *half {
 
 // clusterOf: what is not of the cluster has no cluster name.
 func (d *Directory) clusterOf(p *Peer) string {
-	switch p.Identity {
-	case 0, 2, 9, 10:
+	switch {
+	case p.Identity == 0, p.Identity == 2, p.Identity == 9, p.Identity == 10, p.Identity>>24 == 1: // the last are prefixes
 		return ""
 	}
 	return d.cluster

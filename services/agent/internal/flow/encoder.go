@@ -23,6 +23,7 @@ import (
 const (
 	eventDrop      = 1
 	eventTrace     = 4
+	eventVerdict   = 5
 	eventTraceSock = 7
 )
 
@@ -104,7 +105,7 @@ type Flow struct {
 // Encode gives each flow of a record to emit: one, or two for a socket's translation (before and after). False: the record makes no sense.
 func (e *Encoder) Encode(r *datapath.Record, emit func(*Flow)) bool {
 	switch r.Type {
-	case datapath.RecordTrace, datapath.RecordDrop, datapath.RecordFinal:
+	case datapath.RecordTrace, datapath.RecordDrop, datapath.RecordFinal, datapath.RecordVerdict:
 		if r.IpVersion != 4 && r.IpVersion != 6 {
 			return false
 		}
@@ -124,27 +125,25 @@ func (e *Encoder) Encode(r *datapath.Record, emit func(*Flow)) bool {
 	return true
 }
 
-// packet encodes a trace, drop or final record.
+// packet encodes a trace, drop, verdict or final record.
 func (e *Encoder) packet(r *datapath.Record) Flow {
 	drop := r.Type == datapath.RecordDrop
 	final := r.Type == datapath.RecordFinal
-	replyKnown := !drop && (final || r.Reason != reasonUnknown)
-	reply := replyKnown && r.Flags&datapath.FlagIsReply != 0 && !final
 	time := e.clock.Unix(r.Time)
 
 	b := e.begin(time)
-	verdict := flowpb.Verdict_FORWARDED
-	event, sub := uint64(eventTrace), uint64(r.Point)
-	if drop {
-		verdict, event, sub = flowpb.Verdict_DROPPED, eventDrop, uint64(r.Reason)
-		b = appendVarintField(b, tagDropReason, uint64(r.Reason))
-		b = appendVarintField(b, tagDropDesc, uint64(r.Reason))
-	} else {
+	k := kindOf(r)
+	if k.dropReason != 0 {
+		b = appendVarintField(b, tagDropReason, uint64(k.dropReason))
+		b = appendVarintField(b, tagDropDesc, uint64(k.dropReason))
+	}
+	if k.event == eventTrace {
 		b = appendVarintField(b, tagPoint, pointEnum(r.Point))
 		b = appendVarintField(b, tagTraceReason, reasonEnum(r.Reason))
 	}
+	verdict, replyKnown, reply, event := k.verdict, k.replyKnown, k.reply, k.event
 	b = append(b, tagVerdict, byte(verdict), tagType, byte(flowpb.FlowType_L3_L4))
-	b = appendEvent(b, event, sub)
+	b = appendEvent(b, event, k.sub)
 	if r.SrcMac != [6]byte{} || r.DstMac != [6]byte{} {
 		var start int
 		b, start = begin(b, tagEthernet)
@@ -180,6 +179,9 @@ func (e *Encoder) packet(r *datapath.Record) Flow {
 	if r.Ifindex != 0 {
 		b = appendBytesField(b, tagInterface, e.dir.link(r.Ifindex))
 	}
+	if drop || event == eventVerdict {
+		b = e.dir.decided(b, r)
+	}
 	e.dir.mu.Unlock()
 
 	b = e.ends(b, source, destination, r.IpVersion, xlated)
@@ -193,6 +195,39 @@ func (e *Encoder) packet(r *datapath.Record) Flow {
 	e.stats = e.encodeStats(e.stats[:0], r, final)
 	e.meta = batch.Meta{SourceNamespace: source.namespace, DestinationNamespace: destination.namespace, Verdict: int32(verdict), EventType: int32(event)}
 	return Flow{Time: time, Body: e.body, Stats: e.stats, Meta: &e.meta}
+}
+
+// kind is what a record's type and outcome make of a flow.
+type kind struct {
+	verdict           flowpb.Verdict
+	event, sub        uint64
+	dropReason        uint8
+	replyKnown, reply bool
+}
+
+func kindOf(r *datapath.Record) kind {
+	switch r.Type {
+	case datapath.RecordDrop:
+		return kind{verdict: flowpb.Verdict_DROPPED, event: eventDrop, sub: uint64(r.Reason), dropReason: r.Reason}
+	case datapath.RecordVerdict:
+		k := kind{event: eventVerdict}
+		switch v := datapath.PolicyVerdict(r.Verdict); {
+		case v == datapath.PolicyAllow:
+			k.verdict, k.replyKnown = flowpb.Verdict_FORWARDED, true
+		case r.Flags&datapath.FlagAudited != 0:
+			k.verdict, k.replyKnown = flowpb.Verdict_AUDIT, true
+		default:
+			k.verdict, k.dropReason = flowpb.Verdict_DROPPED, datapath.DropPolicy
+			if v == datapath.PolicyDeny {
+				k.dropReason = datapath.DropPolicyDeny
+			}
+		}
+		return k
+	case datapath.RecordFinal:
+		return kind{verdict: flowpb.Verdict_FORWARDED, event: eventTrace, sub: uint64(r.Point), replyKnown: true}
+	}
+	known := r.Reason != reasonUnknown
+	return kind{verdict: flowpb.Verdict_FORWARDED, event: eventTrace, sub: uint64(r.Point), replyKnown: known, reply: known && r.Flags&datapath.FlagIsReply != 0}
 }
 
 // translation encodes one half of what a socket saw of a service: the service address, or the backend behind it.

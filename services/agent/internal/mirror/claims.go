@@ -9,24 +9,70 @@ import (
 	"github.com/weirmesh/weir/bpf/datapath"
 )
 
+// rank orders claims of one prefix: what is in the cluster is no prefix of a policy, and what is really here beats what is said of it.
+type rank uint8
+
+const (
+	rankPrefix   rank = iota // a prefix that policies name
+	rankService              // a service's address
+	rankNode                 // a node's addresses, its pod CIDRs
+	rankPeer                 // what policies say of a node's address
+	rankEndpoint             // a pod
+	rankLocal                // a pod of this node
+)
+
 // claim is one owner's word on a prefix.
 type claim struct {
 	owner string
+	rank  rank
 	entry datapath.IPCacheEntry
 }
 
-// claims is the desired ipcache. An address may have two owners for a moment (a new pod has a fixed address before the old one's removal
-// arrives): the one that came last counts, and when it goes, the other one counts again.
+// claims is the desired ipcache. Of several claims the one of the highest rank counts. An address may have two owners for a moment (a new pod has a
+// fixed address before the old one's removal arrives): then the one that came last counts, and when it goes, the other one counts again.
 type claims struct {
-	rows  map[netip.Prefix][]claim
-	dirty map[netip.Prefix]struct{}
+	rows    map[netip.Prefix][]claim
+	dirty   map[netip.Prefix]struct{}
+	changed bool // a row that was there before was written, or one is gone
+	written map[netip.Prefix]datapath.IPCacheEntry
 }
 
 func newClaims() claims {
-	return claims{rows: map[netip.Prefix][]claim{}, dirty: map[netip.Prefix]struct{}{}}
+	return claims{rows: map[netip.Prefix][]claim{}, dirty: map[netip.Prefix]struct{}{},
+		written: map[netip.Prefix]datapath.IPCacheEntry{}}
 }
 
-func (c *claims) set(owner string, p netip.Prefix, e datapath.IPCacheEntry) {
+// adopt takes over what an earlier agent wrote. It may be younger than the state on disk: until keep is called, claims do not replace it.
+func (c *claims) adopt(rows []datapath.IPCacheRow) {
+	for _, r := range rows {
+		c.written[r.Prefix] = r.IPCacheEntry
+	}
+}
+
+// keep leaves adopted rows as they are, whatever is claimed so far, until settle or another claim.
+func (c *claims) keep() {
+	for p := range c.dirty {
+		if _, ok := c.written[p]; ok {
+			delete(c.dirty, p)
+		}
+	}
+}
+
+// settle makes every row follow its claim, and every row without a claim go.
+func (c *claims) settle() {
+	for p := range c.rows {
+		if e, ok := c.effective(p); ok && c.written[p] != e {
+			c.dirty[p] = struct{}{}
+		}
+	}
+	for p := range c.written {
+		if _, ok := c.rows[p]; !ok {
+			c.dirty[p] = struct{}{}
+		}
+	}
+}
+
+func (c *claims) set(owner string, k rank, p netip.Prefix, e datapath.IPCacheEntry) {
 	list := c.rows[p]
 	if i := slices.IndexFunc(list, func(x claim) bool { return x.owner == owner }); i >= 0 {
 		if list[i].entry == e {
@@ -34,7 +80,7 @@ func (c *claims) set(owner string, p netip.Prefix, e datapath.IPCacheEntry) {
 		}
 		list[i].entry = e
 	} else {
-		list = append(list, claim{owner, e})
+		list = append(list, claim{owner, k, e})
 	}
 	c.rows[p] = list
 	c.dirty[p] = struct{}{}
@@ -56,7 +102,13 @@ func (c *claims) effective(p netip.Prefix) (datapath.IPCacheEntry, bool) {
 	if len(list) == 0 {
 		return datapath.IPCacheEntry{}, false
 	}
-	return list[len(list)-1].entry, true
+	best := list[0]
+	for _, x := range list[1:] {
+		if x.rank >= best.rank {
+			best = x
+		}
+	}
+	return best.entry, true
 }
 
 // flush writes what changed: first what is added, then what goes, so that no address falls back to a wider prefix in between. A prefix whose
@@ -69,10 +121,13 @@ func (c *claims) flush(m IPCache) error {
 			if present == removing {
 				continue
 			}
+			old, had := c.written[p]
 			var err error
-			if present {
+			switch {
+			case present && had && old == e:
+			case present:
 				err = m.Upsert(p, e)
-			} else {
+			default:
 				err = m.Delete(p)
 			}
 			if err != nil {
@@ -81,25 +136,14 @@ func (c *claims) flush(m IPCache) error {
 				}
 				continue
 			}
+			// A new row counts too: until now its addresses were those of a wider one.
+			c.changed = c.changed || present != had || old != e
+			if present {
+				c.written[p] = e
+			} else {
+				delete(c.written, p)
+			}
 			delete(c.dirty, p)
-		}
-	}
-	return first
-}
-
-// prune deletes rows that nobody claims.
-func (c *claims) prune(m IPCache) error {
-	rows, err := m.List()
-	if err != nil {
-		return err
-	}
-	var first error
-	for _, r := range rows {
-		if _, ok := c.rows[r.Prefix]; ok {
-			continue
-		}
-		if err := m.Delete(r.Prefix); err != nil && first == nil {
-			first = err
 		}
 	}
 	return first

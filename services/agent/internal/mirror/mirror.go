@@ -34,12 +34,19 @@ type Services interface {
 	List() ([]datapath.Service, error)
 }
 
+// Peers numbers those whom policies tell apart (policymap.Engine).
+type Peers interface {
+	// Number returns the number of a peer.
+	Number(name string) uint32
+}
+
 // Identities with fixed meanings that the mirror gives out itself.
 const (
 	identityHost       = 1
 	identityUnmanaged  = 3
 	identityHealth     = 4
 	identityRemoteNode = 6
+	identityAPIServer  = 7
 )
 
 // Config says what a mirror works on.
@@ -58,6 +65,9 @@ type Config struct {
 	Events             *event.Queue
 	// ServiceIDs finds and keeps numbers of frontends.
 	ServiceIDs *ServiceIDs
+	Peers      Peers
+	// PeersChanged is called when policies know an address of a local endpoint by another number.
+	PeersChanged func(uid string)
 	// NodeChanged is called with this node's own resource when it changes.
 	NodeChanged func(*desired.Node)
 	// PodChanged is called when a pod of this node changes.
@@ -76,7 +86,15 @@ type Mirror struct {
 	identities map[uint32]struct{} // in use by endpoints that were seen
 	frontends  map[datapath.Frontend]*serviceRow
 	routesBad  bool
-	local      map[netip.Addr]flow.Peer
+	local      map[netip.Addr]localAddr
+	peers      map[string]*desired.Peer
+	endpoints  map[string]*desired.Endpoint // less those on their node's network
+}
+
+// localAddr is an address of an endpoint of this node.
+type localAddr struct {
+	uid  string
+	peer flow.Peer
 }
 
 type serviceRow struct {
@@ -89,15 +107,30 @@ type serviceRow struct {
 func New(cfg Config) *Mirror {
 	return &Mirror{
 		cfg: cfg, log: cfg.Log.With("component", "mirror"), claims: newClaims(), nodes: map[string]*desired.Node{},
-		identities: map[uint32]struct{}{}, frontends: map[datapath.Frontend]*serviceRow{}, local: map[netip.Addr]flow.Peer{},
+		identities: map[uint32]struct{}{}, frontends: map[datapath.Frontend]*serviceRow{}, local: map[netip.Addr]localAddr{},
+		peers: map[string]*desired.Peer{}, endpoints: map[string]*desired.Endpoint{},
 	}
 }
 
-// Apply makes the maps follow the changes. quiet suppresses events, for state that is not news (read from disk).
+// Adopt takes over what an earlier agent wrote. Call it once, before anything else.
+func (m *Mirror) Adopt() error {
+	rows, err := m.cfg.IPCache.List()
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.claims.adopt(rows)
+	return nil
+}
+
+// Apply makes the maps follow the changes. quiet is for state that is not news (read from disk): it
+// makes no events, and what is pinned, which may be younger, stays until Prune or until something else is said of it.
 func (m *Mirror) Apply(changes []desired.Change, quiet bool) error {
 	m.mu.Lock()
 	var pods []*desired.Pod
 	var self *desired.Node
+	var renamed []string
 	routes := false
 	for _, c := range changes {
 		switch c.Key.Kind {
@@ -106,8 +139,12 @@ func (m *Mirror) Apply(changes []desired.Change, quiet bool) error {
 				self = n
 			}
 			routes = true
+		case desired.KindPeer:
+			m.applyPeer(c)
 		case desired.KindEndpoint:
-			m.applyEndpoint(c, quiet)
+			if m.applyEndpoint(c, quiet) {
+				renamed = append(renamed, c.Key.Name)
+			}
 		case desired.KindIdentity:
 			if n, ok := c.New.(*desired.Identity); ok {
 				m.cfg.Directory.SetIdentity(n.Number, n.Labels)
@@ -123,12 +160,22 @@ func (m *Mirror) Apply(changes []desired.Change, quiet bool) error {
 			}
 		}
 	}
+	if routes {
+		// Which prefixes are in the cluster has changed.
+		m.claimPrefixes()
+	}
 	m.routesBad = m.routesBad || routes
+	if quiet {
+		m.claims.keep()
+	}
 	err := m.flushLocked(quiet)
 	m.mu.Unlock()
 
 	if self != nil && m.cfg.NodeChanged != nil {
 		m.cfg.NodeChanged(self)
+	}
+	for _, uid := range renamed {
+		m.cfg.PeersChanged(uid)
 	}
 	if m.cfg.PodChanged != nil {
 		for _, p := range pods {
@@ -149,7 +196,8 @@ func (m *Mirror) Retry() error {
 func (m *Mirror) Prune() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	errs := []error{m.claims.prune(m.cfg.IPCache)}
+	m.claims.settle()
+	errs := []error{m.claims.flush(m.cfg.IPCache)}
 	rows, err := m.cfg.Services.List()
 	errs = append(errs, err)
 	for _, r := range rows {
@@ -168,14 +216,18 @@ func (m *Mirror) flushLocked(quiet bool) error {
 	if err := m.flushServices(quiet); err != nil {
 		errs = append(errs, fmt.Errorf("write services: %w", err))
 	}
-	if m.routesBad {
-		if err := m.cfg.Routes(m.routes()); err != nil {
-			errs = append(errs, err)
-		} else {
-			m.routesBad = false
-		}
+	return errors.Join(append(errs, m.flushRoutes())...)
+}
+
+func (m *Mirror) flushRoutes() error {
+	if !m.routesBad || len(m.nodes) == 0 {
+		return nil
 	}
-	return errors.Join(errs...)
+	if err := m.cfg.Routes(m.routes()); err != nil {
+		return err
+	}
+	m.routesBad = false
+	return nil
 }
 
 func (m *Mirror) applyNode(c desired.Change) *desired.Node {
@@ -197,11 +249,11 @@ func (m *Mirror) applyNode(c desired.Change) *desired.Node {
 		if own {
 			e = datapath.IPCacheEntry{Identity: identityHost}
 		}
-		m.claims.set(owner, hostPrefix(a), e)
+		m.claims.set(owner, rankNode, hostPrefix(a), e)
 	}
 	for _, a := range n.Health {
 		e := datapath.IPCacheEntry{Identity: identityHealth, NodeAddr: nodeAddr(n, a, own)}
-		m.claims.set(owner, hostPrefix(a), e)
+		m.claims.set(owner, rankNode, hostPrefix(a), e)
 	}
 	// What is in a pod CIDR and not registered is a pod that the mesh does not manage, as far as anyone knows. It must not be taken for the
 	// world, or its traffic would be masqueraded.
@@ -210,7 +262,7 @@ func (m *Mirror) applyNode(c desired.Change) *desired.Node {
 		if own {
 			e.Flags = datapath.IPCacheLocalPods
 		}
-		m.claims.set(owner, p.Masked(), e)
+		m.claims.set(owner, rankNode, p.Masked(), e)
 	}
 	return n
 }
@@ -239,28 +291,8 @@ func nodeAddr(n *desired.Node, a netip.Addr, own bool) netip.Addr {
 	return netip.Addr{}
 }
 
-// routes lists the routes to all pod CIDRs.
-func (m *Mirror) routes() []netdev.Route {
-	var all []netdev.Route
-	for _, n := range m.nodes {
-		for _, p := range n.PodCIDRs {
-			r := netdev.Route{Prefix: p.Masked()}
-			if n.Name == m.cfg.Node {
-				r.Source = m.cfg.NodeIPv6
-				if p.Addr().Is4() {
-					r.Source = m.cfg.NodeIPv4
-				}
-			} else if r.Via = nodeAddr(n, p.Addr(), false); !r.Via.IsValid() {
-				m.log.Warn("node has no address of its pod CIDR's family", "node", n.Name, "podCIDR", p)
-				continue
-			}
-			all = append(all, r)
-		}
-	}
-	return all
-}
-
-func (m *Mirror) applyEndpoint(c desired.Change, quiet bool) {
+// applyEndpoint says whether policies know a local address by another number now.
+func (m *Mirror) applyEndpoint(c desired.Change, quiet bool) (renamed bool) {
 	owner := "endpoint/" + c.Key.Name
 	old, _ := c.Old.(*desired.Endpoint)
 	e, _ := c.New.(*desired.Endpoint)
@@ -274,26 +306,42 @@ func (m *Mirror) applyEndpoint(c desired.Change, quiet bool) {
 			}
 		}
 	}
+	if known := m.endpoints[c.Key.Name]; known != nil || e != nil && !e.HostNetwork {
+		m.routesBad = m.routesBad || m.strays(known) || m.strays(e)
+	}
+	delete(m.endpoints, c.Key.Name)
 	// A pod on the host's network has the node's addresses, which belong to the node's identity.
 	if e == nil || e.HostNetwork {
-		return
+		return false
 	}
+	m.endpoints[e.UID] = e
 	node := m.nodes[e.Node]
 	own := e.Node == m.cfg.Node
-	for _, a := range e.Addresses {
+	for i, a := range e.Addresses {
+		entry := datapath.IPCacheEntry{Identity: e.Identity, Peer: m.peerNumber(e.Peer(i))}
 		// Local endpoints are claimed by SetLocal, by what is really on the node.
-		if _, local := m.local[a]; local {
+		if l, local := m.local[a]; local {
+			if l.uid == e.UID && m.setLocal(a, l) {
+				renamed = true
+			}
 			continue
 		}
-		entry := datapath.IPCacheEntry{Identity: e.Identity}
 		if node != nil {
 			entry.NodeAddr = nodeAddr(node, a, own)
 		}
-		m.claims.set(owner, hostPrefix(a), entry)
+		m.claims.set(owner, rankEndpoint, hostPrefix(a), entry)
 		m.cfg.Directory.SetPeer(a, flow.Peer{Identity: e.Identity, Namespace: e.Namespace, Pod: e.Name,
 			WorkloadName: e.Workload.Name, WorkloadKind: e.Workload.Kind})
 		m.firstUse(e.Identity, a, entry.NodeAddr, e.Namespace, e.Name, quiet)
 	}
+	return renamed
+}
+
+func (m *Mirror) peerNumber(name string) uint32 {
+	if name == "" || m.cfg.Peers == nil {
+		return 0
+	}
+	return m.cfg.Peers.Number(name)
 }
 
 func (m *Mirror) firstUse(identity uint32, a, node netip.Addr, namespace, pod string, quiet bool) {
@@ -310,30 +358,73 @@ func (m *Mirror) firstUse(identity uint32, a, node netip.Addr, namespace, pod st
 func (m *Mirror) SetLocal(uid string, a netip.Addr, p flow.Peer) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.local[a] = p
+	m.routesBad = m.routesBad || m.outside(a)
+	l := localAddr{uid, p}
+	m.local[a] = l
 	m.cfg.Directory.SetPeer(a, p)
 	// Another owner of the same word may have claimed before and must not count: take it away and claim anew, as the last one.
 	m.claims.unset("local/"+uid, hostPrefix(a))
-	m.claims.set("local/"+uid, hostPrefix(a), datapath.IPCacheEntry{Identity: p.Identity})
+	m.setLocal(a, l)
 	m.firstUse(p.Identity, a, netip.Addr{}, p.Namespace, p.Pod, false)
-	if err := m.claims.flush(m.cfg.IPCache); err != nil {
-		return fmt.Errorf("write ipcache: %w", err)
+	return m.flushLocal()
+}
+
+// setLocal claims a local address and says whether that changes anything.
+func (m *Mirror) setLocal(a netip.Addr, l localAddr) bool {
+	before, _ := m.claims.effective(hostPrefix(a))
+	e := datapath.IPCacheEntry{Identity: l.peer.Identity, Peer: m.localPeer(l.uid, a, l.peer.Identity)}
+	m.claims.set("local/"+l.uid, rankLocal, hostPrefix(a), e)
+	return before != e
+}
+
+// LocalPeer returns the number that policies know an address of a local endpoint by; 0 = its identity.
+func (m *Mirror) LocalPeer(uid string, a netip.Addr, identity uint32) uint32 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.localPeer(uid, a, identity)
+}
+
+func (m *Mirror) localPeer(uid string, a netip.Addr, identity uint32) uint32 {
+	e := m.endpoints[uid]
+	if e == nil || e.Identity != identity {
+		return 0
 	}
-	return nil
+	i := slices.Index(e.Addresses, a)
+	if i < 0 {
+		return 0
+	}
+	return m.peerNumber(e.Peer(i))
 }
 
 // RemoveLocal takes the claim of a local endpoint away.
 func (m *Mirror) RemoveLocal(uid string, a netip.Addr) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.local, a)
-	m.cfg.Directory.RemovePeer(a)
+	if m.local[a].uid == uid {
+		delete(m.local, a)
+		m.cfg.Directory.RemovePeer(a)
+		m.routesBad = m.routesBad || m.outside(a)
+	}
 	m.claims.unset("local/"+uid, hostPrefix(a))
 	m.claims.unset("endpoint/"+uid, hostPrefix(a))
+	return m.flushLocal()
+}
+
+func (m *Mirror) flushLocal() error {
+	var errs []error
 	if err := m.claims.flush(m.cfg.IPCache); err != nil {
-		return fmt.Errorf("write ipcache: %w", err)
+		errs = append(errs, fmt.Errorf("write ipcache: %w", err))
 	}
-	return nil
+	return errors.Join(append(errs, m.flushRoutes())...)
+}
+
+// TakeChanged says whether an address has had another identity or peer since the last call.
+func (m *Mirror) TakeChanged() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	changed := m.claims.changed
+	m.claims.changed = false
+	return changed
 }
 
 func hostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

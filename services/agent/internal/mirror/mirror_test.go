@@ -103,6 +103,9 @@ func (f *fixture) restart(t *testing.T) {
 		Directory: flow.NewDirectory("default", time.Now), Events: f.events, ServiceIDs: ids,
 		PodChanged: func(p *desired.Pod) { f.pods = append(f.pods, p.Name) }, Log: slog.New(slog.DiscardHandler),
 	})
+	if err := f.Adopt(); err != nil {
+		t.Fatal(err)
+	}
 	f.store = desired.NewStore()
 }
 
@@ -252,7 +255,7 @@ func service(name string, backends ...string) desired.Upsert {
 	s := &desired.Service{Namespace: "default", Name: name, Type: "ClusterIP", ClusterIPs: addrs("10.96.0.1", "fd00:96::1"),
 		Ports: []desired.ServicePort{{Name: "http", Proto: 6, Port: 80}}}
 	for _, b := range backends {
-		s.Ports[0].Backends = append(s.Ports[0].Backends, netip.MustParseAddrPort(b))
+		s.Ports[0].Backends = append(s.Ports[0].Backends, desired.Backend{Addr: netip.MustParseAddrPort(b)})
 	}
 	return desired.Upsert{Key: key(desired.KindService, "default/"+name), Resource: s}
 }
@@ -312,8 +315,9 @@ func TestServiceTakesOverAnAddress(t *testing.T) {
 
 func TestPrune(t *testing.T) {
 	f := start(t)
-	f.apply(t, []desired.Upsert{node("n1", 1), service("web", "10.244.1.5:8080")})
 	f.ipcache.rows[netip.MustParsePrefix("10.9.9.9/32")] = datapath.IPCacheEntry{Identity: 300}
+	f.restart(t)
+	f.apply(t, []desired.Upsert{node("n1", 1), service("web", "10.244.1.5:8080")})
 	stray := datapath.Frontend{Addr: netip.MustParseAddr("10.96.9.9"), Port: 1, Proto: 17}
 	f.services.rows[stray] = datapath.Service{Frontend: stray, ID: 99}
 	if err := f.Prune(); err != nil {

@@ -145,7 +145,7 @@ func (m *Mirror) applyService(c desired.Change) {
 		if a.Is4() {
 			identity = m.cfg.WorldIPv4
 		}
-		m.claims.set(owner, hostPrefix(a), datapath.IPCacheEntry{Identity: identity, Flags: datapath.IPCacheServices})
+		m.claims.set(owner, rankService, hostPrefix(a), datapath.IPCacheEntry{Identity: identity, Flags: datapath.IPCacheServices})
 	}
 }
 
@@ -156,8 +156,8 @@ func frontendsOf(s *desired.Service) []datapath.Service {
 		for _, p := range s.Ports {
 			row := datapath.Service{Frontend: datapath.Frontend{Addr: ip, Port: p.Port, Proto: p.Proto}}
 			for _, b := range p.Backends {
-				if b.Addr().Is4() == ip.Is4() {
-					row.Backends = append(row.Backends, b)
+				if b.Addr.Addr().Is4() == ip.Is4() && !b.Terminating {
+					row.Backends = append(row.Backends, b.Addr)
 				}
 			}
 			slices.SortFunc(row.Backends, netip.AddrPort.Compare)

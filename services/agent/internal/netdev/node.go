@@ -28,6 +28,8 @@ type Uplink struct {
 	MTU   int
 	// First global address of each family; invalid = none.
 	IPv4, IPv6 netip.Addr
+	// Overlay is the index of the tunnel device; 0 = pods' packets are routed natively.
+	Overlay int
 }
 
 // FindUplink reads the uplink's MTU and addresses.
@@ -149,49 +151,65 @@ type Route struct {
 	Source netip.Addr
 }
 
-// SyncRoutes makes the node's routes to pod CIDRs exactly these. Host routes of plain pods are left alone.
+// SyncRoutes makes the node's routes to pod CIDRs and to pods outside of them exactly these. Host routes of plain pods are left alone.
 func SyncRoutes(u Uplink, want []Route) error {
 	host, err := netlink.LinkByName(HostLink)
 	if err != nil {
 		return fmt.Errorf("find %s: %w", HostLink, err)
 	}
-	wanted := map[netip.Prefix]bool{}
+	present := map[netip.Prefix]netlink.Route{}
 	var errs []error
-	for _, r := range want {
-		wanted[r.Prefix] = true
-		route := &netlink.Route{Family: netlink.FAMILY_V6, Dst: prefixNet(r.Prefix), Protocol: routeProtocol}
-		if r.Prefix.Addr().Is4() {
-			route.Family = netlink.FAMILY_V4
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		list, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("list routes: %w", err))
+			continue
 		}
-		if r.Via.IsValid() {
-			route.LinkIndex, route.Gw = u.Index, r.Via.AsSlice()
-		} else {
-			route.LinkIndex, route.Scope = host.Attrs().Index, linkScope(route.Family)
-			if r.Source.IsValid() {
-				route.Src = r.Source.AsSlice()
+		for _, r := range list {
+			// A route through a pod's own interface is a plain pod's.
+			if p, ok := prefixOf(r.Dst); ok && (r.LinkIndex == u.Index || r.LinkIndex == host.Attrs().Index || r.LinkIndex == u.Overlay) {
+				present[p] = r
 			}
+		}
+	}
+	for _, r := range want {
+		have, ok := present[r.Prefix]
+		delete(present, r.Prefix)
+		route := r.netlink(u, host.Attrs().Index)
+		if ok && have.LinkIndex == route.LinkIndex && have.Gw.Equal(route.Gw) && have.Src.Equal(route.Src) && have.MTU == route.MTU {
+			continue
 		}
 		if err := netlink.RouteReplace(route); err != nil {
 			errs = append(errs, fmt.Errorf("set route to %s: %w", r.Prefix, err))
 		}
 	}
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		present, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("list routes: %w", err))
-			continue
-		}
-		for _, r := range present {
-			p, ok := prefixOf(r.Dst)
-			if !ok || wanted[p] || p.Bits() == p.Addr().BitLen() {
-				continue
-			}
-			if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
-				errs = append(errs, fmt.Errorf("remove route to %s: %w", p, err))
-			}
+	for p, r := range present {
+		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("remove route to %s: %w", p, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// netlink is the kernel's form of a route.
+func (r Route) netlink(u Uplink, hostLink int) *netlink.Route {
+	route := &netlink.Route{Family: netlink.FAMILY_V6, Dst: prefixNet(r.Prefix), Protocol: routeProtocol}
+	if r.Prefix.Addr().Is4() {
+		route.Family = netlink.FAMILY_V4
+	}
+	if r.Source.IsValid() {
+		route.Src = r.Source.AsSlice()
+	}
+	switch {
+	case r.Via.IsValid() && u.Overlay != 0:
+		// The tunnel's other end comes from ipcache, packet by packet.
+		route.LinkIndex, route.Scope = u.Overlay, linkScope(route.Family)
+	case r.Via.IsValid():
+		route.LinkIndex, route.Gw = u.Index, r.Via.AsSlice()
+	default:
+		route.LinkIndex, route.Scope = hostLink, linkScope(route.Family)
+	}
+	return route
 }
 
 func prefixOf(n *net.IPNet) (netip.Prefix, bool) {

@@ -29,6 +29,20 @@ var kinds = map[policyv1.ResourceKind]desired.Kind{
 	policyv1.ResourceKind_RESOURCE_KIND_NAMESPACE: desired.KindNamespace,
 	policyv1.ResourceKind_RESOURCE_KIND_IDENTITY:  desired.KindIdentity,
 	policyv1.ResourceKind_RESOURCE_KIND_POD:       desired.KindPod,
+	policyv1.ResourceKind_RESOURCE_KIND_PEER:      desired.KindPeer,
+	policyv1.ResourceKind_RESOURCE_KIND_SELECTOR:  desired.KindSelector,
+	policyv1.ResourceKind_RESOURCE_KIND_POLICY:    desired.KindPolicy,
+	policyv1.ResourceKind_RESOURCE_KIND_SUBJECT:   desired.KindSubject,
+}
+
+// wireKind is a kind on the wire.
+func wireKind(k desired.Kind) policyv1.ResourceKind {
+	for wire, kind := range kinds {
+		if kind == k {
+			return wire
+		}
+	}
+	return policyv1.ResourceKind_RESOURCE_KIND_UNSPECIFIED
 }
 
 // upsertOf turns a resource of the wire into ours. What cannot be read is an error that names the resource and the field.
@@ -47,7 +61,10 @@ func upsertOf(r *policyv1.Resource) (desired.Upsert, error) {
 		u := desired.Upsert{Key: desired.Key{Kind: desired.KindEndpoint, Name: e.GetUid()}}
 		list, err := addresses("addresses", e.GetAddresses())
 		u.Resource = &desired.Endpoint{UID: e.GetUid(), Node: e.GetNode(), Namespace: e.GetNamespace(), Name: e.GetName(), Addresses: list,
-			Identity: e.GetIdentity(), Workload: workload(e.GetWorkload()), HostNetwork: e.GetHostNetwork()}
+			Identity: e.GetIdentity(), Workload: workload(e.GetWorkload()), HostNetwork: e.GetHostNetwork(), Variants: e.GetVariants()}
+		if n := len(e.GetVariants()); err == nil && n != 0 && n != len(list) {
+			err = fmt.Errorf("variants: %d for %d addresses", n, len(list))
+		}
 		return u, wrap("endpoint", e.GetNamespace()+"/"+e.GetName(), err)
 	case *policyv1.Resource_Service:
 		return serviceOf(x.Service)
@@ -67,37 +84,23 @@ func upsertOf(r *policyv1.Resource) (desired.Upsert, error) {
 			Resource: &desired.Pod{UID: p.GetUid(), Namespace: p.GetNamespace(), Name: p.GetName(), Identity: p.GetIdentity(),
 				Workload: workload(p.GetWorkload()), Addresses: list, NamedPorts: p.GetNamedPorts(), Unmanaged: p.GetUnmanaged()},
 		}, wrap("pod", p.GetNamespace()+"/"+p.GetName(), err)
+	case *policyv1.Resource_Peer:
+		p := x.Peer
+		list, err := prefixes("prefixes", p.GetPrefixes())
+		return desired.Upsert{Key: desired.Key{Kind: desired.KindPeer, Name: p.GetKey()},
+			Resource: &desired.Peer{Key: p.GetKey(), Labels: slices.Sorted(slices.Values(p.GetLabels())), Prefixes: list}}, wrap("peer", p.GetKey(), err)
+	case *policyv1.Resource_Selector:
+		s := x.Selector
+		return desired.Upsert{Key: desired.Key{Kind: desired.KindSelector, Name: s.GetKey()},
+			Resource: &desired.Selector{Key: s.GetKey(), Members: slices.Compact(slices.Sorted(slices.Values(s.GetMembers())))}}, nil
+	case *policyv1.Resource_Policy:
+		return policyOf(x.Policy)
+	case *policyv1.Resource_Subject:
+		s := x.Subject
+		return desired.Upsert{Key: desired.Key{Kind: desired.KindSubject, Name: s.GetKey()},
+			Resource: &desired.Subject{Key: s.GetKey(), Ingress: s.GetIngress(), Egress: s.GetEgress(), Audit: s.GetAudit()}}, nil
 	}
 	return desired.Upsert{}, errors.New("resource of an unknown kind")
-}
-
-func serviceOf(s *policyv1.Service) (desired.Upsert, error) {
-	name := s.GetNamespace() + "/" + s.GetName()
-	ips, err := addresses("cluster_ips", s.GetClusterIps())
-	errs := []error{err}
-	svc := &desired.Service{Namespace: s.GetNamespace(), Name: s.GetName(), Type: s.GetType(), ClusterIPs: ips}
-	for _, p := range s.GetPorts() {
-		proto, ok := protocols[p.GetProtocol()]
-		if !ok {
-			errs = append(errs, fmt.Errorf("port %q: protocol %d is unknown", p.GetName(), p.GetProtocol()))
-			continue
-		}
-		if p.GetPort() == 0 || p.GetPort() > 65535 {
-			errs = append(errs, fmt.Errorf("port %q: %d is no port", p.GetName(), p.GetPort()))
-			continue
-		}
-		port := desired.ServicePort{Name: p.GetName(), Proto: proto, Port: uint16(p.GetPort())}
-		for _, b := range p.GetBackends() {
-			a, err := netip.ParseAddr(b.GetAddress())
-			if err != nil || b.GetPort() == 0 || b.GetPort() > 65535 {
-				errs = append(errs, fmt.Errorf("port %q: backend %q port %d: not an address and a port", p.GetName(), b.GetAddress(), b.GetPort()))
-				continue
-			}
-			port.Backends = append(port.Backends, netip.AddrPortFrom(a.Unmap(), uint16(b.GetPort())))
-		}
-		svc.Ports = append(svc.Ports, port)
-	}
-	return desired.Upsert{Key: desired.Key{Kind: desired.KindService, Name: name}, Resource: svc}, wrap("service", name, errs...)
 }
 
 var protocols = map[policyv1.Protocol]uint8{

@@ -15,7 +15,7 @@ import (
 // The state on disk.
 const (
 	stateKind    = "policy-state"
-	stateVersion = 1
+	stateVersion = 2
 	// saveInterval bounds how much disk a busy cluster takes; a change younger than this is missing after a kill, and comes again with the
 	// next stream.
 	saveInterval = 2 * time.Second
@@ -26,6 +26,10 @@ type stateFile struct {
 	Nodes      []*desired.Node      `json:"nodes,omitempty"`
 	Identities []*desired.Identity  `json:"identities,omitempty"`
 	Namespaces []*desired.Namespace `json:"namespaces,omitempty"`
+	Peers      []*desired.Peer      `json:"peers,omitempty"`
+	Selectors  []*desired.Selector  `json:"selectors,omitempty"`
+	Policies   []*desired.Policy    `json:"policies,omitempty"`
+	Subjects   []*desired.Subject   `json:"subjects,omitempty"`
 	Endpoints  []*desired.Endpoint  `json:"endpoints,omitempty"`
 	Services   []*desired.Service   `json:"services,omitempty"`
 	Pods       []*desired.Pod       `json:"pods,omitempty"`
@@ -53,6 +57,18 @@ func (c *Client) Load() error {
 	}
 	for _, x := range f.Namespaces {
 		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindNamespace, Name: x.Name}, Resource: x})
+	}
+	for _, x := range f.Peers {
+		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindPeer, Name: x.Key}, Resource: x})
+	}
+	for _, x := range f.Selectors {
+		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindSelector, Name: x.Key}, Resource: x})
+	}
+	for _, x := range f.Policies {
+		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindPolicy, Name: x.Key}, Resource: x})
+	}
+	for _, x := range f.Subjects {
+		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindSubject, Name: x.Key}, Resource: x})
 	}
 	for _, x := range f.Endpoints {
 		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindEndpoint, Name: x.UID}, Resource: x})
@@ -105,6 +121,14 @@ func (c *Client) save() {
 			f.Identities = append(f.Identities, x)
 		case *desired.Namespace:
 			f.Namespaces = append(f.Namespaces, x)
+		case *desired.Peer:
+			f.Peers = append(f.Peers, x)
+		case *desired.Selector:
+			f.Selectors = append(f.Selectors, x)
+		case *desired.Policy:
+			f.Policies = append(f.Policies, x)
+		case *desired.Subject:
+			f.Subjects = append(f.Subjects, x)
 		case *desired.Endpoint:
 			f.Endpoints = append(f.Endpoints, x)
 		case *desired.Service:

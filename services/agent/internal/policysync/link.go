@@ -28,6 +28,7 @@ type link struct {
 	revision uint64                   // the latest
 	acked    uint64
 	complete bool
+	refused  map[desired.Key]string // as the replica knows it
 
 	// Owned by client.mu.
 	open   bool
@@ -44,6 +45,7 @@ func newLink(c *Client, address string) *link {
 func (l *link) reset() {
 	l.view, l.touched = desired.NewStore(), map[desired.Key]struct{}{}
 	l.revision, l.acked, l.complete = 0, 0, false
+	l.refused = map[desired.Key]string{}
 }
 
 // take notes what the replica says.
@@ -71,9 +73,36 @@ func (l *link) acknowledge(state *desired.Store) {
 		delete(l.touched, k)
 	}
 	l.acked = l.revision
+	l.tellRefusals(l.revision)
 	l.client.mu.Lock()
 	defer l.client.mu.Unlock()
 	l.queueLocked(&policyv1.SyncRequest{Message: &policyv1.SyncRequest_Ack{Ack: l.revision}})
+}
+
+// tellRefusals tells the replica what has changed of that which is not in force.
+func (l *link) tellRefusals(revision uint64) {
+	if l.client.cfg.Refusals == nil {
+		return
+	}
+	now := l.client.cfg.Refusals()
+	tell := func(k desired.Key, reason string) {
+		l.client.mu.Lock()
+		defer l.client.mu.Unlock()
+		l.queueLocked(&policyv1.SyncRequest{Message: &policyv1.SyncRequest_Refusal{Refusal: &policyv1.Refusal{Revision: revision,
+			Resource: &policyv1.ResourceKey{Kind: wireKind(k.Kind), Key: k.Name}, Error: reason}}})
+	}
+	for k, reason := range now {
+		if l.refused[k] != reason {
+			l.refused[k] = reason
+			tell(k, reason)
+		}
+	}
+	for k := range l.refused {
+		if _, still := now[k]; !still {
+			delete(l.refused, k)
+			tell(k, "")
+		}
+	}
 }
 
 // queueLocked queues a message for the open stream. Without one there is no need to: a new stream begins with every registration, and endpoints

@@ -41,6 +41,8 @@ type Config struct {
 	StateFile string
 	Store     *desired.Store
 	Sink      Sink
+	// Refusals, if set, returns what of the state is not in force, and why. It must not call the client.
+	Refusals func() map[desired.Key]string
 	// Changed, if set, is called when Status changes. It must not call the client.
 	Changed func(Status)
 	Now     func() time.Time
@@ -189,14 +191,20 @@ func (c *Client) spread(l *link, s *policyv1.Spread) {
 
 // update takes a message of a stream into its view and, if the stream leads, into the state.
 func (c *Client) update(l *link, u *policyv1.Update) error {
+	c.applying.Lock()
+	defer c.applying.Unlock()
 	upserts, removals, err := convert(u)
+	changed, lost := changedSelectors(u.GetSelectorChanges(), upserts, l.view)
+	if lost != nil {
+		// Whoever is in that set is not known any more: the next stream says it all again.
+		return lost
+	}
+	upserts = append(upserts, changed...)
 	if err != nil {
 		// A resource that cannot be read is left out and counted; it must not keep the others away.
 		c.log.Error("policy service sent what cannot be read", "replica", l.address, "error", err)
 		c.setStatus(func(s *Status) { s.Rejected++ })
 	}
-	c.applying.Lock()
-	defer c.applying.Unlock()
 	l.take(u.GetRevision(), upserts, removals)
 	switch c.lead {
 	case nil:
@@ -311,4 +319,42 @@ func convert(u *policyv1.Update) ([]desired.Upsert, []desired.Key, error) {
 		removals = append(removals, key)
 	}
 	return upserts, removals, errors.Join(errs...)
+}
+
+// changedSelectors makes whole selectors of changes. Upserts of the same update come first.
+func changedSelectors(changes []*policyv1.SelectorChange, upserts []desired.Upsert, view *desired.Store) ([]desired.Upsert, error) {
+	var out []desired.Upsert
+	pending := map[string]*desired.Selector{}
+	if len(changes) > 0 {
+		for _, u := range upserts {
+			if s, ok := u.Resource.(*desired.Selector); ok {
+				pending[s.Key] = s
+			}
+		}
+	}
+	for _, x := range changes {
+		key := desired.Key{Kind: desired.KindSelector, Name: x.GetKey()}
+		old := pending[x.GetKey()]
+		if old == nil {
+			old, _ = view.Get(key).(*desired.Selector)
+		}
+		if old == nil {
+			return nil, fmt.Errorf("policy service changed selector %q, which it has not sent", x.GetKey())
+		}
+		s := old.Change(x.GetJoined(), x.GetLeft())
+		pending[s.Key] = s
+		out = append(out, desired.Upsert{Key: key, Resource: s})
+	}
+	return out, nil
+}
+
+// RefusalsChanged tells the replicas what is not in force any more, or again.
+func (c *Client) RefusalsChanged() {
+	c.applying.Lock()
+	defer c.applying.Unlock()
+	for _, l := range c.links {
+		if l.acked != 0 {
+			l.tellRefusals(l.acked)
+		}
+	}
 }

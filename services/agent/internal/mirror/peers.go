@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mirror
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/weirmesh/weir/bpf/datapath"
+	"github.com/weirmesh/weir/services/agent/internal/desired"
+)
+
+const labelAPIServer = "reserved:kube-apiserver"
+
+// applyPeer claims the prefixes of a peer that policies name.
+func (m *Mirror) applyPeer(c desired.Change) {
+	if old := m.peers[c.Key.Name]; old != nil {
+		for _, p := range old.Prefixes {
+			m.claims.unset("peer/"+old.Key, p)
+		}
+		delete(m.peers, old.Key)
+	}
+	p, ok := c.New.(*desired.Peer)
+	if !ok {
+		return
+	}
+	m.peers[p.Key] = p
+	m.claimPeer(p)
+}
+
+func (m *Mirror) claimPeer(p *desired.Peer) {
+	owner := "peer/" + p.Key
+	entry, prefix := m.entryOf(p)
+	for _, x := range p.Prefixes {
+		if prefix {
+			// What is in a pod CIDR is of the cluster, known or not.
+			if m.inCluster(x) {
+				m.claims.unset(owner, x)
+				continue
+			}
+			m.claims.set(owner, rankPrefix, x, entry)
+			continue
+		}
+		e := entry
+		if e.Identity != identityHost {
+			if own := m.nodes[m.cfg.Node]; own != nil && slices.Contains(own.Addresses, x.Addr()) {
+				continue // to itself the node is the host
+			}
+			e.NodeAddr = x.Addr()
+		}
+		m.claims.set(owner, rankPeer, x, e)
+	}
+}
+
+// entryOf is what a peer's prefixes get. A node by its labels keeps its identity; only policies know it by its number. prefix: the peer is a prefix outside of
+// the cluster.
+func (m *Mirror) entryOf(p *desired.Peer) (entry datapath.IPCacheEntry, prefix bool) {
+	switch {
+	case strings.HasPrefix(p.Key, "cidr:"):
+		return datapath.IPCacheEntry{Identity: m.peerNumber(p.Key)}, true
+	case strings.HasPrefix(p.Key, "node:"):
+		entry.Identity, entry.Peer = identityRemoteNode, m.peerNumber(p.Key)
+		if slices.Contains(p.Labels, labelAPIServer) {
+			entry.Identity = identityAPIServer
+		}
+		return entry, false
+	}
+	text, _, variant := strings.Cut(p.Key, "/")
+	if n, err := strconv.ParseUint(text, 10, 32); err == nil {
+		entry.Identity = uint32(n)
+	}
+	if variant {
+		entry.Peer = m.peerNumber(p.Key)
+	}
+	return entry, false
+}
+
+// claimPrefixes claims all peers anew: it depends on the nodes who is in the cluster.
+func (m *Mirror) claimPrefixes() {
+	for _, p := range m.peers {
+		m.claimPeer(p)
+	}
+}
+
+func (m *Mirror) inCluster(p netip.Prefix) bool {
+	for _, n := range m.nodes {
+		for _, c := range n.PodCIDRs {
+			if c.Bits() <= p.Bits() && c.Contains(p.Addr()) {
+				return true
+			}
+		}
+	}
+	return false
+}

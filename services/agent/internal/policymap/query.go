@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policymap
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/weirmesh/weir/bpf/datapath"
+	"github.com/weirmesh/weir/services/agent/internal/desired"
+)
+
+// ErrUnknown says that a name is of nobody here.
+var ErrUnknown = errors.New("not known")
+
+// Answer is what the kernel decides for a packet.
+type Answer struct {
+	Policy  uint32 // 0 = not enforced
+	Key     string
+	Audit   bool
+	Peer    uint32
+	PeerRow bool
+	Verdict datapath.PolicyVerdict
+	Rule    uint32
+	Rules   []desired.PolicyRule
+}
+
+// Lookup asks the kernel's maps what an endpoint's policy decides for a peer.
+func (e *Engine) Lookup(id uint16, d desired.Direction, peer uint32, proto uint8, port uint16) (Answer, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	f := e.force[id]
+	a := Answer{Policy: f.Ingress, Audit: f.IngressAudit, Peer: peer}
+	if d == desired.Egress {
+		a.Policy, a.Audit = f.Egress, f.EgressAudit
+	}
+	if a.Policy == 0 {
+		a.Verdict = datapath.PolicyAllow
+		return a, nil
+	}
+	a.Key = e.keyOf(a.Policy)
+	var err error
+	a.Verdict, a.Rule, a.PeerRow, err = e.cfg.Maps.Lookup(a.Policy, peer, proto, port)
+	a.Rules = e.numbers.lists[a.Rule].rules
+	return a, err
+}
+
+// Peer finds the number of a peer by its name.
+func (e *Engine) Peer(name string) (uint32, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if n, ok := e.numbers.peer(name); ok {
+		return n, nil
+	}
+	return 0, fmt.Errorf("peer %q: %w", name, ErrUnknown)
+}
+
+func (e *Engine) keyOf(number uint32) string {
+	for _, p := range e.policies {
+		if p.number == number {
+			return p.key()
+		}
+	}
+	return ""
+}
+
+// Enforced returns what holds for an endpoint.
+func (e *Engine) Enforced(id uint16) datapath.EndpointPolicy {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.force[id]
+}
+
+// DumpRow is a row of the kernel with names.
+type DumpRow struct {
+	datapath.PolicyRow
+	Key       string
+	Direction desired.Direction
+	Endpoints []uint16
+	PeerName  string
+}
+
+// Dump lists the kernel's rows, sorted by policy and peer; id 0 = of all policies.
+func (e *Engine) Dump(id uint16) ([]DumpRow, error) {
+	rows, err := e.cfg.Maps.List()
+	if err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	names := map[uint32]string{}
+	for name, n := range e.numbers.peers {
+		names[n] = name
+	}
+	type use struct {
+		direction desired.Direction
+		endpoints []uint16
+	}
+	uses := map[uint32]*use{}
+	note := func(policy uint32, id uint16, d desired.Direction) {
+		if policy == 0 {
+			return
+		}
+		if uses[policy] == nil {
+			uses[policy] = &use{direction: d}
+		}
+		if !slices.Contains(uses[policy].endpoints, id) {
+			uses[policy].endpoints = append(uses[policy].endpoints, id)
+		}
+	}
+	for id, f := range e.force {
+		note(f.Ingress, id, desired.Ingress)
+		note(f.Egress, id, desired.Egress)
+	}
+	keys := map[uint32]*policy{}
+	for _, p := range e.policies {
+		keys[p.number] = p
+	}
+	want := e.force[id]
+	var out []DumpRow
+	for _, r := range rows {
+		if id != 0 && r.Policy != want.Ingress && r.Policy != want.Egress {
+			continue
+		}
+		d := DumpRow{PolicyRow: r}
+		if u := uses[r.Policy]; u != nil {
+			d.Direction, d.Endpoints = u.direction, u.endpoints
+			slices.Sort(d.Endpoints)
+		}
+		if p := keys[r.Policy]; p != nil {
+			d.Key, d.Direction = p.key(), p.desired.Direction
+		}
+		switch first, ok := kindOf(r.Peer); {
+		case ok && first != 0:
+			d.PeerName = names[r.Peer]
+		case r.Peer != 0:
+			d.PeerName = fmt.Sprint(r.Peer)
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}
+
+// Rules returns the rules of a number.
+func (e *Engine) Rules(number uint32) []desired.PolicyRule {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.numbers.lists[number].rules
+}
+
+// Stats counts.
+type Stats struct {
+	Policies, Selectors, Refused, Enforced int
+	Usage                                  []datapath.MapUsage
+}
+
+// Stats returns the counts of now.
+func (e *Engine) Stats() Stats {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return Stats{Policies: len(e.policies), Selectors: len(e.selectors), Refused: len(e.refusals), Enforced: len(e.force), Usage: e.cfg.Maps.Usage()}
+}

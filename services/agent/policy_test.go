@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent_test
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	flowpb "github.com/weirmesh/weir/gen/flow"
+	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
+	"github.com/weirmesh/weir/services/agent/internal/testns"
+)
+
+// lockDown is a policy by which identity 300 reaches port 8080 of its subject, and nobody anything else.
+func lockDown() []*policyv1.Resource {
+	rule := &policyv1.PolicyRule{Kind: "CiliumNetworkPolicy", Namespace: "default", Name: "lock-down", List: "ingress", Log: "seen",
+		Labels: []string{"k8s:io.cilium.k8s.policy.name=lock-down"}}
+	return []*policyv1.Resource{
+		{Resource: &policyv1.Resource_Selector{Selector: &policyv1.Selector{Key: "app=test", Members: []string{"300"}}}},
+		{Resource: &policyv1.Resource_Policy{Policy: &policyv1.Policy{Key: "p1", Direction: policyv1.Direction_DIRECTION_INGRESS, Selectors: []string{"app=test"},
+			Rules: []*policyv1.PolicyRule{rule},
+			Classes: []*policyv1.PolicyClass{{}, {Selectors: []uint32{0}, Ranges: []*policyv1.PolicyRange{
+				{Protocol: 6, First: 8080, Last: 8080, Verdict: policyv1.Verdict_VERDICT_ALLOW, Rules: []uint32{0}},
+				{Protocol: 6, First: 8081, Last: 8081, Verdict: policyv1.Verdict_VERDICT_DENY, Rules: []uint32{0}}}}}}}},
+		{Resource: &policyv1.Resource_Subject{Subject: &policyv1.Subject{Key: "uid-b", Ingress: "p1"}}},
+	}
+}
+
+// listen serves TCP ports in a pod until the test ends.
+func (c *cluster) listen(pod string, ports ...string) {
+	c.t.Helper()
+	err := c.pods[pod].Do(func() error {
+		for _, port := range ports {
+			ln, err := net.Listen("tcp", net.JoinHostPort(c.address[pod], port))
+			if err != nil {
+				return err
+			}
+			c.t.Cleanup(func() { ln.Close() })
+		}
+		return nil
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// connects says whether a TCP connection to a pod's port comes about. A pod that drops the first SYN is told apart from one that answers late by the
+// retransmissions in between.
+func (c *cluster) connects(from, to, port string) bool {
+	c.t.Helper()
+	var open bool
+	err := c.pods[from].Do(func() error {
+		conn, err := net.DialTimeout("tcp", net.JoinHostPort(c.address[to], port), 2500*time.Millisecond)
+		if err == nil {
+			open = true
+			return conn.Close()
+		}
+		var timeout net.Error
+		if errors.As(err, &timeout) && timeout.Timeout() {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return open
+}
+
+// A policy comes over the wire, is in the kernel when it is acknowledged, decides, and is named by the flows. A new agent changes nothing of that.
+func TestPolicyFromWireToFlow(t *testing.T) {
+	testns.Do(t, func() {
+		c := newCluster(t)
+		c.start()
+		c.plug("a")
+		c.plug("b")
+		c.listen("b", "8080", "8081", "8082")
+		if !c.connects("a", "b", "8082") {
+			t.Error("without a policy port 8082 is closed")
+		}
+		c.central.push(t, lockDown()...)
+		check := func(when string) {
+			t.Helper()
+			for port, want := range map[string]bool{"8080": true, "8081": false, "8082": false} {
+				if c.connects("a", "b", port) != want {
+					t.Errorf("%s: port %s: want open = %v", when, port, want)
+				}
+			}
+		}
+		check("policy")
+		want := map[string]bool{}
+		c.central.until(t, "flows that name the policy", func(a account) bool {
+			for _, f := range a.decided {
+				want[describe(f)] = true
+			}
+			return want["verdict 8080 FORWARDED L3-L4 lock-down"] && want["verdict 8081 DROPPED L3-L4 lock-down"] && want["verdict 8082 DROPPED none"] &&
+				want["drop 8081 POLICY_DENY lock-down"] && want["drop 8082 POLICY_DENIED"]
+		})
+		c.kill()
+		check("no agent")
+		c.start()
+		check("a new agent")
+		c.kill()
+	})
+}
+
+// describe says what a flow tells of a policy.
+func describe(f *flowpb.Flow) string {
+	matches := []string{"none", "L3-Only", "L3-L4", "L4-Only", "all", "L3-Proto", "Proto-Only"}
+	port := f.GetL4().GetTCP().GetDestinationPort()
+	words := []string{"drop", fmt.Sprint(port), f.DropReasonDesc.String()}
+	if f.EventType.Type == 5 {
+		words = []string{"verdict", fmt.Sprint(port), f.Verdict.String(), matches[f.PolicyMatchType]}
+	}
+	for _, p := range slices.Concat(f.IngressAllowedBy, f.IngressDeniedBy) {
+		words = append(words, p.Name)
+	}
+	return strings.Join(words, " ")
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/weirmesh/weir/bpf/datapath"
+	"github.com/weirmesh/weir/services/agent/internal/desired"
+	"github.com/weirmesh/weir/services/agent/internal/mirror"
+	"github.com/weirmesh/weir/services/agent/internal/policymap"
+)
+
+// sink takes the desired state into the kernel in the one order that leaves no gap: policies know a peer before an address names it, and forget it
+// after.
+type sink struct {
+	policies *policymap.Engine
+	mirror   *mirror.Mirror
+}
+
+// Apply implements policysync.Sink.
+func (s sink) Apply(changes []desired.Change, quiet bool) error {
+	if err := s.policies.Prepare(changes, quiet); err != nil {
+		// Addresses that policies do not know yet must not be named.
+		return fmt.Errorf("write policies: %w", err)
+	}
+	err := s.mirror.Apply(changes, quiet)
+	if s.mirror.TakeChanged() {
+		err = errors.Join(err, s.policies.AddressesChanged())
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.policies.Finish(); err != nil {
+		return fmt.Errorf("remove policies: %w", err)
+	}
+	return nil
+}
+
+// Prune implements policysync.Sink.
+func (s sink) Prune() error {
+	if err := s.policies.Prune(); err != nil {
+		return fmt.Errorf("write policies: %w", err)
+	}
+	err := s.mirror.Prune()
+	if s.mirror.TakeChanged() {
+		err = errors.Join(err, s.policies.AddressesChanged())
+	}
+	return err
+}
+
+// adopt takes over what an earlier agent has left in the maps.
+func (n *node) adopt() error {
+	rows, err := n.datapath.IPCache().List()
+	if err != nil {
+		return err
+	}
+	n.policies.RecoverPeers(rows)
+	if err := n.mirror.Adopt(); err != nil {
+		return err
+	}
+	return n.policies.Adopt(policymap.HostKey, datapath.HostEndpoint)
+}
