@@ -9,7 +9,10 @@ import (
 	"net"
 	"net/netip"
 	"regexp"
+	"slices"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
 )
 
 // Config says what lab to build.
@@ -17,7 +20,7 @@ type Config struct {
 	// Name tells labs of one machine apart; default "default". It is part of names of namespaces and folders: lower-case letters and
 	// digits, so that no lab's names are the beginning of another's.
 	Name string
-	// Nodes is how many nodes the lab has, node1 and so on; default 2.
+	// Nodes is how many nodes the lab has, node1 and so on; default 0: exactly those that the manifests have, or 2 when they have none.
 	Nodes int
 	// Manifests are files and folders of Kubernetes manifests, which the lab follows; default none.
 	Manifests []string
@@ -33,10 +36,14 @@ type Config struct {
 	Self string
 	// MTU of the fabric; default 1500.
 	MTU int
+	// Families are the address families of nodes, pods and services, the first one preferred; default IPv4 and IPv6.
+	Families []corev1.IPFamily
+	// ClusterName is what Weir's parts call the cluster; default "default".
+	ClusterName string
 	// AgentArgs are further arguments of the agents; "node1:--flag" is for one node only.
 	AgentArgs []string
-	// RelayArgs and ObserverArgs are further arguments of those services; they need Separate.
-	RelayArgs, ObserverArgs []string
+	// PolicyArgs and so on are further arguments of those services. Relay and observer need Separate for theirs.
+	PolicyArgs, IdentityArgs, RelayArgs, ObserverArgs []string
 	// LogLevel of Weir's parts; default info.
 	LogLevel string
 	// Timeout bounds the start: until Weir's parts are ready, and then until the pods are; default 60 s.
@@ -51,8 +58,9 @@ type Config struct {
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
 	return Config{
-		Name: "default", Nodes: 2, ObserverListen: "127.0.0.1:4245", Policies: 1, Brokers: 1, Relays: 1,
-		MTU: 1500, LogLevel: "info", Timeout: time.Minute, Output: io.Discard,
+		Name: "default", ObserverListen: "127.0.0.1:4245", Policies: 1, Brokers: 1, Relays: 1, ClusterName: "default",
+		Families: []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol},
+		MTU:      1500, LogLevel: "info", Timeout: time.Minute, Output: io.Discard,
 	}
 }
 
@@ -75,8 +83,12 @@ const (
 // Validate reports all faults joined.
 func (c *Config) Validate() error {
 	errs := []error{CheckName(c.Name)}
-	if c.Nodes < 1 || c.Nodes > maxNodes {
+	if c.Nodes < 0 || c.Nodes > maxNodes {
 		errs = append(errs, fmt.Errorf("nodes: expected 1 to %d, got %d", maxNodes, c.Nodes))
+	}
+	errs = append(errs, checkFamilies(c.Families))
+	if c.ClusterName == "" {
+		errs = append(errs, errors.New("cluster-name is empty"))
 	}
 	host, _, err := net.SplitHostPort(c.ObserverListen)
 	if err != nil {
@@ -108,4 +120,16 @@ func (c *Config) Validate() error {
 		errs = append(errs, errors.New("timeout: expected more than 0"))
 	}
 	return errors.Join(errs...)
+}
+
+func checkFamilies(families []corev1.IPFamily) error {
+	for i, family := range families {
+		if family != corev1.IPv4Protocol && family != corev1.IPv6Protocol || slices.Contains(families[:i], family) {
+			return fmt.Errorf("ip-families: expected IPv4, IPv6 or both, got %v", families)
+		}
+	}
+	if len(families) == 0 {
+		return errors.New("ip-families: expected IPv4, IPv6 or both, got nothing")
+	}
+	return nil
 }

@@ -56,18 +56,16 @@ func New(config Config, log *slog.Logger) (*Lab, error) {
 		return nil, err
 	}
 	l := &Lab{config: config, log: log, started: time.Now()}
-	for n := range config.Nodes {
-		l.nodes = append(l.nodes, nodeConfig(n+1))
-	}
 	var err error
 	if l.items, err = folder.Read(config.Manifests); err != nil {
 		return nil, err
 	}
-	if err := l.adoptNodes(); err != nil {
+	if err := l.planNodes(); err != nil {
 		return nil, err
 	}
 	l.cluster = cluster.New(cluster.Config{
-		Nodes: l.nodes, ServiceV4: serviceV4, ServiceV6: serviceV6, DNSV4: dnsV4, DNSV6: dnsV6, Reserved: reservedNames, Now: time.Now,
+		Name: config.ClusterName, Nodes: l.nodes, Families: config.Families, ServiceV4: serviceV4, ServiceV6: serviceV6, BalancerV4: balancerV4, BalancerV6: balancerV6,
+		DNSV4: dnsV4, DNSV6: dnsV6, Reserved: reservedNames, Now: time.Now,
 	})
 	if _, err := l.cluster.Apply(l.items); err != nil {
 		return nil, err
@@ -146,6 +144,7 @@ func (l *Lab) run(ctx context.Context, ready func()) error {
 		group.Go(func() error { return s(groupCtx) })
 	}
 	group.Go(func() error { return zoneWriter.Run(groupCtx) })
+	group.Go(func() error { return l.newRouter().Run(groupCtx) })
 	group.Go(func() error { return l.start(groupCtx, partsCtx, group, ready) })
 	err = group.Wait()
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
@@ -223,6 +222,9 @@ func (l *Lab) zonePath() string        { return l.runPath("dns/" + zone.Domain +
 // partsCgroup holds Weir's own processes, which no pod's rules concern. No node can have this name.
 func (l *Lab) partsCgroup() string { return filepath.Join(l.cgroupRoot(), "_weir") }
 
+// nodeCgroup holds what is run on a node itself, beside its pods'. No pod's folder can have this name.
+func (l *Lab) nodeCgroup(node string) string { return filepath.Join(l.cgroupRoot(), node, "_node") }
+
 func (l *Lab) makeFolders() error {
 	if l.machine.MountBPFFS {
 		if err := l.ledger.Add(ledger.Mount, preflight.BPFFS); err != nil {
@@ -248,7 +250,7 @@ func (l *Lab) makeFolders() error {
 	}
 	folders := []string{l.partsCgroup(), l.bpfRoot(), l.stateDir(), l.runPath("logs"), l.runPath("dns"), l.runPath("tls")}
 	for _, node := range l.nodes {
-		folders = append(folders, filepath.Join(l.cgroupRoot(), node.Name), filepath.Join(l.bpfRoot(), node.Name),
+		folders = append(folders, l.nodeCgroup(node.Name), filepath.Join(l.bpfRoot(), node.Name),
 			filepath.Join(l.stateDir(), "nodes", node.Name), l.runPath("nodes/"+node.Name))
 	}
 	for _, path := range folders {
@@ -300,25 +302,28 @@ func (l *Lab) makeNetwork() error {
 	if err := l.joinCentral(); err != nil {
 		return err
 	}
-	for _, node := range l.nodes {
-		if err := l.joinNode(node); err != nil {
+	for i := range l.nodes {
+		if err := l.joinNode(i); err != nil {
 			return err
 		}
 	}
-	return nil
+	// The fabric forwards what nobody else knows.
+	return fabric.SetRoutes(l.config.fabricNetns(), fabric.Bridge, l.toNodes(cluster.NodeConfig{}, nil))
 }
 
 func (l *Lab) runnerConfig() pod.Config {
 	nodes := map[string]pod.Node{}
 	for _, node := range l.nodes {
-		nodes[node.Name] = pod.Node{Netns: netns.Path(l.config.nodeNetns(node.Name)), Addresses: node.Addresses, Plugin: l.plugin(node.Name)}
+		nodes[node.Name] = pod.Node{
+			Netns: netns.Path(l.config.nodeNetns(node.Name)), Cgroup: l.nodeCgroup(node.Name), Addresses: node.Addresses, Plugin: l.plugin(node.Name),
+		}
 	}
 	return pod.Config{
 		Lab: l.config.Name, Self: l.config.Self,
 		Path:   l.config.BinDir + ":" + containerPath(),
 		Env:    []string{"WEIR_LAB=" + l.config.Name, "WEIR_LAB_ZONE=" + l.zonePath()},
 		Dir:    RunDir(l.config.Name),
-		Cgroup: l.cgroupRoot(), DNS: dnsV4, Nodes: nodes, Outside: &outside{lab: l},
+		Cgroup: l.cgroupRoot(), DNS: l.config.dns(), Nodes: nodes, Outside: &outside{lab: l},
 		Cluster: l.cluster, Ledger: l.ledger, Log: l.log.With("component", "pods"),
 	}
 }

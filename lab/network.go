@@ -9,12 +9,9 @@ import (
 	"path/filepath"
 	"slices"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"github.com/weirmesh/weir/lab/internal/cluster"
 	"github.com/weirmesh/weir/lab/internal/cni"
 	"github.com/weirmesh/weir/lab/internal/fabric"
-	"github.com/weirmesh/weir/lab/internal/manifest"
 	"github.com/weirmesh/weir/lab/internal/netns"
 )
 
@@ -31,76 +28,7 @@ func byDefault() []fabric.Route {
 	}
 }
 
-// adoptNodes lets Node manifests say which addresses and pod CIDRs the nodes have.
-func (l *Lab) adoptNodes() error {
-	var errs []error
-	for _, item := range l.items {
-		node, ok := item.Object.(*corev1.Node)
-		if !ok {
-			continue
-		}
-		fault := func(field, format string, args ...any) {
-			errs = append(errs, manifest.Fault{File: item.File, Line: item.Line, Field: field, Expected: fmt.Sprintf(format, args...)})
-		}
-		i := slices.IndexFunc(l.nodes, func(n cluster.NodeConfig) bool { return n.Name == node.Name })
-		if i < 0 {
-			fault("metadata.name", "%s is not a node of this lab, which has node1 to node%d", node.Name, len(l.nodes))
-			continue
-		}
-		var addresses []netip.Addr
-		for _, a := range node.Status.Addresses {
-			if a.Type != corev1.NodeInternalIP {
-				continue
-			}
-			address, err := netip.ParseAddr(a.Address)
-			if err != nil || !fabricV4.Masked().Contains(address) && !fabricV6.Masked().Contains(address) {
-				fault("status.addresses", "expected an address of the fabric, %s or %s, got %s", fabricV4.Masked(), fabricV6.Masked(), a.Address)
-				continue
-			}
-			addresses = append(addresses, address)
-		}
-		if len(addresses) > 0 {
-			l.nodes[i].Addresses = addresses
-		}
-		var cidrs []netip.Prefix
-		for _, text := range node.Spec.PodCIDRs {
-			if cidr, err := netip.ParsePrefix(text); err == nil {
-				cidrs = append(cidrs, cidr)
-			}
-		}
-		if len(cidrs) > 0 {
-			l.nodes[i].PodCIDRs = cidrs
-		}
-	}
-	return errors.Join(append(errs, l.checkNodes())...)
-}
-
-// checkNodes reports addresses and CIDRs that two would have.
-func (l *Lab) checkNodes() error {
-	owners := map[netip.Addr]string{fabricV4.Addr(): "the fabric", fabricV6.Addr(): "the fabric"}
-	for n := range maxReplicas {
-		owners[centralAddress(n+1)], owners[centralAddress6(n+1)] = "the central services", "the central services"
-	}
-	var errs []error
-	for i, node := range l.nodes {
-		for _, address := range node.Addresses {
-			if owner, taken := owners[address]; taken {
-				errs = append(errs, fmt.Errorf("node %s: address %s belongs to %s", node.Name, address, owner))
-			}
-			owners[address] = node.Name
-		}
-		for _, other := range l.nodes[:i] {
-			for _, cidr := range node.PodCIDRs {
-				if slices.ContainsFunc(other.PodCIDRs, cidr.Overlaps) {
-					errs = append(errs, fmt.Errorf("node %s: pod CIDR %s overlaps with one of %s", node.Name, cidr, other.Name))
-				}
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// joinCentral plugs the central services in: an address for each possible replica.
+// joinCentral plugs the central services in: an address for each possible replica, and a link that nodes' own processes alone take.
 func (l *Lab) joinCentral() error {
 	name := l.config.centralNetns()
 	if err := fabric.Prepare(name, false); err != nil {
@@ -110,30 +38,95 @@ func (l *Lab) joinCentral() error {
 	for n := range maxReplicas {
 		addresses = append(addresses, netip.PrefixFrom(centralAddress(n+1), fabricV4.Bits()), netip.PrefixFrom(centralAddress6(n+1), fabricV6.Bits()))
 	}
-	if err := l.fabric.Join(name, addresses); err != nil {
-		return err
-	}
-	return fabric.SetRoutes(name, fabric.Uplink, byDefault())
+	return errors.Join(
+		l.fabric.Join(name, addresses),
+		l.fabric.JoinManagement(name, managementAddresses(0)),
+		fabric.SetRoutes(name, fabric.Uplink, append(byDefault(), l.toNodes(cluster.NodeConfig{}, nil)...)),
+	)
 }
 
-// joinNode plugs a node in. What pods need on it is the agent's.
-func (l *Lab) joinNode(node cluster.NodeConfig) error {
+// managementTable is the routing table that a node's own processes look at first.
+const managementTable = 77
+
+// joinNode plugs node i in. What pods need on it is the agent's. Its agent reaches the central services by a link of its own: a policy for
+// the node's uplink must not cut off who brings the policy.
+func (l *Lab) joinNode(i int) error {
+	node := l.nodes[i]
 	name := l.config.nodeNetns(node.Name)
 	if err := fabric.Prepare(name, true); err != nil {
 		return err
 	}
 	var addresses []netip.Prefix
 	for _, address := range node.Addresses {
-		bits := fabricV4.Bits()
-		if address.Is6() {
-			bits = fabricV6.Bits()
-		}
-		addresses = append(addresses, netip.PrefixFrom(address, bits))
+		addresses = append(addresses, onFabric(address))
 	}
-	if err := l.fabric.Join(name, addresses); err != nil {
+	if err := errors.Join(l.fabric.Join(name, addresses), l.fabric.JoinManagement(name, managementAddresses(i+1))); err != nil {
 		return err
 	}
-	return fabric.SetRoutes(name, fabric.Uplink, byDefault())
+	routes := append(byDefault(), l.toNodes(node, addresses)...)
+	var central []fabric.Route
+	own, there := managementAddresses(i+1), managementAddresses(0)
+	for n := range maxReplicas {
+		central = append(central,
+			fabric.Route{To: single(centralAddress(n + 1)), Via: []netip.Addr{there[0].Addr()}, Source: own[0].Addr(), Table: managementTable},
+			fabric.Route{To: single(centralAddress6(n + 1)), Via: []netip.Addr{there[1].Addr()}, Source: own[1].Addr(), Table: managementTable})
+	}
+	return errors.Join(
+		fabric.SetRoutes(name, fabric.Uplink, ofFamilies(routes, addresses)),
+		fabric.SetRoutes(name, fabric.Management, central),
+		fabric.OwnTraffic(name, managementTable),
+	)
+}
+
+// managementAddresses are those of node n (from 1) on the management link, or of the central services (0).
+func managementAddresses(n int) []netip.Prefix {
+	return []netip.Prefix{
+		netip.PrefixFrom(netip.AddrFrom4([4]byte{169, 254, 77, byte(1 + n)}), 24),
+		netip.PrefixFrom(netip.MustParseAddr(fmt.Sprintf("fd4d:474d::%x", 1+n)), 64),
+	}
+}
+
+// onFabric gives an address the length of the fabric's subnet, when it is of that, else none.
+func onFabric(address netip.Addr) netip.Prefix {
+	for _, subnet := range []netip.Prefix{fabricV4, fabricV6} {
+		if subnet.Masked().Contains(address) {
+			return netip.PrefixFrom(address, subnet.Bits())
+		}
+	}
+	return single(address)
+}
+
+func single(address netip.Addr) netip.Prefix { return netip.PrefixFrom(address, address.BitLen()) }
+
+// toNodes are the ways of a member to what is on the link without being of a subnet that it has itself: nodes with addresses of their own,
+// and, for such a node, the fabric. own are the member's addresses.
+func (l *Lab) toNodes(member cluster.NodeConfig, own []netip.Prefix) []fabric.Route {
+	var routes []fabric.Route
+	for _, subnet := range []netip.Prefix{fabricV4, fabricV6} {
+		source, has := netip.Addr{}, false
+		for _, prefix := range own {
+			if prefix.Addr().Is4() == subnet.Addr().Is4() {
+				has = has || prefix.Bits() == subnet.Bits()
+				if !source.IsValid() {
+					source = prefix.Addr()
+				}
+			}
+		}
+		if source.IsValid() && !has {
+			routes = append(routes, fabric.Route{To: subnet.Masked(), Source: source})
+		}
+	}
+	for _, node := range l.nodes {
+		if node.Name == member.Name {
+			continue
+		}
+		for _, address := range node.Addresses {
+			if onFabric(address).IsSingleIP() {
+				routes = append(routes, fabric.Route{To: single(address)})
+			}
+		}
+	}
+	return routes
 }
 
 func (l *Lab) plugin(node string) cni.Plugin {
@@ -151,7 +144,7 @@ func (o *outside) Join(namespace string, addresses []netip.Prefix) error {
 	if err := o.lab.fabric.Join(namespace, addresses); err != nil {
 		return err
 	}
-	routes := []fabric.Route{{To: fabricV4.Masked()}, {To: fabricV6.Masked()}}
+	routes := append([]fabric.Route{{To: fabricV4.Masked()}, {To: fabricV6.Masked()}}, o.lab.toNodes(cluster.NodeConfig{}, nil)...)
 	var via4, via6 []netip.Addr
 	for _, node := range o.lab.nodes {
 		gateway4, gateway6 := first(node.Addresses, netip.Addr.Is4), first(node.Addresses, netip.Addr.Is6)
@@ -210,7 +203,7 @@ func (o *outside) Leave(addresses []netip.Prefix) error {
 func onLink(addresses []netip.Prefix) []fabric.Route {
 	var routes []fabric.Route
 	for _, prefix := range addresses {
-		routes = append(routes, fabric.Route{To: netip.PrefixFrom(prefix.Addr(), prefix.Addr().BitLen())})
+		routes = append(routes, fabric.Route{To: single(prefix.Addr())})
 	}
 	return routes
 }

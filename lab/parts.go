@@ -68,17 +68,17 @@ func replicaName(service string, n int) string {
 	return service + "-" + strconv.Itoa(n)
 }
 
-func addresses(n, port int) string {
+func (c *Config) addresses(n, port int) string {
 	var all []string
 	for i := range n {
-		all = append(all, hostPort(centralAddress(i+1), port))
+		all = append(all, hostPort(c.central(i+1), port))
 	}
 	return strings.Join(all, ",")
 }
 
-func natsURL() string { return "tls://" + hostPort(centralAddress(1), natsPort) }
+func (c *Config) natsURL() string { return "tls://" + hostPort(c.central(1), natsPort) }
 
-func sourceAddress() string { return hostPort(centralAddress(1), sourcePort) }
+func (c *Config) sourceAddress() string { return hostPort(c.central(1), sourcePort) }
 
 func (l *Lab) agentSocket(node string) string { return l.runPath("nodes/" + node + "/agent.sock") }
 
@@ -126,7 +126,7 @@ func (l *Lab) separate() ([]part.Definition, error) {
 		socket := l.runPath(name + ".sock")
 		args = append([]string{filepath.Join(l.config.BinDir, program)}, args...)
 		args = append(args, tlsArgs(files)...)
-		args = append(args, "--socket", socket, "--log-level", l.config.LogLevel)
+		args = append(args, "--socket", socket, "--log-level", l.config.LogLevel, "--cluster-name", l.config.ClusterName)
 		if program == "weir-lab" {
 			args[0] = l.config.Self
 		}
@@ -135,25 +135,25 @@ func (l *Lab) separate() ([]part.Definition, error) {
 	}
 	var errs []error
 	errs = append(errs, add("nats", "nats", "weir-lab", []string{
-		"nats", "--listen", hostPort(centralAddress(1), natsPort), "--store-dir", filepath.Join(l.stateDir(), "nats"),
+		"nats", "--listen", hostPort(l.config.central(1), natsPort), "--store-dir", filepath.Join(l.stateDir(), "nats"),
 	}))
 	for n := range l.config.Brokers {
-		errs = append(errs, add("identity", replicaName("identity", n+1), "weir-identity", []string{
-			"--listen", hostPort(centralAddress(n+1), identityPort), "--nats", natsURL(),
-		}))
+		errs = append(errs, add("identity", replicaName("identity", n+1), "weir-identity", append([]string{
+			"--listen", hostPort(l.config.central(n+1), identityPort), "--nats", l.config.natsURL(),
+		}, l.config.IdentityArgs...)))
 	}
 	for n := range l.config.Policies {
-		errs = append(errs, add("policy", replicaName("policy", n+1), "weir-policy", []string{
-			"--listen", hostPort(centralAddress(n+1), policyPort), "--source", sourceAddress(), "--identity", addresses(l.config.Brokers, identityPort),
-		}))
+		errs = append(errs, add("policy", replicaName("policy", n+1), "weir-policy", append([]string{
+			"--listen", hostPort(l.config.central(n+1), policyPort), "--source", l.config.sourceAddress(), "--identity", l.config.addresses(l.config.Brokers, identityPort),
+		}, l.config.PolicyArgs...)))
 	}
 	for n := range l.config.Relays {
 		errs = append(errs, add("relay", replicaName("relay", n+1), "weir-relay", append([]string{
-			"--listen", hostPort(centralAddress(n+1), relayPort), "--nats", natsURL(), "--instance", replicaName("relay", n+1),
+			"--listen", hostPort(l.config.central(n+1), relayPort), "--nats", l.config.natsURL(), "--instance", replicaName("relay", n+1),
 		}, l.config.RelayArgs...)))
 	}
 	errs = append(errs, add("observer", "observer", "weir-observer", append([]string{
-		"--listen-fd", strconv.Itoa(launch.SpecFD + 1), "--nats", natsURL(), "--instance", "observer",
+		"--listen-fd", strconv.Itoa(launch.SpecFD + 1), "--nats", l.config.natsURL(), "--instance", "observer",
 	}, l.config.ObserverArgs...)))
 	all[len(all)-1].Files = l.observerListener
 	return all, errors.Join(errs...)
@@ -182,10 +182,11 @@ func (l *Lab) agent(node cluster.NodeConfig) (part.Definition, error) {
 	socket := l.agentSocket(node.Name)
 	args := []string{
 		filepath.Join(l.config.BinDir, "weir-agent"), "--node", node.Name,
-		"--policy", addresses(l.config.Policies, policyPort), "--relay", addresses(l.config.Relays, relayPort),
+		"--policy", l.config.addresses(l.config.Policies, policyPort), "--relay", l.config.addresses(l.config.Relays, relayPort),
 		"--socket", socket, "--state-dir", filepath.Join(l.stateDir(), "nodes", node.Name),
 		"--bpffs", filepath.Join(l.bpfRoot(), node.Name), "--cgroup", filepath.Join(l.cgroupRoot(), node.Name),
 		"--uplink", "eth0", "--masquerade", "--log-level", l.config.LogLevel,
+		"--cluster-name", l.config.ClusterName,
 	}
 	args = append(args, tlsArgs(files)...)
 	for _, arg := range l.config.AgentArgs {

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
-	"strconv"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/weirmesh/weir/lab/internal/cluster"
 	"github.com/weirmesh/weir/lab/internal/preflight"
@@ -33,8 +35,11 @@ var (
 	fabricV6  = netip.MustParsePrefix("fd30::1/64")
 	serviceV4 = netip.MustParsePrefix("10.96.0.0/16")
 	serviceV6 = netip.MustParsePrefix("fd00:10:96::/112")
-	dnsV4     = netip.MustParseAddr("10.96.0.10")
-	dnsV6     = netip.MustParseAddr("fd00:10:96::a")
+	// Where addresses of LoadBalancer services come from.
+	balancerV4 = netip.MustParsePrefix("198.18.0.0/24")
+	balancerV6 = netip.MustParsePrefix("fd00:198:18::/112")
+	dnsV4      = netip.MustParseAddr("10.96.0.10")
+	dnsV6      = netip.MustParseAddr("fd00:10:96::a")
 )
 
 // Ports of the central services.
@@ -56,18 +61,39 @@ func hostPort(address netip.Addr, port int) string {
 }
 
 // nodeConfig is node n (from 1). Its number shows in all of its addresses.
-func nodeConfig(n int) cluster.NodeConfig {
-	return cluster.NodeConfig{
-		Name: "node" + strconv.Itoa(n),
-		Addresses: []netip.Addr{
-			netip.AddrFrom4([4]byte{172, 30, 0, byte(10 + n)}),
-			netip.MustParseAddr(fmt.Sprintf("fd30::%d", 10+n)),
-		},
-		PodCIDRs: []netip.Prefix{
-			netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", n)),
-			netip.MustParsePrefix(fmt.Sprintf("fd00:10:244:%d::/64", n)),
-		},
+func (c *Config) nodeConfig(n int, name string) cluster.NodeConfig {
+	node := cluster.NodeConfig{Name: name}
+	for _, family := range c.Families {
+		if family == corev1.IPv4Protocol {
+			node.Addresses = append(node.Addresses, netip.AddrFrom4([4]byte{172, 30, 0, byte(10 + n)}))
+			node.PodCIDRs = append(node.PodCIDRs, netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", n)))
+			continue
+		}
+		node.Addresses = append(node.Addresses, netip.MustParseAddr(fmt.Sprintf("fd30::%d", 10+n)))
+		node.PodCIDRs = append(node.PodCIDRs, netip.MustParsePrefix(fmt.Sprintf("fd00:10:244:%d::/64", n)))
 	}
+	return node
+}
+
+// hasFamily reports whether the lab has an address's family.
+func (c *Config) hasFamily(address netip.Addr) bool {
+	return slices.ContainsFunc(c.Families, func(f corev1.IPFamily) bool { return (f == corev1.IPv4Protocol) == address.Is4() })
+}
+
+// central is the address of the n-th replica (from 1) of every central service, of a family that all nodes have.
+func (c *Config) central(n int) netip.Addr {
+	if slices.Contains(c.Families, corev1.IPv4Protocol) {
+		return centralAddress(n)
+	}
+	return centralAddress6(n)
+}
+
+// dns is the address of the cluster's DNS that pods are told.
+func (c *Config) dns() netip.Addr {
+	if slices.Contains(c.Families, corev1.IPv4Protocol) {
+		return dnsV4
+	}
+	return dnsV6
 }
 
 // Namespaces of a lab.

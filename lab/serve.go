@@ -11,10 +11,13 @@ import (
 	"strconv"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/timestamppb"
 	corev1 "k8s.io/api/core/v1"
 
 	labv1 "github.com/weirmesh/weir/gen/weir/lab/v1"
+	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
 	sourcev1 "github.com/weirmesh/weir/gen/weir/source/v1"
 	statusv1 "github.com/weirmesh/weir/gen/weir/status/v1"
 	"github.com/weirmesh/weir/internal/server"
@@ -50,7 +53,8 @@ func (l *Lab) servers(end func()) ([]func(context.Context) error, error) {
 		},
 	})
 	labv1.RegisterLabServiceServer(own.GRPC(), &control.Server{
-		Cluster: l.cluster, Runner: l.runner, Parts: l.parts, Describe: l.describe, End: end,
+		Cluster: l.cluster, Runner: l.runner, Parts: l.parts, Describe: l.describe, Policies: l.policies, End: end,
+		AwaitPods: func(ctx context.Context, limit time.Duration) []string { return l.awaitPods(ctx, limit, everything) },
 	})
 	reporter.Register(own.GRPC())
 	own.SetServing("", true)
@@ -65,13 +69,17 @@ func (l *Lab) servers(end func()) ([]func(context.Context) error, error) {
 	}
 	objects := server.New(server.Config{
 		Name: "source", Log: l.log, TLS: tls, Drain: 500 * time.Millisecond,
-		Authorize: server.Table{"/" + sourcev1.SourceService_ServiceDesc.ServiceName + "/": {"policy", "identity", "operator"}},
+		Authorize: server.Table{
+			sourcev1.SourceService_Watch_FullMethodName:        {"policy", "identity", "operator"},
+			sourcev1.SourceService_UpdateStatus_FullMethodName: {"policy", "operator"},
+			sourcev1.SourceService_AcquireLease_FullMethodName: {"policy", "operator"},
+		},
 	})
 	sourcev1.RegisterSourceServiceServer(objects.GRPC(), source.New(l.cluster))
 	objects.SetServing("", true)
 	var listener net.Listener
 	err = netns.Do(netns.Path(l.config.centralNetns()), func() (err error) {
-		listener, err = net.Listen("tcp", sourceAddress())
+		listener, err = net.Listen("tcp", l.config.sourceAddress())
 		return err
 	})
 	if err != nil {
@@ -81,6 +89,20 @@ func (l *Lab) servers(end func()) ([]func(context.Context) error, error) {
 		func(ctx context.Context) error { return own.Serve(ctx, socket) },
 		func(ctx context.Context) error { return objects.Serve(ctx, listener) },
 	}, nil
+}
+
+// policies asks the policy service, on its unix socket, where the policy objects are in force.
+func (l *Lab) policies(ctx context.Context) ([]*policyv1.PolicyObject, error) {
+	conn, err := grpc.NewClient("unix:"+l.runPath("policy.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, fmt.Errorf("ask the policy service: %w", err)
+	}
+	defer conn.Close()
+	response, err := policyv1.NewPolicyQueryServiceClient(conn).ListPolicies(ctx, &policyv1.ListPoliciesRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("ask the policy service: %w", err)
+	}
+	return response.GetPolicies(), nil
 }
 
 // describe is the part of GetLab that is the supervisor's own.
@@ -144,7 +166,7 @@ func (l *Lab) waiting(wanted func(object.Object) bool) []string {
 				started++
 			}
 		}
-		if started < len(host.Spec.Containers) && wanted(host) {
+		if (started < len(host.Spec.Containers) || !host.Status.Plugged) && wanted(host) {
 			names = append(names, fmt.Sprintf("host %s: %s", host.Name, host.Status.Message))
 		}
 	}

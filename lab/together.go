@@ -20,16 +20,16 @@ func (l *Lab) together() ([]part.Definition, error) {
 		errs = append(errs, err)
 		s := central.Service{Socket: l.runPath(name + ".sock"), TLS: files}
 		if port != 0 {
-			s.Listen = hostPort(centralAddress(1), port)
+			s.Listen = hostPort(l.config.central(1), port)
 		}
 		sockets = append(sockets, s.Socket)
 		return s
 	}
 	config := central.Config{
-		LogLevel: l.config.LogLevel,
-		NATS:     service("nats", natsPort), StoreDir: filepath.Join(l.stateDir(), "nats"), NATSURL: natsURL(),
+		LogLevel: l.config.LogLevel, ClusterName: l.config.ClusterName, PolicyArgs: l.config.PolicyArgs, IdentityArgs: l.config.IdentityArgs,
+		NATS: service("nats", natsPort), StoreDir: filepath.Join(l.stateDir(), "nats"), NATSURL: l.config.natsURL(),
 		Identity: service("identity", identityPort),
-		Policy:   service("policy", policyPort), Source: sourceAddress(),
+		Policy:   service("policy", policyPort), Source: l.config.sourceAddress(),
 		Relay:    service("relay", relayPort),
 		Observer: service("observer", 0), ObserverFD: launch.SpecFD + 1,
 	}

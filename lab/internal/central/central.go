@@ -8,9 +8,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 
+	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/weirmesh/weir/internal/bus"
@@ -31,8 +33,9 @@ type Service struct {
 
 // Config is written by the supervisor and read by the process.
 type Config struct {
-	LogLevel string  `json:"logLevel"`
-	NATS     Service `json:"nats"`
+	LogLevel    string  `json:"logLevel"`
+	ClusterName string  `json:"clusterName"`
+	NATS        Service `json:"nats"`
 	// StoreDir is the folder of JetStream's files, NATSURL what clients connect to.
 	StoreDir string  `json:"storeDir"`
 	NATSURL  string  `json:"natsURL"`
@@ -44,6 +47,9 @@ type Config struct {
 	Observer Service `json:"observer"`
 	// ObserverFD is the observer's inherited listener.
 	ObserverFD int `json:"observerFD"`
+	// PolicyArgs and IdentityArgs are further arguments of those services, as on their own command lines.
+	PolicyArgs   []string `json:"policyArgs,omitempty"`
+	IdentityArgs []string `json:"identityArgs,omitempty"`
 }
 
 // Write writes the configuration for Read.
@@ -75,7 +81,24 @@ func Read(path string) (Config, error) {
 func (c Config) common(s Service) flags.Common {
 	common := flags.Default(s.Listen)
 	common.Socket, common.TLS, common.LogLevel = s.Socket, s.TLS, c.LogLevel
+	if c.ClusterName != "" {
+		common.ClusterName = c.ClusterName
+	}
 	return common
+}
+
+// adder is a service's configuration, which knows its flags.
+type adder interface{ Add(*pflag.FlagSet) }
+
+// parse reads arguments into a configuration; the environment is the lab's and does not count.
+func parse(service string, config adder, args []string) error {
+	set := pflag.NewFlagSet(service, pflag.ContinueOnError)
+	set.SetOutput(io.Discard)
+	config.Add(set)
+	if err := flags.Parse(set, args, func(string) (string, bool) { return "", false }); err != nil {
+		return fmt.Errorf("%s: %w", service, err)
+	}
+	return nil
 }
 
 // Run runs all of them until ctx ends or one fails.
@@ -106,12 +129,18 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 func (c Config) services(log *slog.Logger) (map[string]func(context.Context) error, error) {
 	identityConfig := identity.DefaultConfig()
 	identityConfig.Common, identityConfig.NATS = c.common(c.Identity), c.NATSURL
+	if err := parse("identity", &identityConfig, c.IdentityArgs); err != nil {
+		return nil, err
+	}
 	numbers, err := identity.New(identityConfig, log.With("part", "identity"))
 	if err != nil {
 		return nil, fmt.Errorf("identity: %w", err)
 	}
 	policyConfig := policy.DefaultConfig()
 	policyConfig.Common, policyConfig.Source, policyConfig.Identity = c.common(c.Policy), c.Source, []string{c.Identity.Listen}
+	if err := parse("policy", &policyConfig, c.PolicyArgs); err != nil {
+		return nil, err
+	}
 	desired, err := policy.New(policyConfig, log.With("part", "policy"))
 	if err != nil {
 		return nil, fmt.Errorf("policy: %w", err)

@@ -17,9 +17,17 @@ import (
 // allocator gives ClusterIPs to services. Both families of a service have the same place in their ranges: 10.96.1.4 and fd00:10:96::104.
 type allocator struct {
 	v4, v6   netip.Prefix
+	families []corev1.IPFamily
+	// reserved addresses are given to their service alone, unless another one asks for them first.
 	reserved map[netip.Addr]object.Key
 	taken    map[netip.Addr]object.Key
 	next     uint16
+
+	// balancers are the pools of load balancers' addresses, balanced those that are given.
+	balancers [2]netip.Prefix
+	balanced  map[netip.Addr]object.Key
+	ports     map[nodePort]object.Key
+	nextPort  int32
 }
 
 // firstPlace leaves the beginning of the range to fixed addresses (the API server's, DNS).
@@ -28,15 +36,18 @@ const firstPlace = 0x100
 func newAllocator(config Config) *allocator {
 	dns := object.Key{Kind: "Service", Namespace: SystemNamespace, Name: DNSService}
 	return &allocator{
-		v4: config.ServiceV4, v6: config.ServiceV6, next: firstPlace,
-		reserved: map[netip.Addr]object.Key{config.DNSV4: dns, config.DNSV6: dns},
-		taken:    map[netip.Addr]object.Key{},
+		v4: config.ServiceV4, v6: config.ServiceV6, families: config.Families, next: firstPlace,
+		reserved:  map[netip.Addr]object.Key{config.DNSV4: dns, config.DNSV6: dns},
+		taken:     map[netip.Addr]object.Key{},
+		balancers: [2]netip.Prefix{config.BalancerV4, config.BalancerV6},
+		balanced:  map[netip.Addr]object.Key{},
+		ports:     map[nodePort]object.Key{}, nextPort: firstNodePort,
 	}
 }
 
 func (a *allocator) clone() *allocator {
 	c := *a
-	c.taken = maps.Clone(a.taken)
+	c.taken, c.balanced, c.ports = maps.Clone(a.taken), maps.Clone(a.balanced), maps.Clone(a.ports)
 	return &c
 }
 
@@ -64,21 +75,36 @@ func wanted(service *corev1.Service) []netip.Addr {
 	return addresses
 }
 
-// admit checks the addresses a service asks for, and takes them.
-func (a *allocator) admit(service, current *corev1.Service) error {
+// admit checks the addresses and ports a service asks for, and takes them. An error comes with the field that it is about. ClusterIPs may be
+// outside of the ranges, unlike in Kubernetes: a test may have to stand in for another cluster's.
+func (a *allocator) admit(service, current *corev1.Service) (field string, err error) {
 	key := object.KeyOf(service)
 	for _, address := range wanted(service) {
-		switch owner, taken := a.owner(address); {
-		case !a.v4.Contains(address) && !a.v6.Contains(address):
-			return fmt.Errorf("expected an address of %s or %s, got %s", a.v4, a.v6, address)
-		case taken && owner != key:
-			return fmt.Errorf("%s belongs to %s", address, owner)
+		switch owner, taken := a.taken[address]; {
+		case !a.has(address):
+			return "spec.clusterIP", fmt.Errorf("%s is not of a family that this lab has", address)
+		case taken && owner != key || a.balanced[address] != object.Key{}:
+			return "spec.clusterIP", fmt.Errorf("%s belongs to %s", address, owner)
 		case current != nil && !slices.Contains(wanted(current), address):
-			return fmt.Errorf("a service keeps its address, %s: delete it first", current.Spec.ClusterIP)
+			return "spec.clusterIP", fmt.Errorf("a service keeps its address, %s: delete it first", current.Spec.ClusterIP)
 		}
 		a.taken[address] = key
 	}
-	return nil
+	for i, family := range service.Spec.IPFamilies {
+		if !slices.Contains(a.families, family) {
+			return fmt.Sprintf("spec.ipFamilies[%d]", i), fmt.Errorf("this lab has no %s", family)
+		}
+	}
+	return a.admitOutside(service)
+}
+
+// has reports whether the cluster has an address's family.
+func (a *allocator) has(address netip.Addr) bool {
+	family := corev1.IPv6Protocol
+	if address.Is4() {
+		family = corev1.IPv4Protocol
+	}
+	return slices.Contains(a.families, family)
 }
 
 func (a *allocator) owner(address netip.Addr) (object.Key, bool) {
@@ -89,13 +115,18 @@ func (a *allocator) owner(address netip.Addr) (object.Key, bool) {
 	return key, ok
 }
 
-// complete fills a service's addresses and families in; those of its earlier state stay.
+// complete fills a service's addresses, families and ports in; those of its earlier state stay.
 func (a *allocator) complete(service, previous *corev1.Service) {
+	a.completeCluster(service, previous)
+	a.completeOutside(service, previous)
+}
+
+func (a *allocator) completeCluster(service, previous *corev1.Service) {
 	spec := &service.Spec
 	key := object.KeyOf(service)
 	if spec.ClusterIP == corev1.ClusterIPNone || slices.Contains(spec.ClusterIPs, corev1.ClusterIPNone) {
 		spec.ClusterIP, spec.ClusterIPs = corev1.ClusterIPNone, []string{corev1.ClusterIPNone}
-		spec.IPFamilies = families(spec)
+		spec.IPFamilies = a.familiesOf(spec)
 		return
 	}
 	if previous != nil && previous.Spec.ClusterIP != corev1.ClusterIPNone {
@@ -104,7 +135,7 @@ func (a *allocator) complete(service, previous *corev1.Service) {
 		return
 	}
 	given := wanted(service)
-	spec.IPFamilies = families(spec)
+	spec.IPFamilies = a.familiesOf(spec)
 	n, fixed := a.placeOf(given, key)
 	if !fixed {
 		n = a.free()
@@ -163,17 +194,19 @@ func (a *allocator) free() uint16 {
 }
 
 func (a *allocator) release(service *corev1.Service) {
+	key := object.KeyOf(service)
 	for _, address := range wanted(service) {
 		delete(a.taken, address)
 	}
+	a.releaseOutside(key)
 }
 
-// families returns a service's families: both, in a lab, unless it asks for less.
-func families(spec *corev1.ServiceSpec) []corev1.IPFamily {
+// familiesOf returns a service's families: all of the cluster's, unless it asks for less.
+func (a *allocator) familiesOf(spec *corev1.ServiceSpec) []corev1.IPFamily {
 	chosen := slices.Clone(spec.IPFamilies)
 	if len(chosen) == 0 {
-		chosen = []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
-		if address, err := netip.ParseAddr(spec.ClusterIP); err == nil && address.Is6() {
+		chosen = slices.Clone(a.families)
+		if address, err := netip.ParseAddr(spec.ClusterIP); err == nil && address.Is4() != (chosen[0] == corev1.IPv4Protocol) {
 			slices.Reverse(chosen)
 		}
 	}

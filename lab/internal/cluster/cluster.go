@@ -19,6 +19,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -28,9 +29,15 @@ import (
 
 // Config is what a cluster is made of. All fields are required that do not say otherwise.
 type Config struct {
+	// Name is the cluster's own; default empty.
+	Name  string
 	Nodes []NodeConfig
 	// ServiceV4 and ServiceV6 are where ClusterIPs come from.
 	ServiceV4, ServiceV6 netip.Prefix
+	// Families of the cluster, the first one preferred; none = IPv4 and IPv6.
+	Families []corev1.IPFamily
+	// BalancerV4 and BalancerV6 are where addresses of LoadBalancer services come from; the zero value = those services get none.
+	BalancerV4, BalancerV6 netip.Prefix
 	// DNSV4 and DNSV6 are kept for the service kube-dns in kube-system.
 	DNSV4, DNSV6 netip.Addr
 	// Reserved are names that no outside host can have; nodes' names are reserved anyway.
@@ -65,6 +72,7 @@ type Cluster struct {
 	applied map[object.Key]object.Object
 	// replacements are pods that start when the one of the same name is gone.
 	replacements map[object.Key]*corev1.Pod
+	leases       map[string]lease
 	addresses    *allocator
 	watches      map[*Watch]struct{}
 }
@@ -74,11 +82,15 @@ func New(config Config) *Cluster {
 	if config.WatchLimit == 0 {
 		config.WatchLimit = 20_000
 	}
+	if len(config.Families) == 0 {
+		config.Families = []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
+	}
 	c := &Cluster{
 		config:       config,
 		objects:      map[object.Key]object.Object{},
 		applied:      map[object.Key]object.Object{},
 		replacements: map[object.Key]*corev1.Pod{},
+		leases:       map[string]lease{},
 		addresses:    newAllocator(config),
 		watches:      map[*Watch]struct{}{},
 	}
@@ -126,10 +138,11 @@ func inOrder(items []manifest.Item) []manifest.Item {
 		switch i.Key().Kind {
 		case "Namespace", "Node":
 			return 0
-		case "ConfigMap", "Service":
-			return 1
+		case "Pod", "Deployment", "Host":
+			return 2
 		}
-		return 2
+		// What pods begin with, policies among it.
+		return 1
 	}
 	sorted := slices.Clone(items)
 	slices.SortStableFunc(sorted, func(a, b manifest.Item) int { return rank(a) - rank(b) })
@@ -169,8 +182,17 @@ func (c *Cluster) applyOne(wanted object.Object) string {
 		}
 		c.addresses.complete(o, previous)
 	case *corev1.Pod:
+		completePod(o)
 		if exists {
 			return c.applyPod(current.(*corev1.Pod), o)
+		}
+	case *object.Raw:
+		o.Generation = 1
+		if exists {
+			o.Generation = current.GetGeneration()
+			if !o.SameContent(current.(*object.Raw)) {
+				o.Generation++
+			}
 		}
 	}
 	if !exists {
@@ -179,6 +201,13 @@ func (c *Cluster) applyOne(wanted object.Object) string {
 	}
 	c.put(wanted)
 	return "configured"
+}
+
+// completePod fills in what the API server would and Weir acts upon.
+func completePod(pod *corev1.Pod) {
+	if pod.Spec.ServiceAccountName == "" {
+		pod.Spec.ServiceAccountName = "default"
+	}
 }
 
 // applyPod changes a pod: metadata in place, anything else by a new pod when the old one is gone.
@@ -227,104 +256,6 @@ func inherit(wanted, current object.Object) {
 	wanted.SetUID(current.GetUID())
 	wanted.SetCreationTimestamp(current.GetCreationTimestamp())
 	inheritStatus(wanted, current)
-}
-
-// Delete removes the objects with these keys, and all that depends on them.
-func (c *Cluster) Delete(keys []object.Key) []string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var results []string
-	// Namespaces last: they take with them what was named as well.
-	ordered := slices.Clone(keys)
-	slices.SortStableFunc(ordered, func(a, b object.Key) int {
-		last := map[bool]int{true: 1}
-		return last[a.Kind == "Namespace"] - last[b.Kind == "Namespace"]
-	})
-	for _, key := range ordered {
-		if c.deleteOne(key) {
-			results = append(results, word(key)+" deleted")
-		} else {
-			results = append(results, word(key)+" not found")
-		}
-	}
-	c.reconcile()
-	return results
-}
-
-func (c *Cluster) deleteOne(key object.Key) bool {
-	current, ok := c.objects[key]
-	if !ok {
-		return false
-	}
-	delete(c.applied, key)
-	delete(c.replacements, key)
-	switch o := current.(type) {
-	case *corev1.Pod:
-		c.deletePod(o)
-		return true
-	case *corev1.Node:
-		// Nodes last as long as the lab; what a manifest added to one goes.
-		for _, node := range c.config.Nodes {
-			if node.Name == o.Name {
-				fresh := newNode(node, o.CreationTimestamp.Time)
-				fresh.UID = o.UID
-				c.put(fresh)
-			}
-		}
-		return true
-	case *corev1.Namespace:
-		for _, inner := range c.keys() {
-			if inner.Namespace == o.Name && inner.Kind != "ReplicaSet" && inner.Kind != "EndpointSlice" {
-				c.deleteOne(inner)
-			}
-		}
-		if o.Name == metav1.NamespaceDefault || o.Name == SystemNamespace {
-			return true
-		}
-	case *corev1.Service:
-		c.addresses.release(o)
-	}
-	c.remove(key)
-	return true
-}
-
-// deletePod begins the end of a pod: at once when it never came to a node, else when its runner says so.
-func (c *Cluster) deletePod(pod *corev1.Pod) {
-	if pod.Spec.NodeName == "" {
-		c.podGone(pod)
-		return
-	}
-	if pod.DeletionTimestamp != nil {
-		return
-	}
-	ending := pod.DeepCopy()
-	now := metav1.NewTime(c.config.Now())
-	ending.DeletionTimestamp = &now
-	ending.DeletionGracePeriodSeconds = pod.Spec.TerminationGracePeriodSeconds
-	c.put(ending)
-}
-
-// PodGone tells that nothing of a pod is left on its node.
-func (c *Cluster) PodGone(uid types.UID) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, pod := range c.pods() {
-		if pod.UID == uid {
-			c.podGone(pod)
-			c.reconcile()
-			return
-		}
-	}
-}
-
-func (c *Cluster) podGone(pod *corev1.Pod) {
-	key := object.KeyOf(pod)
-	c.remove(key)
-	if replacement, ok := c.replacements[key]; ok {
-		delete(c.replacements, key)
-		replacement.UID = ""
-		c.create(replacement)
-	}
 }
 
 // SetPodStatus changes the status of a pod by change; a pod that is gone is ignored.
@@ -380,6 +311,19 @@ func list[T object.Object](c *Cluster) []T {
 	return found
 }
 
+// Objects returns the objects of a kind, by namespace and name; an empty namespace or name stands for all.
+func (c *Cluster) Objects(kind, namespace, name string) []object.Object {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var found []object.Object
+	for _, key := range c.keys() {
+		if key.Kind == kind && (namespace == "" || key.Namespace == namespace) && (name == "" || key.Name == name) {
+			found = append(found, c.objects[key])
+		}
+	}
+	return found
+}
+
 // Get returns an object.
 func Get[T object.Object](c *Cluster, key object.Key) (T, bool) {
 	c.mu.Lock()
@@ -401,6 +345,7 @@ func (c *Cluster) create(o object.Object) {
 	o.SetUID(types.UID(newUID()))
 	o.SetCreationTimestamp(metav1.NewTime(c.config.Now().Truncate(time.Second)))
 	if pod, ok := o.(*corev1.Pod); ok {
+		completePod(pod)
 		pod.Status = corev1.PodStatus{Phase: corev1.PodPending}
 	}
 	c.put(o)
@@ -479,8 +424,12 @@ func (c *Cluster) admit(items []manifest.Item) error {
 			}
 		case *corev1.Service:
 			current, _ := c.objects[key].(*corev1.Service)
-			if err := taken.admit(o, current); err != nil {
-				fault(item, "spec.clusterIP", "%v", err)
+			if field, err := taken.admit(o, current); err != nil {
+				fault(item, field, "%v", err)
+			}
+		case *discoveryv1.EndpointSlice:
+			if current, exists := c.objects[key]; exists && ownSlice(current) {
+				fault(item, "metadata.name", "%s is the lab's own slice of a service with a selector", o.Name)
 			}
 		}
 	}

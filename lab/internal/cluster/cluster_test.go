@@ -54,6 +54,10 @@ func podYAML(name, more string) string {
 	return fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s, labels: {app: %s}}\nspec:\n  containers: [{name: a, command: [a], ports: [{name: http, containerPort: 8080}]}]\n%s", name, name, more)
 }
 
+func serviceYAML(name, spec string) string {
+	return fmt.Sprintf("apiVersion: v1\nkind: Service\nmetadata: {name: %s}\nspec: {%s}\n", name, spec)
+}
+
 func deploymentYAML(name string, replicas int, command string) string {
 	return fmt.Sprintf(`apiVersion: apps/v1
 kind: Deployment
@@ -298,10 +302,12 @@ func TestAdmission(t *testing.T) {
 		{"unknown node", "apiVersion: v1\nkind: Node\nmetadata: {name: node7}\n", "f.yaml:1: metadata.name: node7 is not a node of this lab, which has 2"},
 		{"moved node", "apiVersion: v1\nkind: Node\nmetadata: {name: node1}\nstatus: {addresses: [{type: InternalIP, address: 1.2.3.4}]}\n",
 			"f.yaml:1: metadata.name: address 1.2.3.4: a node's addresses are fixed when the lab starts"},
-		{"address outside", "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {clusterIP: 10.97.0.1, ports: [{port: 1}]}\n",
-			"f.yaml:1: spec.clusterIP: expected an address of 10.96.0.0/16 or fd00:10:96::/112, got 10.97.0.1"},
-		{"address of DNS", "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {clusterIP: 10.96.0.10, ports: [{port: 1}]}\n",
-			"f.yaml:1: spec.clusterIP: 10.96.0.10 belongs to Service/kube-system/kube-dns"},
+		{"address of another", serviceYAML("a", "clusterIP: 10.97.0.1, ports: [{port: 1}]") + "---\n" + serviceYAML("b", "clusterIP: 10.97.0.1, ports: [{port: 1}]"),
+			"f.yaml:6: spec.clusterIP: 10.97.0.1 belongs to Service/default/a"},
+		{"node port of another", serviceYAML("a", "type: NodePort, ports: [{port: 1, nodePort: 30001}]") + "---\n" + serviceYAML("b", "type: NodePort, ports: [{port: 1, nodePort: 30001}]"),
+			"f.yaml:6: spec.ports[0].nodePort: 30001/TCP belongs to Service/default/a"},
+		{"load balancer of another", serviceYAML("a", "type: LoadBalancer, loadBalancerIP: 192.0.2.1, ports: [{port: 1}]") + "---\n" + serviceYAML("b", "type: LoadBalancer, loadBalancerIP: 192.0.2.1, ports: [{port: 1}]"),
+			"f.yaml:6: spec.loadBalancerIP: 192.0.2.1 belongs to Service/default/a"},
 		{"reserved name", "apiVersion: lab.weir.dev/v1\nkind: Host\nmetadata: {name: fabric}\nspec: {addresses: [1.2.3.4]}\n",
 			"f.yaml:1: metadata.name: fabric is a name of the lab's own"},
 	} {

@@ -100,5 +100,9 @@ func inheritStatus(wanted, current object.Object) {
 		o.Status = *current.(*corev1.Service).Status.DeepCopy()
 	case *object.Host:
 		o.Status = current.(*object.Host).DeepCopy().Status
+	case *object.Raw:
+		o.Status = current.(*object.Raw).Status
+	case *corev1.Namespace:
+		o.Status = current.(*corev1.Namespace).Status
 	}
 }

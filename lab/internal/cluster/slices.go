@@ -21,16 +21,31 @@ import (
 // where named ports differ between pods.
 func (c *Cluster) reconcileSlices() {
 	pods := c.pods()
+	zones := map[string]string{}
+	for _, node := range list[*corev1.Node](c) {
+		zones[node.Name] = node.Labels[corev1.LabelTopologyZone]
+	}
+	// A pod of another cluster is that cluster's endpoint.
+	own := slices.DeleteFunc(pods, func(p *corev1.Pod) bool {
+		name := p.Annotations[object.AnnotationCluster]
+		return name != "" && name != c.config.Name
+	})
 	desired := map[object.Key]*discoveryv1.EndpointSlice{}
 	for _, service := range list[*corev1.Service](c) {
 		if len(service.Spec.Selector) == 0 {
 			continue
 		}
-		for _, slice := range slicesOf(service, pods) {
+		for _, slice := range slicesOf(service, own, zones) {
+			for c.handMade(object.KeyOf(slice)) {
+				slice.Name += "-lab"
+			}
 			desired[object.KeyOf(slice)] = slice
 		}
 	}
 	for _, current := range list[*discoveryv1.EndpointSlice](c) {
+		if !ownSlice(current) {
+			continue
+		}
 		key := object.KeyOf(current)
 		slice, ok := desired[key]
 		if !ok {
@@ -48,7 +63,19 @@ func (c *Cluster) reconcileSlices() {
 	}
 }
 
-func slicesOf(service *corev1.Service, pods []*corev1.Pod) []*discoveryv1.EndpointSlice {
+// ownSlice reports whether an object is a slice that the lab made.
+func ownSlice(o object.Object) bool {
+	slice, ok := o.(*discoveryv1.EndpointSlice)
+	return ok && slice.Labels[discoveryv1.LabelManagedBy] == object.SliceManager
+}
+
+// handMade reports whether a manifest has a slice of this name.
+func (c *Cluster) handMade(key object.Key) bool {
+	o, exists := c.objects[key]
+	return exists && !ownSlice(o)
+}
+
+func slicesOf(service *corev1.Service, pods []*corev1.Pod, zones map[string]string) []*discoveryv1.EndpointSlice {
 	selector := labels.SelectorFromSet(service.Spec.Selector)
 	var result []*discoveryv1.EndpointSlice
 	for _, family := range service.Spec.IPFamilies {
@@ -74,7 +101,7 @@ func slicesOf(service *corev1.Service, pods []*corev1.Pod) []*discoveryv1.Endpoi
 				continue
 			}
 			slice := group(ports)
-			slice.Endpoints = append(slice.Endpoints, endpoint(service, pod, addresses))
+			slice.Endpoints = append(slice.Endpoints, endpoint(service, pod, addresses, zones[pod.Spec.NodeName]))
 		}
 		if len(order) == 0 {
 			// A service without pods still has a slice: that it has none is known, not unknown.
@@ -97,7 +124,7 @@ func newSlice(service *corev1.Service, family corev1.IPFamily, index int, ports 
 			Namespace: service.Namespace, Name: name,
 			Labels: map[string]string{
 				discoveryv1.LabelServiceName: service.Name,
-				discoveryv1.LabelManagedBy:   "lab.weir.dev",
+				discoveryv1.LabelManagedBy:   object.SliceManager,
 			},
 			OwnerReferences: []metav1.OwnerReference{controller("v1", "Service", service)},
 		},
@@ -151,7 +178,7 @@ func portSignature(ports []discoveryv1.EndpointPort) string {
 	return strings.Join(parts, ",")
 }
 
-func endpoint(service *corev1.Service, pod *corev1.Pod, addresses []string) discoveryv1.Endpoint {
+func endpoint(service *corev1.Service, pod *corev1.Pod, addresses []string, zone string) discoveryv1.Endpoint {
 	serving, terminating := podReady(pod), pod.DeletionTimestamp != nil
 	ready := serving && !terminating || service.Spec.PublishNotReadyAddresses
 	node := pod.Spec.NodeName
@@ -165,5 +192,32 @@ func endpoint(service *corev1.Service, pod *corev1.Pod, addresses []string) disc
 		hostname := pod.Spec.Hostname
 		e.Hostname = &hostname
 	}
+	if zone != "" {
+		e.Zone = &zone
+	}
+	if ready {
+		e.Hints = hints(service, e.NodeName, e.Zone)
+	}
 	return e
+}
+
+// hints say for whom an endpoint is, where a service wants its traffic distributed.
+func hints(service *corev1.Service, node, zone *string) *discoveryv1.EndpointHints {
+	if service.Spec.TrafficDistribution == nil {
+		return nil
+	}
+	var forZones []discoveryv1.ForZone
+	if zone != nil {
+		forZones = []discoveryv1.ForZone{{Name: *zone}}
+	}
+	switch *service.Spec.TrafficDistribution {
+	case corev1.ServiceTrafficDistributionPreferClose, corev1.ServiceTrafficDistributionPreferSameZone:
+		if forZones == nil {
+			return nil
+		}
+		return &discoveryv1.EndpointHints{ForZones: forZones}
+	case corev1.ServiceTrafficDistributionPreferSameNode:
+		return &discoveryv1.EndpointHints{ForZones: forZones, ForNodes: []discoveryv1.ForNode{{Name: *node}}}
+	}
+	return nil
 }

@@ -16,15 +16,16 @@ import (
 
 func TestTarget(t *testing.T) {
 	for _, tt := range []struct {
-		text, namespace, name string
-		ok                    bool
+		text string
+		want end
+		ok   bool
 	}{
-		{"shop/web", "shop", "web", true}, {"web", "default", "web", true}, {"host/visitor", "", "visitor", true},
-		{"", "", "", false}, {"shop/", "", "", false}, {"a/b/c", "", "", false},
+		{"shop/web", end{namespace: "shop", name: "web"}, true}, {"web", end{namespace: "default", name: "web"}, true},
+		{"host/visitor", end{name: "visitor"}, true}, {"node/node1", end{node: "node1"}, true},
+		{"", end{}, false}, {"shop/", end{}, false}, {"a/b/c", end{}, false},
 	} {
-		namespace, name, err := target(tt.text)
-		if namespace != tt.namespace && tt.ok || name != tt.name && tt.ok || (err == nil) != tt.ok {
-			t.Errorf("target(%q) = %q, %q, %v", tt.text, namespace, name, err)
+		if got, err := target(tt.text); got != tt.want || (err == nil) != tt.ok {
+			t.Errorf("target(%q) = %+v, %v", tt.text, got, err)
 		}
 	}
 }
@@ -72,7 +73,12 @@ func TestStatus(t *testing.T) {
 			{Namespace: "default", Name: "web", Status: "Running", Ready: 1, Containers: 1, Addresses: []string{"10.244.1.5"}, Node: "node1", Created: ago(5 * time.Second)},
 			{Namespace: "default", Name: "new", Status: "CrashLoopBackOff", Containers: 1, Restarts: 3, Message: "back-off 4s", Created: ago(50 * time.Hour)},
 		},
-		Services:       []*labv1.Service{{Namespace: "default", Name: "web", ClusterIps: []string{"10.96.1.0"}, Ports: []string{"80/TCP"}}},
+		Services: []*labv1.Service{{Namespace: "default", Name: "web", ClusterIps: []string{"10.96.1.0"}, ExternalIps: []string{"198.18.0.1"}, Ports: []string{"80:30000/TCP"}}},
+		Policies: []*labv1.Policy{
+			{Kind: "NetworkPolicy", Namespace: "default", Name: "deny", Generation: 2, Valid: "True", EnforcedGeneration: 2, EnforcingNodes: 2, Nodes: 2, Created: ago(5 * time.Second)},
+			{Kind: "CiliumClusterwideNetworkPolicy", Name: "all", Generation: 3, Valid: "False", Message: "spec: bad", EnforcedGeneration: 1, EnforcingNodes: 1, Nodes: 2, Created: ago(5 * time.Second)},
+			{Kind: "CiliumNetworkPolicy", Namespace: "default", Name: "new", Generation: 1, Created: ago(time.Second)},
+		},
 		Hosts:          []*labv1.Host{{Name: "visitor", Status: "Running", Ready: 1, Containers: 1, Addresses: []string{"203.0.113.10"}, Created: ago(3 * time.Hour)}},
 		ManifestErrors: []string{"f.yaml:1: kind: required"},
 	}, now)
@@ -91,13 +97,20 @@ NAMESPACE   NAME   READY   STATUS             RESTARTS   AGE   IP           NODE
 default     web    1/1     Running            0          5s    10.244.1.5   node1
 default     new    0/1     CrashLoopBackOff   3          2d    <none>       <none>
 
-NAMESPACE   SERVICE   CLUSTER-IP   PORTS    ENDPOINTS
-default     web       10.96.1.0    80/TCP   <none>
+NAMESPACE   SERVICE   CLUSTER-IP   EXTERNAL-IP   PORTS          ENDPOINTS
+default     web       10.96.1.0    198.18.0.1    80:30000/TCP   <none>
+
+NAMESPACE   POLICY   KIND                             GENERATION   VALID     IN FORCE                    AGE
+default     deny     NetworkPolicy                    2            True      2/2 nodes                   5s
+<none>      all      CiliumClusterwideNetworkPolicy   3            False     generation 1 on 1/2 nodes   5s
+default     new      CiliumNetworkPolicy              1            unknown   -                           1s
 
 HOST      READY   STATUS    RESTARTS   AGE   ADDRESSES
 visitor   1/1     Running   0          3h    203.0.113.10
 
 pod default/new: back-off 4s
+
+CiliumClusterwideNetworkPolicy all: spec: bad
 
 manifest error, the last good state stays: f.yaml:1: kind: required
 `

@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -57,6 +59,74 @@ func filesCommand(use, short string, do func(context.Context, labv1.LabServiceCl
 		// The flag is the one of the line above.
 		panic(err)
 	}
+	return command
+}
+
+// resetWait is how long a reset waits for the new pods.
+const resetWait = 30 * time.Second
+
+func resetCommand() *cobra.Command {
+	var name string
+	var paths []string
+	wait := resetWait
+	command := &cobra.Command{
+		Use:   "reset [-f FILE|FOLDER|-]",
+		Short: "Make the objects of a lab exactly those of manifests, its nodes aside; without manifests, empty it",
+		Args:  cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			var files []*labv1.ManifestFile
+			if len(paths) > 0 {
+				var err error
+				if files, err = readFiles(paths, command.InOrStdin()); err != nil {
+					return err
+				}
+			}
+			return call(command.Context(), name, func(ctx context.Context, client labv1.LabServiceClient) error {
+				response, err := client.Reset(ctx, &labv1.ResetRequest{Files: files, WaitSeconds: uint32(wait.Seconds())})
+				for _, result := range response.GetResults() {
+					fmt.Fprintln(command.OutOrStdout(), result)
+				}
+				if err == nil && len(response.GetWaiting()) > 0 {
+					return fmt.Errorf("not ready after %s:\n  %s", wait, strings.Join(response.GetWaiting(), "\n  "))
+				}
+				return err
+			})
+		},
+	}
+	nameFlag(command, &name)
+	command.Flags().StringArrayVarP(&paths, "filename", "f", nil, "`file or folder` of manifests, or - for standard input; repeatable")
+	command.Flags().DurationVar(&wait, "wait", wait, "`time` that the new pods may take to be ready; 0 = do not wait")
+	return command
+}
+
+func getCommand() *cobra.Command {
+	var name string
+	command := &cobra.Command{
+		Use:   "get KIND [NAMESPACE/NAME|NAME]",
+		Short: "Print objects as JSON, one a line, status included; a NAME alone is of any namespace",
+		Args:  cobra.RangeArgs(1, 2),
+		RunE: func(command *cobra.Command, args []string) error {
+			request := &labv1.ListObjectsRequest{Kind: args[0]}
+			if len(args) == 2 {
+				namespace, object, ok := strings.Cut(args[1], "/")
+				if !ok {
+					namespace, object = "", args[1]
+				}
+				request.Namespace, request.Name = namespace, object
+			}
+			return call(command.Context(), name, func(ctx context.Context, client labv1.LabServiceClient) error {
+				response, err := client.ListObjects(ctx, request)
+				for _, object := range response.GetObjects() {
+					fmt.Fprintf(command.OutOrStdout(), "%s\n", object)
+				}
+				if err == nil && request.GetName() != "" && len(response.GetObjects()) == 0 {
+					return fmt.Errorf("%s %s not found", args[0], args[1])
+				}
+				return err
+			})
+		},
+	}
+	nameFlag(command, &name)
 	return command
 }
 

@@ -17,26 +17,40 @@ import (
 	"github.com/weirmesh/weir/lab/internal/launch"
 )
 
-// target splits NAMESPACE/POD; a name alone is a pod of the namespace default, and host/NAME a host outside of the cluster.
-func target(text string) (namespace, name string, err error) {
+// end is a place in a lab where a command can run.
+type end struct {
+	// namespace and name are a pod's; a host outside of the cluster has no namespace.
+	namespace, name string
+	// node is a node's name; then the others are empty.
+	node string
+}
+
+// target reads NAMESPACE/POD; a name alone is a pod of the namespace default, host/NAME a host outside of the cluster, and node/NAME a node.
+func target(text string) (end, error) {
 	namespace, name, ok := strings.Cut(text, "/")
 	if !ok {
 		namespace, name = "default", text
 	}
-	if namespace == "host" {
-		namespace = ""
-	}
 	if name == "" || strings.Contains(name, "/") {
-		return "", "", fmt.Errorf("expected NAMESPACE/POD or host/NAME, got %q", text)
+		return end{}, fmt.Errorf("expected NAMESPACE/POD, host/NAME or node/NAME, got %q", text)
 	}
-	return namespace, name, nil
+	switch namespace {
+	case "host":
+		return end{name: name}, nil
+	case "node":
+		return end{node: name}, nil
+	}
+	return end{namespace: namespace, name: name}, nil
 }
 
 // resolve finds the one pod that a name means: a pod of that name, or the only one of a Deployment of that name.
 func resolve(ctx context.Context, client labv1.LabServiceClient, namespace, name string) (string, error) {
+	if namespace == "" {
+		return name, nil
+	}
 	response, err := client.GetLab(ctx, &labv1.GetLabRequest{})
-	if err != nil || namespace == "" {
-		return name, err
+	if err != nil {
+		return "", err
 	}
 	var begin []string
 	for _, pod := range response.GetPods() {
@@ -64,22 +78,22 @@ func execCommand() *cobra.Command {
 	var name, container string
 	command := &cobra.Command{
 		Use:   "exec NAMESPACE/POD -- COMMAND [ARGUMENT...]",
-		Short: "Run a command in a pod's place; host/NAME is a host outside of the cluster",
+		Short: "Run a command in a pod's place; host/NAME is a host outside of the cluster, node/NAME a node",
 		Long: "Run a command in a pod's network, mount and UTS namespaces and control group. Terminal, standard input and exit code are the command's own.\n" +
 			"POD may be the name of a Deployment with one pod.",
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(command *cobra.Command, args []string) error {
-			namespace, pod, err := target(args[0])
+			at, err := target(args[0])
 			if err != nil {
 				return err
 			}
 			var spec launch.Spec
 			err = call(command.Context(), name, func(ctx context.Context, client labv1.LabServiceClient) error {
-				pod, err := resolve(ctx, client, namespace, pod)
+				pod, err := resolve(ctx, client, at.namespace, at.name)
 				if err != nil {
 					return err
 				}
-				response, err := client.LocatePod(ctx, &labv1.LocatePodRequest{Namespace: namespace, Name: pod, Container: container})
+				response, err := client.LocatePod(ctx, &labv1.LocatePodRequest{Namespace: at.namespace, Name: pod, Node: at.node, Container: container})
 				if err != nil {
 					return err
 				}
@@ -113,16 +127,19 @@ func logsCommand() *cobra.Command {
 		Short: "Show what a container wrote; host/NAME is a host outside of the cluster",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(command *cobra.Command, args []string) error {
-			namespace, pod, err := target(args[0])
+			at, err := target(args[0])
 			if err != nil {
 				return err
 			}
+			if at.node != "" {
+				return errors.New("a node has no log; `weir lab status` names those of its parts")
+			}
 			return call(command.Context(), name, func(ctx context.Context, client labv1.LabServiceClient) error {
-				pod, err := resolve(ctx, client, namespace, pod)
+				pod, err := resolve(ctx, client, at.namespace, at.name)
 				if err != nil {
 					return err
 				}
-				request := &labv1.ReadLogsRequest{Namespace: namespace, Name: pod, Container: container, Follow: follow}
+				request := &labv1.ReadLogsRequest{Namespace: at.namespace, Name: pod, Container: container, Follow: follow}
 				if tail >= 0 {
 					request.Tail = &tail
 				}

@@ -33,7 +33,7 @@ func Root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(upCommand(), downCommand(), statusCommand(), applyCommand(), deleteCommand(), execCommand(), logsCommand(), partCommand(), natsCommand(), centralCommand())
+	root.AddCommand(upCommand(), downCommand(), statusCommand(), applyCommand(), deleteCommand(), resetCommand(), getCommand(), execCommand(), logsCommand(), partCommand(), natsCommand(), centralCommand())
 	return root
 }
 

@@ -73,12 +73,13 @@ func printStatus(w io.Writer, response *labv1.GetLabResponse, now time.Time) err
 	}
 	if len(response.GetServices()) > 0 {
 		fmt.Fprintln(t)
-		row("NAMESPACE", "SERVICE", "CLUSTER-IP", "PORTS", "ENDPOINTS")
+		row("NAMESPACE", "SERVICE", "CLUSTER-IP", "EXTERNAL-IP", "PORTS", "ENDPOINTS")
 	}
 	for _, service := range response.GetServices() {
-		row(service.GetNamespace(), service.GetName(), strings.Join(service.GetClusterIps(), ","), orNone(strings.Join(service.GetPorts(), ",")),
+		row(service.GetNamespace(), service.GetName(), strings.Join(service.GetClusterIps(), ","), orNone(strings.Join(service.GetExternalIps(), ",")), orNone(strings.Join(service.GetPorts(), ",")),
 			orNone(strings.Join(service.GetEndpoints(), ",")))
 	}
+	printPolicies(t, row, response.GetPolicies(), now)
 	if len(response.GetHosts()) > 0 {
 		fmt.Fprintln(t)
 		row("HOST", "READY", "STATUS", "RESTARTS", "AGE", "ADDRESSES")
@@ -100,10 +101,50 @@ func printStatus(w io.Writer, response *labv1.GetLabResponse, now time.Time) err
 			fmt.Fprintf(w, "\nhost %s: %s\n", host.GetName(), host.GetMessage())
 		}
 	}
+	for _, policy := range response.GetPolicies() {
+		if policy.GetMessage() != "" && policy.GetValid() != "True" {
+			fmt.Fprintf(w, "\n%s %s: %s\n", policy.GetKind(), policyName(policy), policy.GetMessage())
+		}
+	}
 	for _, fault := range response.GetManifestErrors() {
 		fmt.Fprintf(w, "\nmanifest error, the last good state stays: %s\n", fault)
 	}
 	return nil
+}
+
+// printPolicies writes the table of policies.
+func printPolicies(w io.Writer, row func(...string), policies []*labv1.Policy, now time.Time) {
+	if len(policies) == 0 {
+		return
+	}
+	fmt.Fprintln(w)
+	row("NAMESPACE", "POLICY", "KIND", "GENERATION", "VALID", "IN FORCE", "AGE")
+	for _, policy := range policies {
+		inForce := "-"
+		switch generation := policy.GetEnforcedGeneration(); {
+		case generation == policy.GetGeneration():
+			inForce = fmt.Sprintf("%d/%d nodes", policy.GetEnforcingNodes(), policy.GetNodes())
+		case generation > 0:
+			inForce = fmt.Sprintf("generation %d on %d/%d nodes", generation, policy.GetEnforcingNodes(), policy.GetNodes())
+		}
+		row(orNone(policy.GetNamespace()), policy.GetName(), policy.GetKind(), fmt.Sprint(policy.GetGeneration()), orUnknown(policy.GetValid()), inForce,
+			age(policy.GetCreated(), now))
+	}
+}
+
+// policyName is a policy's name, with its namespace in front if it has one.
+func policyName(policy *labv1.Policy) string {
+	if policy.GetNamespace() == "" {
+		return policy.GetName()
+	}
+	return policy.GetNamespace() + "/" + policy.GetName()
+}
+
+func orUnknown(text string) string {
+	if text == "" {
+		return "unknown"
+	}
+	return text
 }
 
 func orNone(text string) string {

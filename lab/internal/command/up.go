@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
 
 	labv1 "github.com/weirmesh/weir/gen/weir/lab/v1"
 	"github.com/weirmesh/weir/lab"
@@ -31,6 +32,7 @@ func upCommand() *cobra.Command {
 	config := lab.DefaultConfig()
 	var detach bool
 	var aggregation, ringBytes, reportInterval string
+	var families []string
 	command := &cobra.Command{
 		Use:   "up",
 		Short: "Build a cluster and run it until Ctrl-C",
@@ -47,6 +49,15 @@ func upCommand() *cobra.Command {
 					config.AgentArgs = append([]string{flag + "=" + value}, config.AgentArgs...)
 				}
 			}
+			if command.Flags().Changed("ip-families") {
+				config.Families = nil
+				for _, family := range families {
+					config.Families = append(config.Families, corev1.IPFamily(family))
+				}
+			}
+			if command.Flags().Changed("nodes") && config.Nodes == 0 {
+				return errors.New("nodes: expected 1 or more, got 0")
+			}
 			if detach && os.Getenv(readyEnv) == "" {
 				return upDetached(command, config)
 			}
@@ -55,7 +66,7 @@ func upCommand() *cobra.Command {
 	}
 	flags := command.Flags()
 	nameFlag(command, &config.Name)
-	flags.IntVar(&config.Nodes, "nodes", config.Nodes, "`number` of nodes")
+	flags.IntVar(&config.Nodes, "nodes", config.Nodes, "`number` of nodes (default: those of the manifests, or 2)")
 	flags.StringArrayVar(&config.Manifests, "manifests", nil, "`file or folder` of Kubernetes manifests; changes are followed; repeatable")
 	flags.StringVar(&config.ObserverListen, "observer-listen", config.ObserverListen, "`address` of the observer's API on this machine")
 	flags.BoolVarP(&detach, "detach", "d", false, "return when everything is ready; end it with `weir lab down`")
@@ -67,8 +78,12 @@ func upCommand() *cobra.Command {
 	flags.StringVar(&ringBytes, "ring-bytes", "", "`bytes` of all ring buffers of a node (default: the agents' own)")
 	flags.StringVar(&reportInterval, "report-interval", "", "`time` between reports of a live connection (default: the agents' own)")
 	flags.StringArrayVar(&config.AgentArgs, "agent-arg", nil, "further `argument` of every agent, or of one: node1:--flag=value; repeatable")
+	flags.StringArrayVar(&config.PolicyArgs, "policy-arg", nil, "further `argument` of the policy services; repeatable")
+	flags.StringArrayVar(&config.IdentityArgs, "identity-arg", nil, "further `argument` of the identity brokers; repeatable")
 	flags.StringArrayVar(&config.RelayArgs, "relay-arg", nil, "further `argument` of the relays (with --separate); repeatable")
 	flags.StringArrayVar(&config.ObserverArgs, "observer-arg", nil, "further `argument` of the observer (with --separate); repeatable")
+	flags.StringSliceVar(&families, "ip-families", []string{"IPv4", "IPv6"}, "address `families` of nodes, pods and services: IPv4, IPv6 or both, the first one preferred")
+	flags.StringVar(&config.ClusterName, "cluster-name", config.ClusterName, "`name` of the cluster in labels and flows")
 	flags.IntVar(&config.MTU, "mtu", config.MTU, "`bytes` of the fabric's largest packet")
 	flags.StringVar(&config.LogLevel, "log-level", config.LogLevel, "of Weir's parts: debug, info, warn or error")
 	flags.DurationVar(&config.Timeout, "timeout", config.Timeout, "`time` that Weir, and then the pods, may take to be ready")

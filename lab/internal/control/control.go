@@ -8,13 +8,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	labv1 "github.com/weirmesh/weir/gen/weir/lab/v1"
+	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
 	"github.com/weirmesh/weir/lab/internal/cluster"
+	"github.com/weirmesh/weir/lab/internal/launch"
 	"github.com/weirmesh/weir/lab/internal/manifest"
 	"github.com/weirmesh/weir/lab/internal/object"
 	"github.com/weirmesh/weir/lab/internal/part"
@@ -29,36 +33,45 @@ type Server struct {
 	Parts   *part.Manager
 	// Describe returns what does not change: name, version, nodes and the like. The answer gets the rest.
 	Describe func() *labv1.GetLabResponse
-	// Shutdown ends the lab. It returns at once.
+	// Policies asks the policy service where policies are in force.
+	Policies func(context.Context) ([]*policyv1.PolicyObject, error)
+	// AwaitPods waits until all pods and hosts run, or for limit, and returns those that do not.
+	AwaitPods func(ctx context.Context, limit time.Duration) []string
+	// End ends the lab. It returns at once.
 	End func()
+
+	resetting sync.Mutex
 }
 
 // GetLab implements LabService.
-func (s *Server) GetLab(context.Context, *labv1.GetLabRequest) (*labv1.GetLabResponse, error) {
+func (s *Server) GetLab(ctx context.Context, _ *labv1.GetLabRequest) (*labv1.GetLabResponse, error) {
 	response := s.Describe()
 	describe(response, s.Cluster, s.Parts)
+	var enforced []*policyv1.PolicyObject
+	if len(cluster.List[*object.Raw](s.Cluster)) > 0 {
+		// A policy service that is down is seen among the parts.
+		asked, cancel := context.WithTimeout(ctx, policiesTimeout)
+		enforced, _ = s.Policies(asked)
+		cancel()
+	}
+	response.Policies = policyMessages(s.Cluster, enforced)
 	return response, nil
 }
 
+// policiesTimeout bounds how long a status waits for the policy service.
+const policiesTimeout = time.Second
+
 // Apply implements LabService.
 func (s *Server) Apply(_ context.Context, request *labv1.ApplyRequest) (*labv1.ApplyResponse, error) {
-	var items []manifest.Item
-	var errs []error
-	for _, file := range request.GetFiles() {
-		parsed, err := manifest.Parse(file.GetName(), file.GetData())
-		items, errs = append(items, parsed...), append(errs, err)
-	}
-	if err := errors.Join(errs...); err != nil {
+	items, err := parse(request.GetFiles())
+	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	results, err := s.Cluster.Apply(items)
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	for _, item := range items {
-		results = append(results, item.Notes...)
-	}
-	return &labv1.ApplyResponse{Results: results}, nil
+	return &labv1.ApplyResponse{Results: append(results, notes(items)...)}, nil
 }
 
 // Delete implements LabService.
@@ -77,7 +90,13 @@ func (s *Server) Delete(_ context.Context, request *labv1.DeleteRequest) (*labv1
 
 // LocatePod implements LabService.
 func (s *Server) LocatePod(_ context.Context, request *labv1.LocatePodRequest) (*labv1.LocatePodResponse, error) {
-	spec, err := s.Runner.Locate(request.GetNamespace(), request.GetName(), request.GetContainer())
+	var spec launch.Spec
+	var err error
+	if node := request.GetNode(); node != "" {
+		spec, err = s.Runner.LocateNode(node)
+	} else {
+		spec, err = s.Runner.Locate(request.GetNamespace(), request.GetName(), request.GetContainer())
+	}
 	if err != nil {
 		return nil, podError(err)
 	}

@@ -121,8 +121,16 @@ func containersStatus(containers []corev1.ContainerStatus) (state, why string) {
 func serviceMessage(service *corev1.Service, slices []*discoveryv1.EndpointSlice) *labv1.Service {
 	message := &labv1.Service{Namespace: service.Namespace, Name: service.Name, Type: string(service.Spec.Type), ClusterIps: service.Spec.ClusterIPs}
 	for _, port := range service.Spec.Ports {
-		message.Ports = append(message.Ports, fmt.Sprintf("%d/%s", port.Port, port.Protocol))
+		text := fmt.Sprintf("%d/%s", port.Port, port.Protocol)
+		if port.NodePort != 0 {
+			text = fmt.Sprintf("%d:%d/%s", port.Port, port.NodePort, port.Protocol)
+		}
+		message.Ports = append(message.Ports, text)
 	}
+	for _, ingress := range service.Status.LoadBalancer.Ingress {
+		message.ExternalIps = append(message.ExternalIps, ingress.IP)
+	}
+	message.ExternalIps = append(message.ExternalIps, service.Spec.ExternalIPs...)
 	for _, slice := range slices {
 		if slice.Namespace != service.Namespace || slice.Labels[discoveryv1.LabelServiceName] != service.Name {
 			continue
@@ -132,6 +140,9 @@ func serviceMessage(service *corev1.Service, slices []*discoveryv1.EndpointSlice
 				continue
 			}
 			for _, port := range slice.Ports {
+				if port.Port == nil {
+					continue
+				}
 				message.Endpoints = append(message.Endpoints, net.JoinHostPort(endpoint.Addresses[0], fmt.Sprint(*port.Port)))
 			}
 		}

@@ -26,17 +26,27 @@ const (
 	Uplink = "eth0"
 )
 
+// Management is the name of a member's second link, and ManagementBridge that of the bridge that it leads to. The bridge has no address: it is no
+// way to anywhere else.
+const (
+	Management       = "mgmt0"
+	ManagementBridge = "br1"
+)
+
 // Sysctls of every namespace that the lab makes: duplicate address detection would keep fresh IPv6 addresses unusable for a second or two.
 var quiet = map[string]string{
-	"ipv6/conf/all/accept_dad":        "0",
-	"ipv6/conf/default/accept_dad":    "0",
-	"ipv6/conf/all/accept_ra":         "0",
-	"ipv6/conf/default/accept_ra":     "0",
-	"ipv4/conf/all/rp_filter":         "0",
-	"ipv4/conf/default/rp_filter":     "0",
-	"ipv4/conf/all/send_redirects":    "0",
-	"ipv4/ping_group_range":           "0 2147483647",
-	"ipv4/ip_unprivileged_port_start": "0",
+	"ipv6/conf/all/accept_dad":     "0",
+	"ipv6/conf/default/accept_dad": "0",
+	"ipv6/conf/all/accept_ra":      "0",
+	"ipv6/conf/default/accept_ra":  "0",
+	// A router on the link may be asked for what the link has; nobody is to remember the shorter way.
+	"ipv6/conf/all/accept_redirects":     "0",
+	"ipv6/conf/default/accept_redirects": "0",
+	"ipv4/conf/all/rp_filter":            "0",
+	"ipv4/conf/default/rp_filter":        "0",
+	"ipv4/conf/all/send_redirects":       "0",
+	"ipv4/ping_group_range":              "0 2147483647",
+	"ipv4/ip_unprivileged_port_start":    "0",
 }
 
 var forwarding = map[string]string{
@@ -64,26 +74,33 @@ func Create(name string, router Router, mtu int) (*Fabric, error) {
 		return nil, fmt.Errorf("create fabric: %w", err)
 	}
 	err := within(name, func(h *netlink.Handle) error {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name = Bridge
-		attrs.MTU = mtu
-		// Snooping would withhold neighbour solicitations until the first membership reports.
-		snooping := false
-		bridge := &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snooping}
-		if err := h.LinkAdd(bridge); err != nil {
-			return fmt.Errorf("add bridge: %w", err)
+		if err := addBridge(h, Bridge, mtu, router.V4, router.V6); err != nil {
+			return err
 		}
-		for _, prefix := range []netip.Prefix{router.V4, router.V6} {
-			if err := addAddress(h, bridge, prefix); err != nil {
-				return err
-			}
-		}
-		return h.LinkSetUp(bridge)
+		return addBridge(h, ManagementBridge, mtu)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("create fabric: %w", err)
 	}
 	return f, nil
+}
+
+func addBridge(h *netlink.Handle, name string, mtu int, addresses ...netip.Prefix) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	attrs.MTU = mtu
+	// Snooping would withhold neighbour solicitations until the first membership reports.
+	snooping := false
+	bridge := &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snooping}
+	if err := h.LinkAdd(bridge); err != nil {
+		return fmt.Errorf("add bridge: %w", err)
+	}
+	for _, prefix := range addresses {
+		if err := addAddress(h, bridge, prefix); err != nil {
+			return err
+		}
+	}
+	return h.LinkSetUp(bridge)
 }
 
 // Prepare sets the kernel settings of a new namespace; router turns forwarding on.
@@ -99,6 +116,15 @@ func Prepare(name string, router bool) error {
 
 // Join links the namespace called name to the bridge: eth0 with these addresses, up.
 func (f *Fabric) Join(name string, addresses []netip.Prefix) error {
+	return f.join(name, Bridge, Uplink, addresses)
+}
+
+// JoinManagement links the namespace to the management bridge: mgmt0 with these addresses, up.
+func (f *Fabric) JoinManagement(name string, addresses []netip.Prefix) error {
+	return f.join(name, ManagementBridge, Management, addresses)
+}
+
+func (f *Fabric) join(name, bridgeName, uplink string, addresses []netip.Prefix) error {
 	f.mu.Lock()
 	f.next++
 	port := "p" + strconv.Itoa(f.next)
@@ -109,7 +135,7 @@ func (f *Fabric) Join(name string, addresses []netip.Prefix) error {
 	}
 	defer target.Close()
 	err = within(f.netns, func(h *netlink.Handle) error {
-		bridge, err := h.LinkByName(Bridge)
+		bridge, err := h.LinkByName(bridgeName)
 		if err != nil {
 			return fmt.Errorf("find bridge: %w", err)
 		}
@@ -117,7 +143,7 @@ func (f *Fabric) Join(name string, addresses []netip.Prefix) error {
 		attrs.Name = port
 		attrs.MTU = f.mtu
 		attrs.MasterIndex = bridge.Attrs().Index
-		link := &netlink.Veth{LinkAttrs: attrs, PeerName: Uplink, PeerNamespace: netlink.NsFd(int(target))}
+		link := &netlink.Veth{LinkAttrs: attrs, PeerName: uplink, PeerNamespace: netlink.NsFd(int(target))}
 		if err := h.LinkAdd(link); err != nil {
 			return fmt.Errorf("add link: %w", err)
 		}
@@ -127,7 +153,7 @@ func (f *Fabric) Join(name string, addresses []netip.Prefix) error {
 		return fmt.Errorf("join %s: %w", name, err)
 	}
 	err = within(name, func(h *netlink.Handle) error {
-		link, err := h.LinkByName(Uplink)
+		link, err := h.LinkByName(uplink)
 		if err != nil {
 			return fmt.Errorf("find uplink: %w", err)
 		}
@@ -147,13 +173,33 @@ func (f *Fabric) Join(name string, addresses []netip.Prefix) error {
 	return nil
 }
 
-// Route is a way out of a member's uplink.
+// Route is a way out of a member's link.
 type Route struct {
 	To netip.Prefix
 	// Via has the gateways, each taken equally; none = the destination is on the link.
 	Via []netip.Addr
 	// Source is the address to send from; the zero value leaves it to the kernel.
 	Source netip.Addr
+	// Table is the routing table; 0 = the main one.
+	Table int
+}
+
+// OwnTraffic makes packets of the namespace's own processes, and no others, look at a routing table first.
+func OwnTraffic(name string, table int) error {
+	err := within(name, func(h *netlink.Handle) error {
+		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+			rule := netlink.NewRule()
+			rule.Family, rule.IifName, rule.Table, rule.Priority = family, "lo", table, table
+			if err := h.RuleAdd(rule); err != nil {
+				return fmt.Errorf("add rule: %w", err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("rules of %s: %w", name, err)
+	}
+	return nil
 }
 
 // SetRoutes puts routes into the namespace called name, out of link.
@@ -197,7 +243,7 @@ func DeleteRoutes(name, link string, routes []Route) error {
 }
 
 func (r Route) netlink(index int) *netlink.Route {
-	route := &netlink.Route{LinkIndex: index, Dst: ipNet(r.To)}
+	route := &netlink.Route{LinkIndex: index, Dst: ipNet(r.To), Table: r.Table}
 	if r.Source.IsValid() {
 		route.Src = net.IP(r.Source.AsSlice())
 	}

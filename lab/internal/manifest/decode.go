@@ -80,7 +80,7 @@ func (d *decoder) kind(root *yaml.Node) (object.Kind, bool) {
 		d.fault(name.Line, "kind", "%s is made by the lab itself; it cannot be in a manifest", kind.Name)
 	case version == nil:
 		d.fault(root.Line, "apiVersion", "required: %s for kind %s", kind.APIVersion, kind.Name)
-	case text(version) != kind.APIVersion:
+	case !kind.Accepts(text(version)):
 		d.fault(version.Line, "apiVersion", "expected %s for kind %s, got %q", kind.APIVersion, kind.Name, text(version))
 	default:
 		return kind, true
@@ -93,6 +93,9 @@ func (d *decoder) object(root *yaml.Node) (Item, bool) {
 	kind, ok := d.kind(root)
 	if !ok {
 		return Item{}, false
+	}
+	if kind.Raw {
+		return d.raw(kind, root)
 	}
 	value := kind.New()
 	generic := d.check(root, reflect.TypeOf(value), "", 0)

@@ -86,8 +86,8 @@ func TestFaults(t *testing.T) {
 	}{
 		{"not YAML", "a: [1\nb: 2\n", []string{"f.yaml:1: not YAML: did not find expected ',' or ']'"}},
 		{"not an object", "just text\n", []string{`f.yaml:1: expected an object with apiVersion, kind and metadata, got "just text"`}},
-		{"no kind", "apiVersion: v1\n", []string{"f.yaml:1: kind: required: one of ConfigMap, Deployment, Host, Namespace, Node, Pod, Service"}},
-		{"unknown kind", "apiVersion: batch/v1\nkind: Job\n", []string{"f.yaml:2: kind: Job (batch/v1) is not a kind of the lab; it has ConfigMap, Deployment, Host, Namespace, Node, Pod, Service"}},
+		{"no kind", "apiVersion: v1\n", []string{"f.yaml:1: kind: required: one of AdminNetworkPolicy, BaselineAdminNetworkPolicy, CiliumCIDRGroup, CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, ClusterNetworkPolicy, ConfigMap, Deployment, EndpointSlice, Host, Namespace, NetworkPolicy, Node, Pod, Service"}},
+		{"unknown kind", "apiVersion: batch/v1\nkind: Job\n", []string{"f.yaml:2: kind: Job (batch/v1) is not a kind of the lab; it has AdminNetworkPolicy, BaselineAdminNetworkPolicy, CiliumCIDRGroup, CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, ClusterNetworkPolicy, ConfigMap, Deployment, EndpointSlice, Host, Namespace, NetworkPolicy, Node, Pod, Service"}},
 		{"derived kind", "apiVersion: apps/v1\nkind: ReplicaSet\n", []string{"f.yaml:2: kind: ReplicaSet is made by the lab itself; it cannot be in a manifest"}},
 		{"wrong version", "apiVersion: v1\nkind: Deployment\n", []string{`f.yaml:1: apiVersion: expected apps/v1 for kind Deployment, got "v1"`}},
 		{"unknown field", strings.Replace(pod, "  containers:", "  restartpolicy: Never\n  containers:", 1),
@@ -144,7 +144,7 @@ spec:
 			"f.yaml:7: spec.ports[1].port: 80/TCP is also ports[0]",
 		}},
 		{"external name", "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {type: ExternalName, externalName: b.example, ports: [{port: 1}]}\n", []string{
-			"f.yaml:4: spec.externalName: not supported by the lab yet", `f.yaml:4: spec.type: expected ClusterIP, NodePort or LoadBalancer, got "ExternalName"`,
+			"f.yaml:4: spec.externalName: not supported by the lab", "f.yaml:4: spec.type: ExternalName is a name of DNS alone, which the lab's zone does not have: expected ClusterIP, NodePort or LoadBalancer",
 		}},
 		{"host", "apiVersion: lab.weir.dev/v1\nkind: Host\nmetadata: {name: a}\nspec:\n  addresses: [203.0.113.300]\n",
 			[]string{`f.yaml:5: spec.addresses[0]: expected an address such as 203.0.113.10 or 2001:db8::10/64, got "203.0.113.300"`}},

@@ -11,9 +11,9 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/weirmesh/weir/lab/internal/object"
@@ -30,6 +30,8 @@ func (d *decoder) validate(kind object.Kind, value object.Object) []string {
 		v.deployment(o)
 	case *corev1.Service:
 		v.service(o)
+	case *discoveryv1.EndpointSlice:
+		v.slice(o)
 	case *corev1.ConfigMap:
 		if len(o.BinaryData) > 0 {
 			v.note("binaryData")
@@ -168,82 +170,6 @@ func (v *validator) deployment(deployment *appsv1.Deployment) {
 		v.at("spec.template.metadata.annotations."+object.AnnotationAddresses, "%d replicas cannot have the same addresses", *spec.Replicas)
 	}
 	v.podSpec("spec.template.spec", &spec.Template.Spec)
-}
-
-func (v *validator) service(service *corev1.Service) {
-	spec := &service.Spec
-	switch spec.Type {
-	case "":
-		spec.Type = corev1.ServiceTypeClusterIP
-	case corev1.ServiceTypeClusterIP:
-	case corev1.ServiceTypeNodePort, corev1.ServiceTypeLoadBalancer:
-		v.note(fmt.Sprintf("spec.type %s (beyond its ClusterIP)", spec.Type))
-	default:
-		v.at("spec.type", "expected ClusterIP, NodePort or LoadBalancer, got %q", spec.Type)
-	}
-	headless := spec.ClusterIP == corev1.ClusterIPNone
-	if len(spec.Ports) == 0 && !headless {
-		v.at("spec.ports", "required: at least one port")
-	}
-	seen := map[string]int{}
-	names := map[string]int{}
-	for i := range spec.Ports {
-		port := &spec.Ports[i]
-		path := fmt.Sprintf("spec.ports[%d]", i)
-		v.portNumber(path+".port", port.Port, true)
-		if port.Protocol == "" {
-			port.Protocol = corev1.ProtocolTCP
-		}
-		v.protocol(path+".protocol", port.Protocol)
-		if port.Name == "" && len(spec.Ports) > 1 {
-			v.at(path+".name", "required when a service has several ports")
-		}
-		if port.Name != "" {
-			v.problems(path+".name", validation.IsDNS1123Label(port.Name))
-			if first, twice := names[port.Name]; twice {
-				v.at(path+".name", "%q is also the name of ports[%d]", port.Name, first)
-			}
-			names[port.Name] = i
-		}
-		key := fmt.Sprintf("%d/%s", port.Port, port.Protocol)
-		if first, twice := seen[key]; twice {
-			v.at(path+".port", "%s is also ports[%d]", key, first)
-		}
-		seen[key] = i
-		switch {
-		case port.TargetPort == intstr.IntOrString{}:
-			port.TargetPort = intstr.FromInt32(port.Port)
-		case port.TargetPort.Type == intstr.Int:
-			v.portNumber(path+".targetPort", port.TargetPort.IntVal, true)
-		default:
-			v.problems(path+".targetPort", validation.IsValidPortName(port.TargetPort.StrVal))
-		}
-	}
-	for i, text := range spec.ClusterIPs {
-		if _, err := netip.ParseAddr(text); err != nil && text != corev1.ClusterIPNone {
-			v.at(fmt.Sprintf("spec.clusterIPs[%d]", i), "expected an address or None, got %q", text)
-		}
-	}
-	if _, err := netip.ParseAddr(spec.ClusterIP); spec.ClusterIP != "" && !headless && err != nil {
-		v.at("spec.clusterIP", "expected an address or None, got %q", spec.ClusterIP)
-	}
-	for i, family := range spec.IPFamilies {
-		if family != corev1.IPv4Protocol && family != corev1.IPv6Protocol {
-			v.at(fmt.Sprintf("spec.ipFamilies[%d]", i), "expected IPv4 or IPv6, got %q", family)
-		}
-	}
-	v.labels("spec.selector", spec.Selector)
-	for path, given := range map[string]bool{
-		"spec.sessionAffinity":       spec.SessionAffinity != "" && spec.SessionAffinity != corev1.ServiceAffinityNone,
-		"spec.externalIPs":           len(spec.ExternalIPs) > 0,
-		"spec.externalTrafficPolicy": spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
-		"spec.internalTrafficPolicy": spec.InternalTrafficPolicy != nil && *spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
-		"spec.externalName":          spec.ExternalName != "",
-	} {
-		if given {
-			v.at(path, "not supported by the lab yet")
-		}
-	}
 }
 
 func (v *validator) node(node *corev1.Node) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -23,6 +24,12 @@ const (
 	// AnnotationUnmanaged, when "true", keeps the mesh's hands off a pod.
 	AnnotationUnmanaged = "weir.dev/unmanaged"
 )
+
+// AnnotationCluster names another cluster of the mesh, of which a pod stands in for one: services of this cluster do not select it.
+const AnnotationCluster = "weir.dev/cluster"
+
+// SliceManager is who made the EndpointSlices of services with a selector, in their label.
+const SliceManager = "lab.weir.dev"
 
 // LabGroup is the API version of the lab's own kinds.
 const LabGroup = "lab.weir.dev/v1"
@@ -69,6 +76,8 @@ type HostSpec struct {
 type HostStatus struct {
 	ContainerStatuses []corev1.ContainerStatus `json:"containerStatuses,omitempty"`
 	Message           string                   `json:"message,omitempty"`
+	// Plugged says that the host is on the fabric.
+	Plugged bool `json:"plugged,omitempty"`
 }
 
 // Kind describes a kind.
@@ -78,20 +87,51 @@ type Kind struct {
 	Namespaced bool
 	// Derived kinds are made by the lab and may not be in a manifest.
 	Derived bool
+	// Raw kinds are handed on as they are, in any version of their group.
+	Raw bool
 	// New makes an empty object.
 	New func() Object
 }
 
-var kinds = map[string]Kind{
-	"Namespace":     {"Namespace", "v1", false, false, func() Object { return new(corev1.Namespace) }},
-	"Node":          {"Node", "v1", false, false, func() Object { return new(corev1.Node) }},
-	"Pod":           {"Pod", "v1", true, false, func() Object { return new(corev1.Pod) }},
-	"Service":       {"Service", "v1", true, false, func() Object { return new(corev1.Service) }},
-	"ConfigMap":     {"ConfigMap", "v1", true, false, func() Object { return new(corev1.ConfigMap) }},
-	"Deployment":    {"Deployment", "apps/v1", true, false, func() Object { return new(appsv1.Deployment) }},
-	"Host":          {"Host", LabGroup, false, false, func() Object { return new(Host) }},
-	"ReplicaSet":    {"ReplicaSet", "apps/v1", true, true, func() Object { return new(appsv1.ReplicaSet) }},
-	"EndpointSlice": {"EndpointSlice", "discovery.k8s.io/v1", true, true, func() Object { return new(discoveryv1.EndpointSlice) }},
+var kinds = byName(
+	Kind{Name: "Namespace", APIVersion: "v1", New: func() Object { return new(corev1.Namespace) }},
+	Kind{Name: "Node", APIVersion: "v1", New: func() Object { return new(corev1.Node) }},
+	Kind{Name: "Pod", APIVersion: "v1", Namespaced: true, New: func() Object { return new(corev1.Pod) }},
+	Kind{Name: "Service", APIVersion: "v1", Namespaced: true, New: func() Object { return new(corev1.Service) }},
+	Kind{Name: "ConfigMap", APIVersion: "v1", Namespaced: true, New: func() Object { return new(corev1.ConfigMap) }},
+	Kind{Name: "Deployment", APIVersion: "apps/v1", Namespaced: true, New: func() Object { return new(appsv1.Deployment) }},
+	Kind{Name: "Host", APIVersion: LabGroup, New: func() Object { return new(Host) }},
+	Kind{Name: "ReplicaSet", APIVersion: "apps/v1", Namespaced: true, Derived: true, New: func() Object { return new(appsv1.ReplicaSet) }},
+	Kind{Name: "EndpointSlice", APIVersion: "discovery.k8s.io/v1", Namespaced: true, New: func() Object { return new(discoveryv1.EndpointSlice) }},
+	rawKind("NetworkPolicy", "networking.k8s.io/v1", true),
+	rawKind("CiliumNetworkPolicy", "cilium.io/v2", true),
+	rawKind("CiliumClusterwideNetworkPolicy", "cilium.io/v2", false),
+	rawKind("CiliumCIDRGroup", "cilium.io/v2", false),
+	rawKind("ClusterNetworkPolicy", "policy.networking.k8s.io/v1alpha2", false),
+	rawKind("AdminNetworkPolicy", "policy.networking.k8s.io/v1alpha1", false),
+	rawKind("BaselineAdminNetworkPolicy", "policy.networking.k8s.io/v1alpha1", false),
+)
+
+func rawKind(name, version string, namespaced bool) Kind {
+	return Kind{Name: name, APIVersion: version, Namespaced: namespaced, Raw: true, New: func() Object { return new(Raw) }}
+}
+
+func byName(all ...Kind) map[string]Kind {
+	kinds := map[string]Kind{}
+	for _, kind := range all {
+		kinds[kind.Name] = kind
+	}
+	return kinds
+}
+
+// Accepts reports whether an object of this kind may have the API version.
+func (k Kind) Accepts(version string) bool {
+	if !k.Raw {
+		return version == k.APIVersion
+	}
+	group, _, _ := strings.Cut(k.APIVersion, "/")
+	given, name, found := strings.Cut(version, "/")
+	return found && given == group && name != ""
 }
 
 // ByName returns a kind.
@@ -113,7 +153,9 @@ func Manifests() []string {
 
 // KindOf returns the kind of an object, also one whose own TypeMeta is empty.
 func KindOf(o Object) string {
-	switch o.(type) {
+	switch o := o.(type) {
+	case *Raw:
+		return o.Kind
 	case *corev1.Namespace:
 		return "Namespace"
 	case *corev1.Node:
@@ -163,6 +205,8 @@ func Copy[T Object](o T) T {
 		copied = v.DeepCopy()
 	case *Host:
 		copied = v.DeepCopy()
+	case *Raw:
+		copied = v.DeepCopy()
 	}
 	return copied.(T)
 }
@@ -188,6 +232,13 @@ func JSON(o Object) ([]byte, error) {
 	kind, ok := ByName(KindOf(o))
 	if !ok {
 		return nil, fmt.Errorf("encode %T: unknown kind", o)
+	}
+	if _, raw := o.(*Raw); raw {
+		data, err := json.Marshal(o)
+		if err != nil {
+			return nil, fmt.Errorf("encode %s: %w", KeyOf(o), err)
+		}
+		return data, nil
 	}
 	copied := Copy(o)
 	// Every kind embeds metav1.TypeMeta, which has this method.

@@ -160,7 +160,7 @@ func (c *container) whileRunning(ctx context.Context, started *process.Process) 
 	}
 	cancel()
 	all.Wait()
-	if err := started.Stop(c.run.grace()); err != nil {
+	if err := started.StopUntil(c.run.grace(), c.run.hurry); err != nil {
 		c.run.config.Log.Warn("program could not be stopped", "pod", c.run.workload.id, "container", c.def.Name, "error", err)
 	}
 }

@@ -33,7 +33,10 @@ type run struct {
 	ended    chan struct{}
 	stop     chan struct{}
 	stopOnce sync.Once
-	binds    []launch.Bind
+	// hurry is closed when the programs get no more grace.
+	hurry     chan struct{}
+	hurryOnce sync.Once
+	binds     []launch.Bind
 
 	mu         sync.Mutex
 	state      report
@@ -43,7 +46,7 @@ type run struct {
 }
 
 func newRun(config Config, w *workload, slots chan struct{}) *run {
-	r := &run{config: config, workload: w, slots: slots, ended: make(chan struct{}), stop: make(chan struct{})}
+	r := &run{config: config, workload: w, slots: slots, ended: make(chan struct{}), stop: make(chan struct{}), hurry: make(chan struct{})}
 	for i := range w.containers {
 		r.containers = append(r.containers, newContainer(r, i))
 		r.state.containers = append(r.state.containers, corev1.ContainerStatus{
@@ -56,6 +59,12 @@ func newRun(config Config, w *workload, slots chan struct{}) *run {
 
 // end asks the workload to stop; live returns when nothing is left.
 func (r *run) end() { r.stopOnce.Do(func() { close(r.stop) }) }
+
+// endNow is end without grace.
+func (r *run) endNow() {
+	r.hurryOnce.Do(func() { close(r.hurry) })
+	r.end()
+}
 
 // change changes the state and reports it.
 func (r *run) change(f func(*report)) {
@@ -277,6 +286,9 @@ func (r *run) removeOnce(ctx context.Context) error {
 }
 
 func (r *run) locate(name string) (launch.Spec, error) {
+	if name == "" && len(r.containers) == 0 {
+		return r.bare()
+	}
 	i, err := pickContainer(r.workload.containers, name)
 	if err != nil {
 		return launch.Spec{}, err
@@ -288,6 +300,18 @@ func (r *run) locate(name string) (launch.Spec, error) {
 		return launch.Spec{}, fmt.Errorf("container %s of %s: %w", r.workload.containers[i].Name, r.workload.id, ErrNotRunning)
 	}
 	return r.containers[i].spec()
+}
+
+// bare is the place of a workload without containers.
+func (r *run) bare() (launch.Spec, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.state.addresses) == 0 {
+		return launch.Spec{}, fmt.Errorf("%s: %w", r.workload.id, ErrNotRunning)
+	}
+	w := r.workload
+	env := append([]string{"PATH=" + r.config.Path, "HOME=/root", "HOSTNAME=" + w.files.hostname}, r.config.Env...)
+	return launch.Spec{Netns: w.netnsPath, Cgroup: w.cgroup, Hostname: w.files.hostname, Binds: r.binds, Env: env}, nil
 }
 
 func (r *run) log(name string) (*logfile.File, error) {

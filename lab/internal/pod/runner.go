@@ -54,7 +54,9 @@ type Config struct {
 
 // Node is where pods run.
 type Node struct {
-	Netns     string // path
+	Netns string // path
+	// Cgroup is the control group of the node's own processes, of which the lab starts none but by exec.
+	Cgroup    string
 	Addresses []netip.Addr
 	Plugin    Plugin
 }
@@ -158,6 +160,8 @@ func (r *Runner) pod(ctx context.Context, pod *corev1.Pod, gone bool) {
 		// It was deleted before it began.
 		delete(r.begin, pod.UID)
 		r.wait.Go(func() { r.config.Cluster.PodGone(pod.UID) })
+	case running && pod.DeletionGracePeriodSeconds != nil && *pod.DeletionGracePeriodSeconds == 0:
+		current.endNow()
 	case running && (gone || pod.DeletionTimestamp != nil):
 		current.end()
 	}
@@ -175,6 +179,54 @@ func (r *Runner) host(ctx context.Context, host *object.Host, gone bool) {
 	case running && gone:
 		current.end()
 	}
+}
+
+// AwaitGone waits until nothing runs of pods and hosts that were deleted.
+func (r *Runner) AwaitGone(ctx context.Context) error {
+	watch := r.config.Cluster.Watch("Pod", "Host")
+	defer watch.Close()
+	for {
+		var waiting string
+		for _, pod := range cluster.List[*corev1.Pod](r.config.Cluster) {
+			if pod.DeletionTimestamp != nil {
+				waiting = pod.Namespace + "/" + pod.Name
+			}
+		}
+		if waiting == "" {
+			break
+		}
+		if _, err := watch.Next(ctx); err != nil {
+			return fmt.Errorf("pod %s does not end: %w", waiting, err)
+		}
+	}
+	for _, current := range r.leftover() {
+		select {
+		case <-current.ended:
+		case <-ctx.Done():
+			return fmt.Errorf("%s does not end: %w", current.workload.id, ctx.Err())
+		}
+	}
+	return nil
+}
+
+// leftover are the runs of which the cluster has no object any more.
+func (r *Runner) leftover() []*run {
+	present := map[types.UID]bool{}
+	for _, pod := range cluster.List[*corev1.Pod](r.config.Cluster) {
+		present[pod.UID] = true
+	}
+	for _, host := range cluster.List[*object.Host](r.config.Cluster) {
+		present[host.UID] = true
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var left []*run
+	for uid, current := range r.runs {
+		if !present[uid] {
+			left = append(left, current)
+		}
+	}
+	return left
 }
 
 // start begins a workload's life. The caller holds r.mu.
@@ -236,6 +288,16 @@ func (r *Runner) Locate(namespace, name, container string) (launch.Spec, error) 
 		return launch.Spec{}, err
 	}
 	return current.locate(container)
+}
+
+// LocateNode returns how to run something in a node's own place: everything but the arguments.
+func (r *Runner) LocateNode(name string) (launch.Spec, error) {
+	node, ok := r.config.Nodes[name]
+	if !ok {
+		return launch.Spec{}, fmt.Errorf("node %s: %w", name, ErrNoPod)
+	}
+	env := append([]string{"PATH=" + r.config.Path, "HOME=/root", "HOSTNAME=" + name}, r.config.Env...)
+	return launch.Spec{Netns: node.Netns, Cgroup: node.Cgroup, Hostname: name, Env: env}, nil
 }
 
 // Log returns a container's log ("" = the first).

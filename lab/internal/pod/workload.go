@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -83,7 +84,7 @@ func podWorkload(config Config, pod *corev1.Pod) *workload {
 	if pod.Spec.HostNetwork {
 		w.netnsPath = node.Netns
 		w.files.hostname = pod.Spec.NodeName
-		w.plug = func(context.Context) ([]netip.Addr, error) { return node.Addresses, nil }
+		w.plug = func(context.Context) ([]netip.Addr, error) { return firstOfEach(node.Addresses), nil }
 		w.unplug = func(context.Context) error { return nil }
 		return w
 	}
@@ -96,6 +97,17 @@ func podWorkload(config Config, pod *corev1.Pod) *workload {
 	w.plug = func(ctx context.Context) ([]netip.Addr, error) { return node.Plugin.Add(ctx, attachment) }
 	w.unplug = func(ctx context.Context) error { return node.Plugin.Delete(ctx, attachment) }
 	return w
+}
+
+// firstOfEach returns the first address of each family, which is what a pod on the host's network is known by.
+func firstOfEach(addresses []netip.Addr) []netip.Addr {
+	var firsts []netip.Addr
+	for _, address := range addresses {
+		if !slices.ContainsFunc(firsts, func(f netip.Addr) bool { return f.Is4() == address.Is4() }) {
+			firsts = append(firsts, address)
+		}
+	}
+	return firsts
 }
 
 // hostname is the pod's name, as Kubernetes cuts it to fit.
@@ -140,7 +152,7 @@ func hostWorkload(config Config, host *object.Host) *workload {
 	w.unplug = func(context.Context) error { return config.Outside.Leave(prefixes) }
 	w.report = func(state report) {
 		config.Cluster.SetHostStatus(host.UID, func(status *object.HostStatus) {
-			status.ContainerStatuses, status.Message = state.containers, state.message
+			status.ContainerStatuses, status.Message, status.Plugged = state.containers, state.message, len(state.addresses) > 0
 		})
 	}
 	return w

@@ -123,7 +123,10 @@ func (p *Process) Signal(signal syscall.Signal) error {
 }
 
 // Stop asks the program to end, and kills it after grace.
-func (p *Process) Stop(grace time.Duration) error {
+func (p *Process) Stop(grace time.Duration) error { return p.StopUntil(grace, nil) }
+
+// StopUntil is Stop that kills the program as soon as hurry is closed.
+func (p *Process) StopUntil(grace time.Duration, hurry <-chan struct{}) error {
 	if err := p.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
@@ -131,6 +134,7 @@ func (p *Process) Stop(grace time.Duration) error {
 	case <-p.done:
 		return nil
 	case <-time.After(grace):
+	case <-hurry:
 	}
 	if err := p.Signal(syscall.SIGKILL); err != nil {
 		return err

@@ -4,12 +4,15 @@
 package source
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"k8s.io/apimachinery/pkg/types"
 
 	sourcev1 "github.com/weirmesh/weir/gen/weir/source/v1"
 	"github.com/weirmesh/weir/lab/internal/cluster"
@@ -54,11 +57,37 @@ func (s *Server) Watch(request *sourcev1.WatchRequest, stream grpc.ServerStreami
 	}
 }
 
+// UpdateStatus merges into an object's status.
+func (s *Server) UpdateStatus(_ context.Context, request *sourcev1.UpdateStatusRequest) (*sourcev1.UpdateStatusResponse, error) {
+	kind, ok := object.ByName(request.GetKind())
+	if !ok {
+		return nil, status.Errorf(codes.InvalidArgument, "kind %q is not one of the lab's", request.GetKind())
+	}
+	key := object.Key{Kind: kind.Name, Namespace: request.GetNamespace(), Name: request.GetName()}
+	err := s.cluster.UpdateStatus(key, types.UID(request.GetUid()), request.GetStatus())
+	switch {
+	case errors.Is(err, cluster.ErrNotFound):
+		return nil, status.Error(codes.NotFound, err.Error())
+	case err != nil:
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	return &sourcev1.UpdateStatusResponse{}, nil
+}
+
+// AcquireLease takes or renews a lease.
+func (s *Server) AcquireLease(_ context.Context, request *sourcev1.AcquireLeaseRequest) (*sourcev1.AcquireLeaseResponse, error) {
+	holder, err := s.cluster.AcquireLease(request.GetName(), request.GetHolder(), time.Duration(request.GetSeconds())*time.Second)
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	return &sourcev1.AcquireLeaseResponse{Holder: holder, Acquired: holder == request.GetHolder()}, nil
+}
+
 func message(event cluster.Event) (*sourcev1.WatchResponse, error) {
 	if event.Type == cluster.Synced {
 		return &sourcev1.WatchResponse{Type: sourcev1.WatchResponse_TYPE_SYNCED}, nil
 	}
-	types := map[cluster.EventType]sourcev1.WatchResponse_Type{
+	names := map[cluster.EventType]sourcev1.WatchResponse_Type{
 		cluster.Added:    sourcev1.WatchResponse_TYPE_ADDED,
 		cluster.Modified: sourcev1.WatchResponse_TYPE_MODIFIED,
 		cluster.Deleted:  sourcev1.WatchResponse_TYPE_DELETED,
@@ -67,5 +96,5 @@ func message(event cluster.Event) (*sourcev1.WatchResponse, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch: %w", err)
 	}
-	return &sourcev1.WatchResponse{Type: types[event.Type], Kind: object.KindOf(event.Object), Object: data}, nil
+	return &sourcev1.WatchResponse{Type: names[event.Type], Kind: object.KindOf(event.Object), Object: data}, nil
 }

@@ -81,7 +81,7 @@ func (x ControlPartRequest_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ControlPartRequest_Action.Descriptor instead.
 func (ControlPartRequest_Action) EnumDescriptor() ([]byte, []int) {
-	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{16, 0}
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{21, 0}
 }
 
 // GetLabRequest has no options.
@@ -138,7 +138,8 @@ type GetLabResponse struct {
 	// Manifest files whose last change could not be used; the objects of the last good state stay.
 	ManifestErrors []string `protobuf:"bytes,11,rep,name=manifest_errors,json=manifestErrors,proto3" json:"manifest_errors,omitempty"`
 	// What the machine lacks, and what is done instead.
-	Notes         []string `protobuf:"bytes,12,rep,name=notes,proto3" json:"notes,omitempty"`
+	Notes         []string  `protobuf:"bytes,12,rep,name=notes,proto3" json:"notes,omitempty"`
+	Policies      []*Policy `protobuf:"bytes,13,rep,name=policies,proto3" json:"policies,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -257,6 +258,142 @@ func (x *GetLabResponse) GetNotes() []string {
 	return nil
 }
 
+func (x *GetLabResponse) GetPolicies() []*Policy {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+// Policy is a policy object, as its status has it.
+type Policy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Empty = of the whole cluster.
+	Namespace  string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name       string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Uid        string `protobuf:"bytes,4,opt,name=uid,proto3" json:"uid,omitempty"`
+	Generation int64  `protobuf:"varint,5,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Status of the condition Valid: True or False; empty = nobody has said it yet.
+	Valid string `protobuf:"bytes,6,opt,name=valid,proto3" json:"valid,omitempty"`
+	// Why it is not valid.
+	Message string `protobuf:"bytes,7,opt,name=message,proto3" json:"message,omitempty"`
+	// The generation that is in force on `enforcing_nodes` of `nodes`; 0 = nobody has said it yet.
+	EnforcedGeneration int64                  `protobuf:"varint,8,opt,name=enforced_generation,json=enforcedGeneration,proto3" json:"enforced_generation,omitempty"`
+	EnforcingNodes     int32                  `protobuf:"varint,9,opt,name=enforcing_nodes,json=enforcingNodes,proto3" json:"enforcing_nodes,omitempty"`
+	Nodes              int32                  `protobuf:"varint,10,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	Created            *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=created,proto3" json:"created,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *Policy) Reset() {
+	*x = Policy{}
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Policy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Policy) ProtoMessage() {}
+
+func (x *Policy) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Policy.ProtoReflect.Descriptor instead.
+func (*Policy) Descriptor() ([]byte, []int) {
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Policy) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Policy) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Policy) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Policy) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *Policy) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Policy) GetValid() string {
+	if x != nil {
+		return x.Valid
+	}
+	return ""
+}
+
+func (x *Policy) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Policy) GetEnforcedGeneration() int64 {
+	if x != nil {
+		return x.EnforcedGeneration
+	}
+	return 0
+}
+
+func (x *Policy) GetEnforcingNodes() int32 {
+	if x != nil {
+		return x.EnforcingNodes
+	}
+	return 0
+}
+
+func (x *Policy) GetNodes() int32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *Policy) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
 // Node is a node of the lab.
 type Node struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -272,7 +409,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[2]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -284,7 +421,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[2]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -297,7 +434,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{2}
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Node) GetName() string {
@@ -355,7 +492,7 @@ type Part struct {
 
 func (x *Part) Reset() {
 	*x = Part{}
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[3]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -367,7 +504,7 @@ func (x *Part) String() string {
 func (*Part) ProtoMessage() {}
 
 func (x *Part) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[3]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -380,7 +517,7 @@ func (x *Part) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Part.ProtoReflect.Descriptor instead.
 func (*Part) Descriptor() ([]byte, []int) {
-	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{3}
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Part) GetName() string {
@@ -463,7 +600,7 @@ type Pod struct {
 
 func (x *Pod) Reset() {
 	*x = Pod{}
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[4]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -475,7 +612,7 @@ func (x *Pod) String() string {
 func (*Pod) ProtoMessage() {}
 
 func (x *Pod) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[4]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -488,7 +625,7 @@ func (x *Pod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pod.ProtoReflect.Descriptor instead.
 func (*Pod) Descriptor() ([]byte, []int) {
-	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{4}
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Pod) GetNamespace() string {
@@ -592,14 +729,16 @@ type Service struct {
 	// 8080/TCP
 	Ports []string `protobuf:"bytes,5,rep,name=ports,proto3" json:"ports,omitempty"`
 	// address:port of the ready endpoints.
-	Endpoints     []string `protobuf:"bytes,6,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Endpoints []string `protobuf:"bytes,6,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	// Addresses given by the load balancer, and spec.externalIPs.
+	ExternalIps   []string `protobuf:"bytes,7,rep,name=external_ips,json=externalIps,proto3" json:"external_ips,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[5]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -611,7 +750,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[5]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -624,7 +763,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{5}
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Service) GetNamespace() string {
@@ -669,6 +808,13 @@ func (x *Service) GetEndpoints() []string {
 	return nil
 }
 
+func (x *Service) GetExternalIps() []string {
+	if x != nil {
+		return x.ExternalIps
+	}
+	return nil
+}
+
 // Host is a host outside of the cluster.
 type Host struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -687,7 +833,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[6]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -699,7 +845,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[6]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -712,7 +858,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{6}
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Host) GetName() string {
@@ -790,7 +936,7 @@ type ManifestFile struct {
 
 func (x *ManifestFile) Reset() {
 	*x = ManifestFile{}
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[7]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -802,7 +948,7 @@ func (x *ManifestFile) String() string {
 func (*ManifestFile) ProtoMessage() {}
 
 func (x *ManifestFile) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[7]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -815,7 +961,7 @@ func (x *ManifestFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManifestFile.ProtoReflect.Descriptor instead.
 func (*ManifestFile) Descriptor() ([]byte, []int) {
-	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{7}
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ManifestFile) GetName() string {
@@ -842,7 +988,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[8]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -854,7 +1000,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[8]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -867,7 +1013,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{8}
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ApplyRequest) GetFiles() []*ManifestFile {
@@ -887,7 +1033,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[9]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +1045,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[9]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +1058,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{9}
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ApplyResponse) GetResults() []string {
@@ -932,7 +1078,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[10]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -944,7 +1090,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[10]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -957,7 +1103,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{10}
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DeleteRequest) GetFiles() []*ManifestFile {
@@ -977,7 +1123,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[11]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -989,7 +1135,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[11]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1002,12 +1148,228 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{11}
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeleteResponse) GetResults() []string {
 	if x != nil {
 		return x.Results
+	}
+	return nil
+}
+
+// ResetRequest has the manifests; none = an empty cluster.
+type ResetRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Files []*ManifestFile        `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`
+	// How long to wait for the new pods to be ready; 0 = not at all.
+	WaitSeconds   uint32 `protobuf:"varint,2,opt,name=wait_seconds,json=waitSeconds,proto3" json:"wait_seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResetRequest) Reset() {
+	*x = ResetRequest{}
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResetRequest) ProtoMessage() {}
+
+func (x *ResetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResetRequest.ProtoReflect.Descriptor instead.
+func (*ResetRequest) Descriptor() ([]byte, []int) {
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ResetRequest) GetFiles() []*ManifestFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *ResetRequest) GetWaitSeconds() uint32 {
+	if x != nil {
+		return x.WaitSeconds
+	}
+	return 0
+}
+
+// ResetResponse says what happened to each object.
+type ResetResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Results []string               `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	// Pods and hosts that are not ready, and why.
+	Waiting       []string `protobuf:"bytes,2,rep,name=waiting,proto3" json:"waiting,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResetResponse) Reset() {
+	*x = ResetResponse{}
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResetResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResetResponse) ProtoMessage() {}
+
+func (x *ResetResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResetResponse.ProtoReflect.Descriptor instead.
+func (*ResetResponse) Descriptor() ([]byte, []int) {
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ResetResponse) GetResults() []string {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+func (x *ResetResponse) GetWaiting() []string {
+	if x != nil {
+		return x.Waiting
+	}
+	return nil
+}
+
+// ListObjectsRequest selects objects.
+type ListObjectsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Such as "Pod", "CiliumNetworkPolicy"; required.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Empty = all.
+	Namespace     string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name          string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListObjectsRequest) Reset() {
+	*x = ListObjectsRequest{}
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListObjectsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListObjectsRequest) ProtoMessage() {}
+
+func (x *ListObjectsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListObjectsRequest.ProtoReflect.Descriptor instead.
+func (*ListObjectsRequest) Descriptor() ([]byte, []int) {
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListObjectsRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ListObjectsRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ListObjectsRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// ListObjectsResponse has the objects.
+type ListObjectsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Objects       [][]byte               `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListObjectsResponse) Reset() {
+	*x = ListObjectsResponse{}
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListObjectsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListObjectsResponse) ProtoMessage() {}
+
+func (x *ListObjectsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListObjectsResponse.ProtoReflect.Descriptor instead.
+func (*ListObjectsResponse) Descriptor() ([]byte, []int) {
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ListObjectsResponse) GetObjects() [][]byte {
+	if x != nil {
+		return x.Objects
 	}
 	return nil
 }
@@ -1019,14 +1381,16 @@ type LocatePodRequest struct {
 	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	Name      string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// Empty = the first one.
-	Container     string `protobuf:"bytes,3,opt,name=container,proto3" json:"container,omitempty"`
+	Container string `protobuf:"bytes,3,opt,name=container,proto3" json:"container,omitempty"`
+	// A node instead of a container.
+	Node          string `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LocatePodRequest) Reset() {
 	*x = LocatePodRequest{}
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[12]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1038,7 +1402,7 @@ func (x *LocatePodRequest) String() string {
 func (*LocatePodRequest) ProtoMessage() {}
 
 func (x *LocatePodRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[12]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1051,7 +1415,7 @@ func (x *LocatePodRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocatePodRequest.ProtoReflect.Descriptor instead.
 func (*LocatePodRequest) Descriptor() ([]byte, []int) {
-	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{12}
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LocatePodRequest) GetNamespace() string {
@@ -1075,6 +1439,13 @@ func (x *LocatePodRequest) GetContainer() string {
 	return ""
 }
 
+func (x *LocatePodRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
 // LocatePodResponse is what `weir-lab run-in` needs to start a process in the container's place.
 type LocatePodResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1086,7 +1457,7 @@ type LocatePodResponse struct {
 
 func (x *LocatePodResponse) Reset() {
 	*x = LocatePodResponse{}
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[13]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1469,7 @@ func (x *LocatePodResponse) String() string {
 func (*LocatePodResponse) ProtoMessage() {}
 
 func (x *LocatePodResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[13]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1482,7 @@ func (x *LocatePodResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocatePodResponse.ProtoReflect.Descriptor instead.
 func (*LocatePodResponse) Descriptor() ([]byte, []int) {
-	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{13}
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LocatePodResponse) GetLaunch() []byte {
@@ -1139,7 +1510,7 @@ type ReadLogsRequest struct {
 
 func (x *ReadLogsRequest) Reset() {
 	*x = ReadLogsRequest{}
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[14]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1151,7 +1522,7 @@ func (x *ReadLogsRequest) String() string {
 func (*ReadLogsRequest) ProtoMessage() {}
 
 func (x *ReadLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[14]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1164,7 +1535,7 @@ func (x *ReadLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogsRequest.ProtoReflect.Descriptor instead.
 func (*ReadLogsRequest) Descriptor() ([]byte, []int) {
-	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{14}
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReadLogsRequest) GetNamespace() string {
@@ -1212,7 +1583,7 @@ type ReadLogsResponse struct {
 
 func (x *ReadLogsResponse) Reset() {
 	*x = ReadLogsResponse{}
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[15]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1224,7 +1595,7 @@ func (x *ReadLogsResponse) String() string {
 func (*ReadLogsResponse) ProtoMessage() {}
 
 func (x *ReadLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[15]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +1608,7 @@ func (x *ReadLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogsResponse.ProtoReflect.Descriptor instead.
 func (*ReadLogsResponse) Descriptor() ([]byte, []int) {
-	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{15}
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReadLogsResponse) GetData() []byte {
@@ -1258,7 +1629,7 @@ type ControlPartRequest struct {
 
 func (x *ControlPartRequest) Reset() {
 	*x = ControlPartRequest{}
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[16]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1270,7 +1641,7 @@ func (x *ControlPartRequest) String() string {
 func (*ControlPartRequest) ProtoMessage() {}
 
 func (x *ControlPartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[16]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1283,7 +1654,7 @@ func (x *ControlPartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlPartRequest.ProtoReflect.Descriptor instead.
 func (*ControlPartRequest) Descriptor() ([]byte, []int) {
-	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{16}
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ControlPartRequest) GetPart() string {
@@ -1310,7 +1681,7 @@ type ControlPartResponse struct {
 
 func (x *ControlPartResponse) Reset() {
 	*x = ControlPartResponse{}
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[17]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1693,7 @@ func (x *ControlPartResponse) String() string {
 func (*ControlPartResponse) ProtoMessage() {}
 
 func (x *ControlPartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[17]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1706,7 @@ func (x *ControlPartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlPartResponse.ProtoReflect.Descriptor instead.
 func (*ControlPartResponse) Descriptor() ([]byte, []int) {
-	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{17}
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ControlPartResponse) GetPart() *Part {
@@ -1354,7 +1725,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[18]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1366,7 +1737,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[18]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1379,7 +1750,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{18}
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{23}
 }
 
 // ShutdownResponse is empty.
@@ -1391,7 +1762,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[19]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1403,7 +1774,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_lab_v1_lab_proto_msgTypes[19]
+	mi := &file_weir_lab_v1_lab_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1416,7 +1787,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{19}
+	return file_weir_lab_v1_lab_proto_rawDescGZIP(), []int{24}
 }
 
 var File_weir_lab_v1_lab_proto protoreflect.FileDescriptor
@@ -1424,7 +1795,7 @@ var File_weir_lab_v1_lab_proto protoreflect.FileDescriptor
 const file_weir_lab_v1_lab_proto_rawDesc = "" +
 	"\n" +
 	"\x15weir/lab/v1/lab.proto\x12\vweir.lab.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0f\n" +
-	"\rGetLabRequest\"\xb4\x03\n" +
+	"\rGetLabRequest\"\xe5\x03\n" +
 	"\x0eGetLabResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x10\n" +
@@ -1438,7 +1809,23 @@ const file_weir_lab_v1_lab_proto_rawDesc = "" +
 	"\x05hosts\x18\n" +
 	" \x03(\v2\x11.weir.lab.v1.HostR\x05hosts\x12'\n" +
 	"\x0fmanifest_errors\x18\v \x03(\tR\x0emanifestErrors\x12\x14\n" +
-	"\x05notes\x18\f \x03(\tR\x05notes\"\xdd\x01\n" +
+	"\x05notes\x18\f \x03(\tR\x05notes\x12/\n" +
+	"\bpolicies\x18\r \x03(\v2\x13.weir.lab.v1.PolicyR\bpolicies\"\xd6\x02\n" +
+	"\x06Policy\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x10\n" +
+	"\x03uid\x18\x04 \x01(\tR\x03uid\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x05 \x01(\x03R\n" +
+	"generation\x12\x14\n" +
+	"\x05valid\x18\x06 \x01(\tR\x05valid\x12\x18\n" +
+	"\amessage\x18\a \x01(\tR\amessage\x12/\n" +
+	"\x13enforced_generation\x18\b \x01(\x03R\x12enforcedGeneration\x12'\n" +
+	"\x0fenforcing_nodes\x18\t \x01(\x05R\x0eenforcingNodes\x12\x14\n" +
+	"\x05nodes\x18\n" +
+	" \x01(\x05R\x05nodes\x124\n" +
+	"\acreated\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\acreated\"\xdd\x01\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\tR\taddresses\x12\x1b\n" +
@@ -1476,7 +1863,7 @@ const file_weir_lab_v1_lab_proto_rawDesc = "" +
 	"\x05netns\x18\r \x01(\tR\x05netns\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa4\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc7\x01\n" +
 	"\aService\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -1484,7 +1871,8 @@ const file_weir_lab_v1_lab_proto_rawDesc = "" +
 	"\vcluster_ips\x18\x04 \x03(\tR\n" +
 	"clusterIps\x12\x14\n" +
 	"\x05ports\x18\x05 \x03(\tR\x05ports\x12\x1c\n" +
-	"\tendpoints\x18\x06 \x03(\tR\tendpoints\"\x88\x02\n" +
+	"\tendpoints\x18\x06 \x03(\tR\tendpoints\x12!\n" +
+	"\fexternal_ips\x18\a \x03(\tR\vexternalIps\"\x88\x02\n" +
 	"\x04Host\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\tR\taddresses\x12\x16\n" +
@@ -1508,10 +1896,23 @@ const file_weir_lab_v1_lab_proto_rawDesc = "" +
 	"\x05files\x18\x01 \x03(\v2\x19.weir.lab.v1.ManifestFileR\x05files\"*\n" +
 	"\x0eDeleteResponse\x12\x18\n" +
 	"\aresults\x18\x01 \x03(\tR\aresults\"b\n" +
+	"\fResetRequest\x12/\n" +
+	"\x05files\x18\x01 \x03(\v2\x19.weir.lab.v1.ManifestFileR\x05files\x12!\n" +
+	"\fwait_seconds\x18\x02 \x01(\rR\vwaitSeconds\"C\n" +
+	"\rResetResponse\x12\x18\n" +
+	"\aresults\x18\x01 \x03(\tR\aresults\x12\x18\n" +
+	"\awaiting\x18\x02 \x03(\tR\awaiting\"Z\n" +
+	"\x12ListObjectsRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"/\n" +
+	"\x13ListObjectsResponse\x12\x18\n" +
+	"\aobjects\x18\x01 \x03(\fR\aobjects\"v\n" +
 	"\x10LocatePodRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
-	"\tcontainer\x18\x03 \x01(\tR\tcontainer\"+\n" +
+	"\tcontainer\x18\x03 \x01(\tR\tcontainer\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\"+\n" +
 	"\x11LocatePodResponse\x12\x16\n" +
 	"\x06launch\x18\x01 \x01(\fR\x06launch\"\x9b\x01\n" +
 	"\x0fReadLogsRequest\x12\x1c\n" +
@@ -1535,12 +1936,14 @@ const file_weir_lab_v1_lab_proto_rawDesc = "" +
 	"\x13ControlPartResponse\x12%\n" +
 	"\x04part\x18\x01 \x01(\v2\x11.weir.lab.v1.PartR\x04part\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
-	"\x10ShutdownResponse2\x92\x04\n" +
+	"\x10ShutdownResponse2\xa8\x05\n" +
 	"\n" +
 	"LabService\x12C\n" +
 	"\x06GetLab\x12\x1a.weir.lab.v1.GetLabRequest\x1a\x1b.weir.lab.v1.GetLabResponse\"\x00\x12@\n" +
 	"\x05Apply\x12\x19.weir.lab.v1.ApplyRequest\x1a\x1a.weir.lab.v1.ApplyResponse\"\x00\x12C\n" +
-	"\x06Delete\x12\x1a.weir.lab.v1.DeleteRequest\x1a\x1b.weir.lab.v1.DeleteResponse\"\x00\x12L\n" +
+	"\x06Delete\x12\x1a.weir.lab.v1.DeleteRequest\x1a\x1b.weir.lab.v1.DeleteResponse\"\x00\x12@\n" +
+	"\x05Reset\x12\x19.weir.lab.v1.ResetRequest\x1a\x1a.weir.lab.v1.ResetResponse\"\x00\x12R\n" +
+	"\vListObjects\x12\x1f.weir.lab.v1.ListObjectsRequest\x1a .weir.lab.v1.ListObjectsResponse\"\x00\x12L\n" +
 	"\tLocatePod\x12\x1d.weir.lab.v1.LocatePodRequest\x1a\x1e.weir.lab.v1.LocatePodResponse\"\x00\x12K\n" +
 	"\bReadLogs\x12\x1c.weir.lab.v1.ReadLogsRequest\x1a\x1d.weir.lab.v1.ReadLogsResponse\"\x000\x01\x12R\n" +
 	"\vControlPart\x12\x1f.weir.lab.v1.ControlPartRequest\x1a .weir.lab.v1.ControlPartResponse\"\x00\x12I\n" +
@@ -1559,68 +1962,80 @@ func file_weir_lab_v1_lab_proto_rawDescGZIP() []byte {
 }
 
 var file_weir_lab_v1_lab_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_weir_lab_v1_lab_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_weir_lab_v1_lab_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_weir_lab_v1_lab_proto_goTypes = []any{
 	(ControlPartRequest_Action)(0), // 0: weir.lab.v1.ControlPartRequest.Action
 	(*GetLabRequest)(nil),          // 1: weir.lab.v1.GetLabRequest
 	(*GetLabResponse)(nil),         // 2: weir.lab.v1.GetLabResponse
-	(*Node)(nil),                   // 3: weir.lab.v1.Node
-	(*Part)(nil),                   // 4: weir.lab.v1.Part
-	(*Pod)(nil),                    // 5: weir.lab.v1.Pod
-	(*Service)(nil),                // 6: weir.lab.v1.Service
-	(*Host)(nil),                   // 7: weir.lab.v1.Host
-	(*ManifestFile)(nil),           // 8: weir.lab.v1.ManifestFile
-	(*ApplyRequest)(nil),           // 9: weir.lab.v1.ApplyRequest
-	(*ApplyResponse)(nil),          // 10: weir.lab.v1.ApplyResponse
-	(*DeleteRequest)(nil),          // 11: weir.lab.v1.DeleteRequest
-	(*DeleteResponse)(nil),         // 12: weir.lab.v1.DeleteResponse
-	(*LocatePodRequest)(nil),       // 13: weir.lab.v1.LocatePodRequest
-	(*LocatePodResponse)(nil),      // 14: weir.lab.v1.LocatePodResponse
-	(*ReadLogsRequest)(nil),        // 15: weir.lab.v1.ReadLogsRequest
-	(*ReadLogsResponse)(nil),       // 16: weir.lab.v1.ReadLogsResponse
-	(*ControlPartRequest)(nil),     // 17: weir.lab.v1.ControlPartRequest
-	(*ControlPartResponse)(nil),    // 18: weir.lab.v1.ControlPartResponse
-	(*ShutdownRequest)(nil),        // 19: weir.lab.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),       // 20: weir.lab.v1.ShutdownResponse
-	nil,                            // 21: weir.lab.v1.Node.LabelsEntry
-	nil,                            // 22: weir.lab.v1.Pod.LabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 23: google.protobuf.Timestamp
+	(*Policy)(nil),                 // 3: weir.lab.v1.Policy
+	(*Node)(nil),                   // 4: weir.lab.v1.Node
+	(*Part)(nil),                   // 5: weir.lab.v1.Part
+	(*Pod)(nil),                    // 6: weir.lab.v1.Pod
+	(*Service)(nil),                // 7: weir.lab.v1.Service
+	(*Host)(nil),                   // 8: weir.lab.v1.Host
+	(*ManifestFile)(nil),           // 9: weir.lab.v1.ManifestFile
+	(*ApplyRequest)(nil),           // 10: weir.lab.v1.ApplyRequest
+	(*ApplyResponse)(nil),          // 11: weir.lab.v1.ApplyResponse
+	(*DeleteRequest)(nil),          // 12: weir.lab.v1.DeleteRequest
+	(*DeleteResponse)(nil),         // 13: weir.lab.v1.DeleteResponse
+	(*ResetRequest)(nil),           // 14: weir.lab.v1.ResetRequest
+	(*ResetResponse)(nil),          // 15: weir.lab.v1.ResetResponse
+	(*ListObjectsRequest)(nil),     // 16: weir.lab.v1.ListObjectsRequest
+	(*ListObjectsResponse)(nil),    // 17: weir.lab.v1.ListObjectsResponse
+	(*LocatePodRequest)(nil),       // 18: weir.lab.v1.LocatePodRequest
+	(*LocatePodResponse)(nil),      // 19: weir.lab.v1.LocatePodResponse
+	(*ReadLogsRequest)(nil),        // 20: weir.lab.v1.ReadLogsRequest
+	(*ReadLogsResponse)(nil),       // 21: weir.lab.v1.ReadLogsResponse
+	(*ControlPartRequest)(nil),     // 22: weir.lab.v1.ControlPartRequest
+	(*ControlPartResponse)(nil),    // 23: weir.lab.v1.ControlPartResponse
+	(*ShutdownRequest)(nil),        // 24: weir.lab.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),       // 25: weir.lab.v1.ShutdownResponse
+	nil,                            // 26: weir.lab.v1.Node.LabelsEntry
+	nil,                            // 27: weir.lab.v1.Pod.LabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 28: google.protobuf.Timestamp
 }
 var file_weir_lab_v1_lab_proto_depIdxs = []int32{
-	23, // 0: weir.lab.v1.GetLabResponse.started:type_name -> google.protobuf.Timestamp
-	3,  // 1: weir.lab.v1.GetLabResponse.nodes:type_name -> weir.lab.v1.Node
-	4,  // 2: weir.lab.v1.GetLabResponse.parts:type_name -> weir.lab.v1.Part
-	5,  // 3: weir.lab.v1.GetLabResponse.pods:type_name -> weir.lab.v1.Pod
-	6,  // 4: weir.lab.v1.GetLabResponse.services:type_name -> weir.lab.v1.Service
-	7,  // 5: weir.lab.v1.GetLabResponse.hosts:type_name -> weir.lab.v1.Host
-	21, // 6: weir.lab.v1.Node.labels:type_name -> weir.lab.v1.Node.LabelsEntry
-	23, // 7: weir.lab.v1.Part.started:type_name -> google.protobuf.Timestamp
-	23, // 8: weir.lab.v1.Pod.created:type_name -> google.protobuf.Timestamp
-	22, // 9: weir.lab.v1.Pod.labels:type_name -> weir.lab.v1.Pod.LabelsEntry
-	23, // 10: weir.lab.v1.Host.created:type_name -> google.protobuf.Timestamp
-	8,  // 11: weir.lab.v1.ApplyRequest.files:type_name -> weir.lab.v1.ManifestFile
-	8,  // 12: weir.lab.v1.DeleteRequest.files:type_name -> weir.lab.v1.ManifestFile
-	0,  // 13: weir.lab.v1.ControlPartRequest.action:type_name -> weir.lab.v1.ControlPartRequest.Action
-	4,  // 14: weir.lab.v1.ControlPartResponse.part:type_name -> weir.lab.v1.Part
-	1,  // 15: weir.lab.v1.LabService.GetLab:input_type -> weir.lab.v1.GetLabRequest
-	9,  // 16: weir.lab.v1.LabService.Apply:input_type -> weir.lab.v1.ApplyRequest
-	11, // 17: weir.lab.v1.LabService.Delete:input_type -> weir.lab.v1.DeleteRequest
-	13, // 18: weir.lab.v1.LabService.LocatePod:input_type -> weir.lab.v1.LocatePodRequest
-	15, // 19: weir.lab.v1.LabService.ReadLogs:input_type -> weir.lab.v1.ReadLogsRequest
-	17, // 20: weir.lab.v1.LabService.ControlPart:input_type -> weir.lab.v1.ControlPartRequest
-	19, // 21: weir.lab.v1.LabService.Shutdown:input_type -> weir.lab.v1.ShutdownRequest
-	2,  // 22: weir.lab.v1.LabService.GetLab:output_type -> weir.lab.v1.GetLabResponse
-	10, // 23: weir.lab.v1.LabService.Apply:output_type -> weir.lab.v1.ApplyResponse
-	12, // 24: weir.lab.v1.LabService.Delete:output_type -> weir.lab.v1.DeleteResponse
-	14, // 25: weir.lab.v1.LabService.LocatePod:output_type -> weir.lab.v1.LocatePodResponse
-	16, // 26: weir.lab.v1.LabService.ReadLogs:output_type -> weir.lab.v1.ReadLogsResponse
-	18, // 27: weir.lab.v1.LabService.ControlPart:output_type -> weir.lab.v1.ControlPartResponse
-	20, // 28: weir.lab.v1.LabService.Shutdown:output_type -> weir.lab.v1.ShutdownResponse
-	22, // [22:29] is the sub-list for method output_type
-	15, // [15:22] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	28, // 0: weir.lab.v1.GetLabResponse.started:type_name -> google.protobuf.Timestamp
+	4,  // 1: weir.lab.v1.GetLabResponse.nodes:type_name -> weir.lab.v1.Node
+	5,  // 2: weir.lab.v1.GetLabResponse.parts:type_name -> weir.lab.v1.Part
+	6,  // 3: weir.lab.v1.GetLabResponse.pods:type_name -> weir.lab.v1.Pod
+	7,  // 4: weir.lab.v1.GetLabResponse.services:type_name -> weir.lab.v1.Service
+	8,  // 5: weir.lab.v1.GetLabResponse.hosts:type_name -> weir.lab.v1.Host
+	3,  // 6: weir.lab.v1.GetLabResponse.policies:type_name -> weir.lab.v1.Policy
+	28, // 7: weir.lab.v1.Policy.created:type_name -> google.protobuf.Timestamp
+	26, // 8: weir.lab.v1.Node.labels:type_name -> weir.lab.v1.Node.LabelsEntry
+	28, // 9: weir.lab.v1.Part.started:type_name -> google.protobuf.Timestamp
+	28, // 10: weir.lab.v1.Pod.created:type_name -> google.protobuf.Timestamp
+	27, // 11: weir.lab.v1.Pod.labels:type_name -> weir.lab.v1.Pod.LabelsEntry
+	28, // 12: weir.lab.v1.Host.created:type_name -> google.protobuf.Timestamp
+	9,  // 13: weir.lab.v1.ApplyRequest.files:type_name -> weir.lab.v1.ManifestFile
+	9,  // 14: weir.lab.v1.DeleteRequest.files:type_name -> weir.lab.v1.ManifestFile
+	9,  // 15: weir.lab.v1.ResetRequest.files:type_name -> weir.lab.v1.ManifestFile
+	0,  // 16: weir.lab.v1.ControlPartRequest.action:type_name -> weir.lab.v1.ControlPartRequest.Action
+	5,  // 17: weir.lab.v1.ControlPartResponse.part:type_name -> weir.lab.v1.Part
+	1,  // 18: weir.lab.v1.LabService.GetLab:input_type -> weir.lab.v1.GetLabRequest
+	10, // 19: weir.lab.v1.LabService.Apply:input_type -> weir.lab.v1.ApplyRequest
+	12, // 20: weir.lab.v1.LabService.Delete:input_type -> weir.lab.v1.DeleteRequest
+	14, // 21: weir.lab.v1.LabService.Reset:input_type -> weir.lab.v1.ResetRequest
+	16, // 22: weir.lab.v1.LabService.ListObjects:input_type -> weir.lab.v1.ListObjectsRequest
+	18, // 23: weir.lab.v1.LabService.LocatePod:input_type -> weir.lab.v1.LocatePodRequest
+	20, // 24: weir.lab.v1.LabService.ReadLogs:input_type -> weir.lab.v1.ReadLogsRequest
+	22, // 25: weir.lab.v1.LabService.ControlPart:input_type -> weir.lab.v1.ControlPartRequest
+	24, // 26: weir.lab.v1.LabService.Shutdown:input_type -> weir.lab.v1.ShutdownRequest
+	2,  // 27: weir.lab.v1.LabService.GetLab:output_type -> weir.lab.v1.GetLabResponse
+	11, // 28: weir.lab.v1.LabService.Apply:output_type -> weir.lab.v1.ApplyResponse
+	13, // 29: weir.lab.v1.LabService.Delete:output_type -> weir.lab.v1.DeleteResponse
+	15, // 30: weir.lab.v1.LabService.Reset:output_type -> weir.lab.v1.ResetResponse
+	17, // 31: weir.lab.v1.LabService.ListObjects:output_type -> weir.lab.v1.ListObjectsResponse
+	19, // 32: weir.lab.v1.LabService.LocatePod:output_type -> weir.lab.v1.LocatePodResponse
+	21, // 33: weir.lab.v1.LabService.ReadLogs:output_type -> weir.lab.v1.ReadLogsResponse
+	23, // 34: weir.lab.v1.LabService.ControlPart:output_type -> weir.lab.v1.ControlPartResponse
+	25, // 35: weir.lab.v1.LabService.Shutdown:output_type -> weir.lab.v1.ShutdownResponse
+	27, // [27:36] is the sub-list for method output_type
+	18, // [18:27] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_weir_lab_v1_lab_proto_init() }
@@ -1628,14 +2043,14 @@ func file_weir_lab_v1_lab_proto_init() {
 	if File_weir_lab_v1_lab_proto != nil {
 		return
 	}
-	file_weir_lab_v1_lab_proto_msgTypes[14].OneofWrappers = []any{}
+	file_weir_lab_v1_lab_proto_msgTypes[19].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_lab_v1_lab_proto_rawDesc), len(file_weir_lab_v1_lab_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   22,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,8 @@ const (
 	LabService_GetLab_FullMethodName      = "/weir.lab.v1.LabService/GetLab"
 	LabService_Apply_FullMethodName       = "/weir.lab.v1.LabService/Apply"
 	LabService_Delete_FullMethodName      = "/weir.lab.v1.LabService/Delete"
+	LabService_Reset_FullMethodName       = "/weir.lab.v1.LabService/Reset"
+	LabService_ListObjects_FullMethodName = "/weir.lab.v1.LabService/ListObjects"
 	LabService_LocatePod_FullMethodName   = "/weir.lab.v1.LabService/LocatePod"
 	LabService_ReadLogs_FullMethodName    = "/weir.lab.v1.LabService/ReadLogs"
 	LabService_ControlPart_FullMethodName = "/weir.lab.v1.LabService/ControlPart"
@@ -42,7 +44,12 @@ type LabServiceClient interface {
 	Apply(ctx context.Context, in *ApplyRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
 	// Delete removes the objects that manifests name; those that do not exist are listed, not an error.
 	Delete(ctx context.Context, in *DeleteRequest, opts ...grpc.CallOption) (*DeleteResponse, error)
-	// LocatePod returns how to enter a running container. NOT_FOUND: no such pod; FAILED_PRECONDITION: it does not run.
+	// Reset makes the objects exactly those of manifests: everything else is deleted, pods without grace, and then the new objects are made. Nodes
+	// stay, with the labels that the manifests give them. INVALID_ARGUMENT as for Apply, and then nothing has changed; DEADLINE_EXCEEDED: old pods did not end.
+	Reset(ctx context.Context, in *ResetRequest, opts ...grpc.CallOption) (*ResetResponse, error)
+	// ListObjects returns objects as Kubernetes JSON, metadata and status included, by namespace and name. INVALID_ARGUMENT: no such kind.
+	ListObjects(ctx context.Context, in *ListObjectsRequest, opts ...grpc.CallOption) (*ListObjectsResponse, error)
+	// LocatePod returns how to enter a running container, or a node. NOT_FOUND: no such pod; FAILED_PRECONDITION: it does not run.
 	LocatePod(ctx context.Context, in *LocatePodRequest, opts ...grpc.CallOption) (*LocatePodResponse, error)
 	// ReadLogs streams what a container wrote, from the oldest line kept. NOT_FOUND: no such pod or container.
 	ReadLogs(ctx context.Context, in *ReadLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadLogsResponse], error)
@@ -84,6 +91,26 @@ func (c *labServiceClient) Delete(ctx context.Context, in *DeleteRequest, opts .
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DeleteResponse)
 	err := c.cc.Invoke(ctx, LabService_Delete_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *labServiceClient) Reset(ctx context.Context, in *ResetRequest, opts ...grpc.CallOption) (*ResetResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResetResponse)
+	err := c.cc.Invoke(ctx, LabService_Reset_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *labServiceClient) ListObjects(ctx context.Context, in *ListObjectsRequest, opts ...grpc.CallOption) (*ListObjectsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListObjectsResponse)
+	err := c.cc.Invoke(ctx, LabService_ListObjects_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +178,12 @@ type LabServiceServer interface {
 	Apply(context.Context, *ApplyRequest) (*ApplyResponse, error)
 	// Delete removes the objects that manifests name; those that do not exist are listed, not an error.
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
-	// LocatePod returns how to enter a running container. NOT_FOUND: no such pod; FAILED_PRECONDITION: it does not run.
+	// Reset makes the objects exactly those of manifests: everything else is deleted, pods without grace, and then the new objects are made. Nodes
+	// stay, with the labels that the manifests give them. INVALID_ARGUMENT as for Apply, and then nothing has changed; DEADLINE_EXCEEDED: old pods did not end.
+	Reset(context.Context, *ResetRequest) (*ResetResponse, error)
+	// ListObjects returns objects as Kubernetes JSON, metadata and status included, by namespace and name. INVALID_ARGUMENT: no such kind.
+	ListObjects(context.Context, *ListObjectsRequest) (*ListObjectsResponse, error)
+	// LocatePod returns how to enter a running container, or a node. NOT_FOUND: no such pod; FAILED_PRECONDITION: it does not run.
 	LocatePod(context.Context, *LocatePodRequest) (*LocatePodResponse, error)
 	// ReadLogs streams what a container wrote, from the oldest line kept. NOT_FOUND: no such pod or container.
 	ReadLogs(*ReadLogsRequest, grpc.ServerStreamingServer[ReadLogsResponse]) error
@@ -177,6 +209,12 @@ func (UnimplementedLabServiceServer) Apply(context.Context, *ApplyRequest) (*App
 }
 func (UnimplementedLabServiceServer) Delete(context.Context, *DeleteRequest) (*DeleteResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Delete not implemented")
+}
+func (UnimplementedLabServiceServer) Reset(context.Context, *ResetRequest) (*ResetResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Reset not implemented")
+}
+func (UnimplementedLabServiceServer) ListObjects(context.Context, *ListObjectsRequest) (*ListObjectsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListObjects not implemented")
 }
 func (UnimplementedLabServiceServer) LocatePod(context.Context, *LocatePodRequest) (*LocatePodResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method LocatePod not implemented")
@@ -265,6 +303,42 @@ func _LabService_Delete_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _LabService_Reset_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResetRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LabServiceServer).Reset(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: LabService_Reset_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LabServiceServer).Reset(ctx, req.(*ResetRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _LabService_ListObjects_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListObjectsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LabServiceServer).ListObjects(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: LabService_ListObjects_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LabServiceServer).ListObjects(ctx, req.(*ListObjectsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _LabService_LocatePod_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(LocatePodRequest)
 	if err := dec(in); err != nil {
@@ -348,6 +422,14 @@ var LabService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Delete",
 			Handler:    _LabService_Delete_Handler,
+		},
+		{
+			MethodName: "Reset",
+			Handler:    _LabService_Reset_Handler,
+		},
+		{
+			MethodName: "ListObjects",
+			Handler:    _LabService_ListObjects_Handler,
 		},
 		{
 			MethodName: "LocatePod",
