@@ -98,11 +98,15 @@ type node struct {
 	publisher *publish.Publisher
 	flowEnd   flowEnd
 	sweeps    sweeps
+
+	ipcacheMax int
+	pressed    map[string]bool // maps that were warned of; owned by retry
 }
 
 // setUp brings the kernel side into place and restores what an earlier agent left, in the order in which the parts need each other.
 func (s *Service) setUp() (_ *node, err error) {
-	n := &node{Service: s, clock: clock.New(s.config.ClockOffset), store: desired.NewStore(), monitor: monitor.New(), spool: spool.New(s.config.SpoolBytes)}
+	n := &node{Service: s, clock: clock.New(s.config.ClockOffset), store: desired.NewStore(), monitor: monitor.New(), spool: spool.New(s.config.SpoolBytes),
+		pressed: map[string]bool{}}
 	if n.uplink, err = netdev.FindUplink(s.config.Uplink); err != nil {
 		return nil, err
 	}
@@ -115,6 +119,7 @@ func (s *Service) setUp() (_ *node, err error) {
 		return nil, err
 	}
 	config.NodeIPv4, config.NodeIPv6, config.WorldIPv4, config.WorldIPv6 = n.uplink.IPv4, n.uplink.IPv6, worldIPv4, worldIPv6
+	n.ipcacheMax = config.IPCacheMax
 	if n.datapath, err = datapath.Load(config, s.log); err != nil {
 		return nil, fmt.Errorf("load the datapath: %w", err)
 	}
@@ -220,6 +225,7 @@ func (n *node) run(ctx context.Context) error {
 	agentv1.RegisterAgentServiceServer(rpc.GRPC(), api.New(api.Config{
 		Endpoints: n.endpoints, Directory: n.directory, Services: n.mirror, Conntrack: n.datapath.Conntrack(), IPCache: n.datapath.IPCache(),
 		ServiceMaps: n.datapath.Services(), Monitor: n.monitor, Clock: n.clock, Draining: rpc.Draining(),
+		Policies: n.policies, Peers: n.mirror, Now: time.Now,
 	}))
 	ln, err := server.ListenUnix(n.config.Socket)
 	if err != nil {

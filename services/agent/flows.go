@@ -170,6 +170,7 @@ func (n *node) retry(ctx context.Context) error {
 					n.log.Error("live connections are not judged anew", "error", err)
 				}
 			}
+			n.warnOfPressure()
 			changed, err := n.policies.Retry()
 			if err != nil {
 				n.log.Error("policies were not written", "error", err)

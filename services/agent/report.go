@@ -63,9 +63,9 @@ func (n *node) details() []status.Detail {
 	if c, err := n.datapath.Counters(); err != nil {
 		details = append(details, status.Detail{Name: "kernel counters", Value: err.Error()})
 	} else {
-		lost := c.Lost.Trace + c.Lost.Drop + c.Lost.Translation + c.Lost.Final
+		lost := c.Lost.Trace + c.Lost.Drop + c.Lost.Translation + c.Lost.Final + c.Lost.Verdict
 		details = append(details, status.Detail{Name: "kernel records", Value: fmt.Sprintf("%d written, %d lost in full rings",
-			c.Written.Trace+c.Written.Drop+c.Written.Translation+c.Written.Final, lost)})
+			c.Written.Trace+c.Written.Drop+c.Written.Translation+c.Written.Final+c.Written.Verdict, lost)})
 		if dropped := c.DropsOverflow + n.dropped(); dropped > 0 {
 			details = append(details, status.Detail{Name: "packets dropped", Value: fmt.Sprint(dropped)})
 		}
@@ -73,6 +73,7 @@ func (n *node) details() []status.Detail {
 			details = append(details, status.Detail{Name: "connections refused", Value: fmt.Sprintf("%d packets, since the table was full", c.ConnsRefused)})
 		}
 	}
+	details = append(details, n.policyDetails()...)
 	for name, count := range n.endpoints.LateNodes() {
 		details = append(details, status.Detail{Name: "late node " + name, Value: fmt.Sprintf("%d addresses", count)})
 	}
@@ -125,6 +126,11 @@ var help = map[string]string{
 	"weir_agent_policy_connected":             "1 with a stream to a policy service.",
 	"weir_agent_policy_state_age_seconds":     "Age of the policy state in use.",
 	"weir_agent_relay_connected":              "1 with a stream to a relay.",
+	"weir_agent_policies":                     "Policies that this node holds, each of one direction.",
+	"weir_agent_policies_refused":             "Policies that are not in force as they should be.",
+	"weir_agent_policy_selectors":             "Selectors of these policies.",
+	"weir_agent_policy_endpoints":             "Endpoints for which a policy is in force.",
+	"weir_agent_policy_pauses":                "Pauses of policy, of pods and of the node.",
 	"weir_agent_connections":                  "Live entries of the connection table.",
 	"weir_agent_connections_max":              "Bound of the connection table.",
 	"weir_agent_connections_created_total":    "Connections that the kernel has tracked.",
@@ -139,6 +145,8 @@ var labelled = map[string]struct {
 }{
 	"weir_agent_kernel_records_written_total": {"Records that programs wrote, by type.", []string{"type"}},
 	"weir_agent_kernel_records_lost_total":    {"Records that found a ring full, by type.", []string{"type"}},
+	"weir_agent_map_entries":                  {"Entries of a kernel map.", []string{"map"}},
+	"weir_agent_map_entries_max":              {"Bound of a kernel map.", []string{"map"}},
 	"weir_agent_drops_total":                  {"Drops, each with a record that was written or lost, by Hubble's reason and the connection's direction.", []string{"reason", "direction"}},
 	"weir_agent_drop_packets_total":           {"Dropped packets, as segments on the wire.", []string{"reason", "direction"}},
 	"weir_agent_drop_bytes_total":             {"Their IP length.", []string{"reason", "direction"}},
@@ -197,9 +205,24 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			put(prometheus.CounterValue, name, float64(r.Drop), "drop")
 			put(prometheus.CounterValue, name, float64(r.Translation), "translation")
 			put(prometheus.CounterValue, name, float64(r.Final), "final")
+			put(prometheus.CounterValue, name, float64(r.Verdict), "verdict")
 		}
 	}
+	c.policies(put)
 	c.drops(put)
+}
+
+func (c *collector) policies(put func(prometheus.ValueType, string, float64, ...string)) {
+	st := c.node.policies.Stats()
+	put(prometheus.GaugeValue, "weir_agent_policies", float64(st.Policies))
+	put(prometheus.GaugeValue, "weir_agent_policies_refused", float64(st.Refused))
+	put(prometheus.GaugeValue, "weir_agent_policy_selectors", float64(st.Selectors))
+	put(prometheus.GaugeValue, "weir_agent_policy_endpoints", float64(st.Enforced))
+	put(prometheus.GaugeValue, "weir_agent_policy_pauses", float64(len(c.node.policies.Pauses())))
+	for _, u := range c.node.usage() {
+		put(prometheus.GaugeValue, "weir_agent_map_entries", float64(u.entries), u.name)
+		put(prometheus.GaugeValue, "weir_agent_map_entries_max", float64(u.max), u.name)
+	}
 }
 
 // drops sums the rows of the map of drops.

@@ -12,8 +12,8 @@ import (
 	"github.com/weirmesh/weir/services/agent/internal/policymap"
 )
 
-// sink takes the desired state into the kernel in the one order that leaves no gap: policies know a peer before an address names it, and forget it
-// after.
+// sink takes the desired state into the kernel in the one order that leaves no gap: policies know a peer before an address names it, endpoints get
+// policies when all addresses that these need are there, and what left goes last.
 type sink struct {
 	policies *policymap.Engine
 	mirror   *mirror.Mirror
@@ -25,7 +25,7 @@ func (s sink) Apply(changes []desired.Change, quiet bool) error {
 		// Addresses that policies do not know yet must not be named.
 		return fmt.Errorf("write policies: %w", err)
 	}
-	err := s.mirror.Apply(changes, quiet)
+	err := s.mirror.Apply(changes, quiet, s.policies.Switch)
 	if s.mirror.TakeChanged() {
 		err = errors.Join(err, s.policies.AddressesChanged())
 	}

@@ -18,10 +18,12 @@ import (
 
 	"github.com/weirmesh/weir/bpf/datapath"
 	agentv1 "github.com/weirmesh/weir/gen/weir/agent/v1"
+	"github.com/weirmesh/weir/services/agent/internal/desired"
 	"github.com/weirmesh/weir/services/agent/internal/endpoint"
 	"github.com/weirmesh/weir/services/agent/internal/flow"
 	"github.com/weirmesh/weir/services/agent/internal/mirror"
 	"github.com/weirmesh/weir/services/agent/internal/monitor"
+	"github.com/weirmesh/weir/services/agent/internal/policymap"
 )
 
 // Config is where the answers come from.
@@ -38,9 +40,27 @@ type Config struct {
 	ServiceMaps interface {
 		List() ([]datapath.Service, error)
 	}
+	Policies Policies
+	Peers    interface {
+		// PeerAt is the number by which policies know an address.
+		PeerAt(netip.Addr) uint32
+	}
+	Now      func() time.Time
 	Monitor  *monitor.Hub
 	Clock    flow.Clock
 	Draining <-chan struct{}
+}
+
+// Policies answers what is in force, and pauses it (policymap.Engine).
+type Policies interface {
+	Lookup(id uint16, d desired.Direction, peer uint32, proto uint8, port uint16) (policymap.Answer, error)
+	Peer(name string) (uint32, error)
+	Enforced(id uint16) datapath.EndpointPolicy
+	Dump(id uint16) ([]policymap.DumpRow, error)
+	Rules(number uint32) []desired.PolicyRule
+	Pause(subject string, p policymap.Pause) error
+	Resume(subject string) (bool, error)
+	PausedUntil(subject string) time.Time
 }
 
 // Server implements agentv1.AgentServiceServer.
@@ -62,6 +82,13 @@ func (s *Server) ListEndpoints(context.Context, *agentv1.ListEndpointsRequest) (
 		}
 		for _, a := range e.Addresses {
 			local.Addresses = append(local.Addresses, a.String())
+		}
+		if !e.Unmanaged {
+			f := s.cfg.Policies.Enforced(e.ID)
+			local.IngressEnforced, local.EgressEnforced, local.Audit = f.Ingress != 0, f.Egress != 0, f.IngressAudit || f.EgressAudit
+			if until := s.cfg.Policies.PausedUntil(e.UID); !until.IsZero() {
+				local.PausedUntil = timestamppb.New(until)
+			}
 		}
 		response.Endpoints = append(response.Endpoints, local)
 	}

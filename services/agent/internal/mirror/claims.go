@@ -112,10 +112,18 @@ func (c *claims) effective(p netip.Prefix) (datapath.IPCacheEntry, bool) {
 }
 
 // flush writes what changed: first what is added, then what goes, so that no address falls back to a wider prefix in between. A prefix whose
-// write failed stays dirty.
-func (c *claims) flush(m IPCache) error {
+// write failed stays dirty. between, if set, is called between the two; if it fails, nothing goes.
+func (c *claims) flush(m IPCache, between func() error) error {
 	var first error
 	for _, removing := range []bool{false, true} {
+		if removing && between != nil {
+			if first != nil {
+				return first
+			}
+			if err := between(); err != nil {
+				return err
+			}
+		}
 		for p := range c.dirty {
 			e, present := c.effective(p)
 			if present == removing {

@@ -126,7 +126,9 @@ func (m *Mirror) Adopt() error {
 
 // Apply makes the maps follow the changes. quiet is for state that is not news (read from disk): it
 // makes no events, and what is pinned, which may be younger, stays until Prune or until something else is said of it.
-func (m *Mirror) Apply(changes []desired.Change, quiet bool) error {
+//
+// between is called when all new addresses are written and none is gone, unless writing failed; it must not call the mirror.
+func (m *Mirror) Apply(changes []desired.Change, quiet bool, between func() error) error {
 	m.mu.Lock()
 	var pods []*desired.Pod
 	var self *desired.Node
@@ -168,7 +170,7 @@ func (m *Mirror) Apply(changes []desired.Change, quiet bool) error {
 	if quiet {
 		m.claims.keep()
 	}
-	err := m.flushLocked(quiet)
+	err := m.flushLocked(quiet, between)
 	m.mu.Unlock()
 
 	if self != nil && m.cfg.NodeChanged != nil {
@@ -189,7 +191,7 @@ func (m *Mirror) Apply(changes []desired.Change, quiet bool) error {
 func (m *Mirror) Retry() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.flushLocked(false)
+	return m.flushLocked(false, nil)
 }
 
 // Prune removes from the maps what is not desired. Call it when the state is complete.
@@ -197,7 +199,7 @@ func (m *Mirror) Prune() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.claims.settle()
-	errs := []error{m.claims.flush(m.cfg.IPCache)}
+	errs := []error{m.claims.flush(m.cfg.IPCache, nil)}
 	rows, err := m.cfg.Services.List()
 	errs = append(errs, err)
 	for _, r := range rows {
@@ -208,9 +210,9 @@ func (m *Mirror) Prune() error {
 	return errors.Join(errs...)
 }
 
-func (m *Mirror) flushLocked(quiet bool) error {
+func (m *Mirror) flushLocked(quiet bool, between func() error) error {
 	var errs []error
-	if err := m.claims.flush(m.cfg.IPCache); err != nil {
+	if err := m.claims.flush(m.cfg.IPCache, between); err != nil {
 		errs = append(errs, fmt.Errorf("write ipcache: %w", err))
 	}
 	if err := m.flushServices(quiet); err != nil {
@@ -412,10 +414,17 @@ func (m *Mirror) RemoveLocal(uid string, a netip.Addr) error {
 
 func (m *Mirror) flushLocal() error {
 	var errs []error
-	if err := m.claims.flush(m.cfg.IPCache); err != nil {
+	if err := m.claims.flush(m.cfg.IPCache, nil); err != nil {
 		errs = append(errs, fmt.Errorf("write ipcache: %w", err))
 	}
 	return errors.Join(append(errs, m.flushRoutes())...)
+}
+
+// Prefixes counts the rows of ipcache.
+func (m *Mirror) Prefixes() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.claims.written)
 }
 
 // TakeChanged says whether an address has had another identity or peer since the last call.

@@ -111,7 +111,7 @@ func (f *fixture) restart(t *testing.T) {
 
 func (f *fixture) apply(t *testing.T, upserts []desired.Upsert, removals ...desired.Key) {
 	t.Helper()
-	if err := f.Apply(f.store.Apply(upserts, removals), false); err != nil {
+	if err := f.Apply(f.store.Apply(upserts, removals), false, nil); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -241,7 +241,7 @@ func TestWritesAreOrderedAndRetried(t *testing.T) {
 		t.Errorf("journal %q: want the pod's row before anything is deleted", f.ipcache.journal)
 	}
 	f.ipcache.fail = errors.New("full")
-	if err := f.Apply(f.store.Apply([]desired.Upsert{pod("b", "n2", 301, "10.244.2.6")}, nil), false); err == nil {
+	if err := f.Apply(f.store.Apply([]desired.Upsert{pod("b", "n2", 301, "10.244.2.6")}, nil), false, nil); err == nil {
 		t.Error("a failed write is not told")
 	}
 	f.ipcache.fail = nil
@@ -331,7 +331,7 @@ func TestPrune(t *testing.T) {
 
 func TestEvents(t *testing.T) {
 	f := start(t)
-	if err := f.Apply(f.store.Apply([]desired.Upsert{node("n2", 2), pod("a", "n2", 300, "10.244.2.5"), service("web")}, nil), true); err != nil {
+	if err := f.Apply(f.store.Apply([]desired.Upsert{node("n2", 2), pod("a", "n2", 300, "10.244.2.5"), service("web")}, nil), true, nil); err != nil {
 		t.Fatal(err)
 	}
 	if e, ok := f.events.Next(); ok {

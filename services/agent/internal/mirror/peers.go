@@ -94,3 +94,25 @@ func (m *Mirror) inCluster(p netip.Prefix) bool {
 	}
 	return false
 }
+
+// PeerAt is the number by which policies know an address: of the narrowest prefix that is claimed, as ipcache has it.
+func (m *Mirror) PeerAt(a netip.Addr) uint32 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for bits := a.BitLen(); bits >= 0; bits-- {
+		p, err := a.Prefix(bits)
+		if err != nil {
+			break
+		}
+		if e, ok := m.claims.effective(p); ok {
+			if e.Peer != 0 {
+				return e.Peer
+			}
+			return e.Identity
+		}
+	}
+	if a.Is4() {
+		return m.cfg.WorldIPv4
+	}
+	return m.cfg.WorldIPv6
+}

@@ -4,10 +4,10 @@
 // selectors matches, for each endpoint its two policies. It gives policies, peers and lists of rules their numbers, keeps those on disk, and says
 // what it could not put in force.
 //
-// A change has two halves, between which the caller writes the addresses (ipcache, endpoints): Prepare puts peers that join, new policies and the
-// endpoints' policies in place, so that no address ever names a peer that a policy does not know; Finish takes away what left. What is missing is
-// denied. After a restart the kernel is right and the state on disk may be some seconds old: until the policy service has spoken (Prune), what is
-// pinned stays as it is, and only what is new is written.
+// A change has three steps, between which the caller writes the addresses (ipcache, endpoints). Prepare puts peers that join and new policies in
+// place, so that no address ever names a peer that a policy does not know. When the new addresses are written, Switch gives endpoints their policies.
+// When the addresses that go are gone, Finish takes away what left. What is missing is denied. After a restart the kernel is right and the state on
+// disk may be some seconds old: until the policy service has spoken (Prune), what is pinned stays as it is, and only what is new is written.
 package policymap
 
 import (
@@ -92,13 +92,14 @@ type Engine struct {
 	refusals  map[desired.Key]string
 	changed   chan struct{} // closed and replaced when subjects change
 
-	complete bool                // the state has been whole once, from disk or from a policy service
-	frozen   bool                // it is from disk: what is pinned is younger
-	adopted  map[uint16]struct{} // endpoints that keep what is pinned while frozen
-	pinned   map[uint32][]datapath.PolicyRow
-	leaving  []row // for Finish
-	removed  []*policy
-	dirty    bool // something was written since the last Bump
+	complete  bool                // the state has been whole once, from disk or from a policy service
+	frozen    bool                // it is from disk: what is pinned is younger
+	adopted   map[uint16]struct{} // endpoints that keep what is pinned while frozen
+	pinned    map[uint32][]datapath.PolicyRow
+	switching map[string]struct{} // subjects, for Switch
+	leaving   []row               // for Finish
+	removed   []*policy
+	dirty     bool // something was written since the last Bump
 }
 
 // selector is a set of peers and the policies that use it.
@@ -121,7 +122,7 @@ func New(cfg Config) (*Engine, error) {
 	e := &Engine{cfg: cfg, log: cfg.Log.With("component", "policymap"), selectors: map[string]*selector{}, policies: map[string]*policy{},
 		peers: map[string]*desired.Peer{}, variants: map[string][]string{}, subjects: map[string]*desired.Subject{}, bound: map[string]map[uint16]struct{}{},
 		force: map[uint16]datapath.EndpointPolicy{}, refusals: map[desired.Key]string{}, changed: make(chan struct{}),
-		adopted: map[uint16]struct{}{}, pinned: map[uint32][]datapath.PolicyRow{}}
+		adopted: map[uint16]struct{}{}, switching: map[string]struct{}{}, pinned: map[uint32][]datapath.PolicyRow{}}
 	rows, err := cfg.Maps.List()
 	if err != nil {
 		return nil, err
@@ -152,7 +153,7 @@ func New(cfg Config) (*Engine, error) {
 	return e, nil
 }
 
-// Prepare takes changes of the state and makes the kernel ready for the addresses that come with them.
+// Prepare takes changes of the state and makes the kernel ready for the addresses that come with them. quiet: they come from disk.
 func (e *Engine) Prepare(changes []desired.Change, quiet bool) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -171,13 +172,26 @@ func (e *Engine) Prepare(changes []desired.Change, quiet bool) error {
 		errs = append(errs, e.writePolicy(p, quiet))
 	}
 	for _, key := range w.subjects {
-		errs = append(errs, e.applySubject(key))
+		e.switching[key] = struct{}{}
 	}
-	if len(w.subjects) > 0 {
-		e.wake()
-	}
-	errs = append(errs, e.bump())
 	return errors.Join(errs...)
+}
+
+// Switch gives the endpoints of the changes their policies. New addresses are written by then, those that go are still there: both the old and the
+// new policies find all that they need.
+func (e *Engine) Switch() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var errs []error
+	for key := range e.switching {
+		err := e.applySubject(key)
+		if err == nil {
+			delete(e.switching, key)
+		}
+		errs = append(errs, err)
+	}
+	e.wake()
+	return errors.Join(append(errs, e.bump())...)
 }
 
 // work is what a set of changes asks for.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/weirmesh/weir/bpf/datapath"
 	"github.com/weirmesh/weir/services/agent/internal/desired"
@@ -160,4 +161,16 @@ func (e *Engine) Stats() Stats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return Stats{Policies: len(e.policies), Selectors: len(e.selectors), Refused: len(e.refusals), Enforced: len(e.force), Usage: e.cfg.Maps.Usage()}
+}
+
+// Describe names a policy by the objects that its rules come from.
+func (e *Engine) Describe(k desired.Key) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if p := e.policies[k.Name]; p != nil && k.Kind == desired.KindPolicy {
+		if names := labelsOf(p.desired); len(names) > 0 {
+			return strings.Join(names, ", ")
+		}
+	}
+	return k.Name
 }

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/weirmesh/weir/internal/status"
+)
+
+// pressureWarn is the fill of a map, in percent, from which it is warned of. What does not fit is refused later, by name.
+const pressureWarn = 80
+
+// mapUsage is how full a kernel map is.
+type mapUsage struct {
+	name         string
+	entries, max int
+}
+
+func (u mapUsage) percent() int {
+	if u.max == 0 {
+		return 0
+	}
+	return u.entries * 100 / u.max
+}
+
+// usage lists the maps that can be full.
+func (n *node) usage() []mapUsage {
+	all := []mapUsage{
+		{"ct", int(n.sweeps.live.Load() + n.sweeps.left.Load()), n.config.ConntrackMax},
+		{"ipcache", n.mirror.Prefixes(), n.ipcacheMax},
+	}
+	for _, u := range n.policies.Stats().Usage {
+		all = append(all, mapUsage{u.Map, u.Entries, u.Max})
+	}
+	return all
+}
+
+// warnOfPressure tells once when a map fills, and once when it has room again.
+func (n *node) warnOfPressure() {
+	for _, u := range n.usage() {
+		high := u.percent() >= pressureWarn
+		if high == n.pressed[u.name] {
+			continue
+		}
+		n.pressed[u.name] = high
+		kind := "map-pressure"
+		if !high {
+			kind = "map-relieved"
+		}
+		n.log.Warn(kind, "map", u.name, "entries", u.entries, "max", u.max)
+		n.events.Notice(kind, map[string]any{"map": u.name, "entries": u.entries, "max": u.max})
+	}
+}
+
+// policyDetails is what an operator reads of policy.
+func (n *node) policyDetails() []status.Detail {
+	st := n.policies.Stats()
+	words := fmt.Sprintf("%d in the kernel, in force for %d endpoints", st.Policies-st.Refused, st.Enforced)
+	if st.Refused > 0 {
+		words += fmt.Sprintf(", %d NOT in force", st.Refused)
+	}
+	details := []status.Detail{{Name: "policies", Value: words}}
+	for key, reason := range n.policies.Refusals() {
+		details = append(details, status.Detail{Name: "policy refused " + n.policies.Describe(key), Value: reason})
+	}
+	now := time.Now()
+	for subject, p := range n.policies.Pauses() {
+		target := "pod " + p.Pod
+		if subject == "" {
+			target = "the whole node"
+		}
+		value := fmt.Sprintf("%s, for another %s", target, p.Until.Sub(now).Round(time.Second))
+		if p.Reason != "" {
+			value += ": " + p.Reason
+		}
+		details = append(details, status.Detail{Name: "policy paused", Value: value})
+	}
+	for _, u := range n.usage() {
+		if u.percent() >= pressureWarn {
+			details = append(details, status.Detail{Name: "map " + u.name, Value: fmt.Sprintf("%d of %d entries, %d %% full", u.entries, u.max, u.percent())})
+		}
+	}
+	slices.SortStableFunc(details[1:], func(a, b status.Detail) int { return strings.Compare(a.Name, b.Name) })
+	return details
+}
