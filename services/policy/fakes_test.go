@@ -385,6 +385,14 @@ func resourceKey(r *policyv1.Resource) string {
 		return "pod " + r.Pod.GetUid()
 	case *policyv1.Resource_Endpoint:
 		return "endpoint " + r.Endpoint.GetUid()
+	case *policyv1.Resource_Peer:
+		return "peer " + r.Peer.GetKey()
+	case *policyv1.Resource_Selector:
+		return "selector " + r.Selector.GetKey()
+	case *policyv1.Resource_Policy:
+		return "policy " + r.Policy.GetKey()
+	case *policyv1.Resource_Subject:
+		return "subject " + r.Subject.GetKey()
 	}
 	return "?"
 }

@@ -6,10 +6,8 @@ package policy
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"strconv"
 	"time"
 
@@ -18,7 +16,6 @@ import (
 
 	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
 	"github.com/weirmesh/weir/internal/client"
-	"github.com/weirmesh/weir/internal/flags"
 	weirserver "github.com/weirmesh/weir/internal/server"
 	"github.com/weirmesh/weir/internal/spiffe"
 	"github.com/weirmesh/weir/internal/status"
@@ -29,44 +26,6 @@ import (
 	"github.com/weirmesh/weir/services/policy/internal/source"
 	"github.com/weirmesh/weir/services/policy/internal/state"
 )
-
-// Config is the configuration of a policy service.
-type Config struct {
-	flags.Common
-	// Source is the address of the weir.source.v1 server that has the cluster's objects.
-	Source string
-	// Identity are the addresses of the identity broker's replicas.
-	Identity []string
-	// Listeners, if not empty, are served with mutual TLS instead of Listen, which a process with several
-	// network namespaces needs. The service closes them.
-	Listeners []net.Listener
-}
-
-// DefaultConfig returns the defaults.
-func DefaultConfig() Config {
-	return Config{Common: flags.Default(":18001")}
-}
-
-// Validate reports all faults joined.
-func (c *Config) Validate() error {
-	errs := []error{
-		c.Common.Validate(),
-		c.TLS.Validate(),
-		client.CheckAddresses("source", nonEmpty(c.Source)),
-		client.CheckAddresses("identity", c.Identity),
-	}
-	if c.Listen == "" && len(c.Listeners) == 0 {
-		errs = append(errs, errors.New("listen is empty"))
-	}
-	return errors.Join(errs...)
-}
-
-func nonEmpty(s string) []string {
-	if s == "" {
-		return nil
-	}
-	return []string{s}
-}
 
 // Service is a policy service. Make it with New; call Run once.
 type Service struct {
@@ -105,6 +64,10 @@ func (s *Service) Run(ctx context.Context) error {
 		return err
 	}
 
+	options, err := s.config.options()
+	if err != nil {
+		return err
+	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(s.report)
 	rpc := weirserver.New(weirserver.Config{
@@ -124,7 +87,7 @@ func (s *Service) Run(ctx context.Context) error {
 	s.report.Details(func() []status.Detail { return details(h.Status(), numbers) })
 	registry.MustRegister(newCollector(h, numbers))
 
-	group.Go(func() error { return h.Run(ctx, state.New(s.config.ClusterName)) })
+	group.Go(func() error { return h.Run(ctx, state.NewWith(options)) })
 	group.Go(func() error { return numbers.Run(ctx) })
 	group.Go(func() error {
 		return objects.Run(ctx, func(e source.Event) { s.apply(ctx, h, e) })

@@ -29,8 +29,6 @@ func run(args []string) error {
 	config := policy.DefaultConfig()
 	set := pflag.NewFlagSet("weir-policy", pflag.ContinueOnError)
 	config.Add(set)
-	set.StringVar(&config.Source, "source", config.Source, "`address` of the source of the cluster's objects")
-	set.StringSliceVar(&config.Identity, "identity", config.Identity, "`addresses` of the identity broker's replicas")
 	showVersion := set.Bool("version", false, "print the version and exit")
 	if err := flags.Parse(set, args, os.LookupEnv); err != nil {
 		return err

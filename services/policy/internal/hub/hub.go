@@ -64,6 +64,7 @@ type Hub struct {
 	slow    *status.Loss
 	report  *status.Reporter
 	stopped chan struct{}
+	diffs   diffs
 
 	mu       sync.Mutex
 	changed  chan struct{} // closed and replaced at every change of what is below

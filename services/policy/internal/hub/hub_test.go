@@ -178,8 +178,9 @@ func TestHeldWithoutUpdates(t *testing.T) {
 	})
 	s := f.connect("n1")
 	m := f.next(s)
-	f.ack(s, m.Update.Revision)
-	f.next(s) // synced
+	for ; m.Synced == nil; m = f.next(s) {
+		f.ack(s, m.Update.Revision)
+	}
 	revision := f.do(func(st *state.State) {
 		st.Upsert(&object.Pod{UID: "u", Namespace: "a", Name: "b", Node: "n2", Unmanaged: true})
 	})

@@ -59,7 +59,18 @@ type Session struct {
 	syncedSent  bool
 	acked       bool // the first acknowledgement has come
 	spreads     []Spread
+	refusals    map[Refused]string // what the agent could not put in force, and why
+	lost        bool               // more than it may tell
 }
+
+// Refused names what an agent could not put in force.
+type Refused struct {
+	Kind state.Kind
+	Key  string
+}
+
+// maxRefusals bounds what one agent can tell.
+const maxRefusals = 1024
 
 // outstanding is an update that was not acknowledged. before is the hub's revision that the agent
 // holds as long as it was not.
@@ -181,7 +192,7 @@ func (s *Session) Next(ctx context.Context) (Message, error) {
 func (s *Session) prepare(sent, current *state.Snapshot, last state.Change) {
 	change := last
 	if sent == nil || sent.Revision+1 != current.Revision {
-		change = state.Diff(sent, current)
+		change = s.hub.diffs.get(sent, current)
 	}
 	s.target, s.chunks = current, chunk(change.For(s.node), s.hub.config.Chunk)
 	if len(s.chunks) > 0 {
@@ -241,6 +252,28 @@ func (s *Session) Ack(ctx context.Context, revision uint64) error {
 	return nil
 }
 
+// Refuse notes what the agent could not put in force; an empty reason = the trouble is over.
+func (s *Session) Refuse(what Refused, reason string) {
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	if s.closed != nil || s.refusals[what] == reason {
+		return
+	}
+	if reason == "" {
+		delete(s.refusals, what)
+	} else {
+		if len(s.refusals) >= maxRefusals {
+			s.lost = true
+			return
+		}
+		if s.refusals == nil {
+			s.refusals = map[Refused]string{}
+		}
+		s.refusals[what] = reason
+	}
+	s.hub.broadcastLocked()
+}
+
 // Answer queues the answer to a registration.
 func (s *Session) Answer(spread Spread) {
 	s.hub.mu.Lock()
@@ -255,23 +288,4 @@ func (s *Session) Answer(spread Spread) {
 	}
 	s.spreads = append(s.spreads, spread)
 	s.hub.broadcastLocked()
-}
-
-// chunk cuts a change into pieces of at most size resources, in an order in which they can be
-// applied one by one.
-func chunk(c state.Change, size int) []state.Change {
-	if len(c.Upserts)+len(c.Removals) == 0 {
-		return nil
-	}
-	if len(c.Upserts)+len(c.Removals) <= size {
-		return []state.Change{c}
-	}
-	var all []state.Change
-	for i := 0; i < len(c.Upserts); i += size {
-		all = append(all, state.Change{Upserts: c.Upserts[i:min(i+size, len(c.Upserts))]})
-	}
-	for i := 0; i < len(c.Removals); i += size {
-		all = append(all, state.Change{Removals: c.Removals[i:min(i+size, len(c.Removals))]})
-	}
-	return all
 }

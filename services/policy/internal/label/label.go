@@ -26,13 +26,15 @@ type Pod struct {
 	// NamespaceLabels are those of the namespace object; nil while it is not known.
 	NamespaceLabels map[string]string
 	Cluster         string
+	// Keep says which keys stay although the filter drops them; nil = none.
+	Keep func(key string) bool
 }
 
 // Identity returns the identity-relevant labels of a pod.
 func (p Pod) Identity() Set {
 	all := map[string]string{}
 	for key, value := range p.Labels {
-		if Relevant(key) && !added(key) {
+		if (Relevant(key) || p.Keep != nil && p.Keep(key)) && !Added(key) {
 			all[key] = value
 		}
 	}
@@ -55,9 +57,9 @@ func (p Pod) Identity() Set {
 	return set
 }
 
-// added reports whether a key is one that Weir adds. A pod that carries it itself must not thereby
+// Added reports whether a key is one that Weir adds. A pod that carries it itself must not thereby
 // look like a pod of another namespace or service account.
-func added(key string) bool {
+func Added(key string) bool {
 	return key == reserved.NamespaceKey || key == reserved.ServiceAccountKey || key == reserved.ClusterKey || strings.HasPrefix(key, reserved.NamespaceLabelsKey)
 }
 

@@ -3,14 +3,15 @@
 package object
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weirmesh/weir/services/policy/internal/label"
@@ -47,11 +48,18 @@ func DecodeKey(kind string, data []byte) (Key, error) {
 	if err := checkName("metadata.namespace", key.Namespace); err != nil {
 		return key, fmt.Errorf("%s: %w", kind, err)
 	}
-	namespaced := kind != KindNode && kind != KindNamespace
-	if namespaced == (key.Namespace == "") {
+	if namespaced(kind) == (key.Namespace == "") {
 		return key, fmt.Errorf("%s: metadata.namespace is %q", key, key.Namespace)
 	}
 	return key, nil
+}
+
+func namespaced(kind string) bool {
+	switch kind {
+	case KindNode, KindNamespace, KindCiliumClusterwide, KindCiliumCIDRGroup, KindClusterNetworkPolicy, KindAdminNetworkPolicy, KindBaselineAdminNetworkPolicy:
+		return false
+	}
+	return true
 }
 
 func decode(kind string, data []byte) (Object, error) {
@@ -66,6 +74,9 @@ func decode(kind string, data []byte) (Object, error) {
 		return decodeAs(data, FromService)
 	case KindEndpointSlice:
 		return decodeAs(data, FromEndpointSlice)
+	}
+	if slices.Contains(PolicyKinds(), kind) {
+		return fromPolicy(kind, data)
 	}
 	return nil, errors.New("kind is not known")
 }
@@ -163,8 +174,15 @@ func FromPod(p *corev1.Pod) (*Pod, error) {
 			if _, taken := pod.NamedPorts[port.Name]; !taken {
 				pod.NamedPorts[port.Name] = number
 			}
+			protocol, err := parseProtocol("spec.containers["+c.Name+"].ports", port.Protocol)
+			errs = append(errs, err)
+			pod.Ports = append(pod.Ports, NamedPort{Name: strings.ToLower(port.Name), Protocol: protocol, Port: number})
 		}
 	}
+	slices.SortStableFunc(pod.Ports, func(a, b NamedPort) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Protocol, b.Protocol))
+	})
+	pod.Ports = slices.CompactFunc(pod.Ports, func(a, b NamedPort) bool { return a.Name == b.Name && a.Protocol == b.Protocol })
 	return pod, errors.Join(errs...)
 }
 
@@ -202,77 +220,6 @@ func checkName(field, s string) error {
 }
 
 func digits(s string) bool { return strings.Trim(s, "0123456789") == "" }
-
-// FromService checks a service.
-func FromService(s *corev1.Service) (*Service, error) {
-	service := &Service{Namespace: s.Namespace, Name: s.Name, Type: string(s.Spec.Type)}
-	if service.Type == "" {
-		service.Type = string(corev1.ServiceTypeClusterIP)
-	}
-	var errs []error
-	ips := s.Spec.ClusterIPs
-	if len(ips) == 0 {
-		ips = []string{s.Spec.ClusterIP}
-	}
-	for i, ip := range ips {
-		if ip == "" || ip == corev1.ClusterIPNone {
-			continue
-		}
-		addr, err := parseAddr(fmt.Sprintf("spec.clusterIPs[%d]", i), ip)
-		errs = append(errs, err)
-		service.ClusterIPs = append(service.ClusterIPs, addr)
-	}
-	for i, p := range s.Spec.Ports {
-		field := fmt.Sprintf("spec.ports[%d]", i)
-		number, err := parsePort(field, p.Port)
-		protocol, protocolErr := parseProtocol(field, p.Protocol)
-		errs = append(errs, err, protocolErr)
-		service.Ports = append(service.Ports, ServicePort{Name: p.Name, Protocol: protocol, Port: number})
-	}
-	return service, errors.Join(errs...)
-}
-
-// FromEndpointSlice checks an endpoint slice. Slices of names instead of addresses are empty here.
-func FromEndpointSlice(s *discoveryv1.EndpointSlice) (*EndpointSlice, error) {
-	slice := &EndpointSlice{Namespace: s.Namespace, Name: s.Name, Service: s.Labels[discoveryv1.LabelServiceName]}
-	if s.AddressType == discoveryv1.AddressTypeFQDN {
-		return slice, nil
-	}
-	var errs []error
-	for i, p := range s.Ports {
-		if p.Port == nil {
-			continue // "all ports", which no service's port can mean
-		}
-		field := fmt.Sprintf("ports[%d]", i)
-		number, err := parsePort(field, *p.Port)
-		var named string
-		if p.Name != nil {
-			named = *p.Name
-		}
-		var proto corev1.Protocol
-		if p.Protocol != nil {
-			proto = *p.Protocol
-		}
-		protocol, protocolErr := parseProtocol(field, proto)
-		errs = append(errs, err, protocolErr)
-		slice.Ports = append(slice.Ports, SlicePort{Name: named, Protocol: protocol, Port: number})
-	}
-	for i, e := range s.Endpoints {
-		if len(e.Addresses) == 0 {
-			errs = append(errs, fmt.Errorf("endpoints[%d].addresses is empty", i))
-			continue
-		}
-		// Only the first address counts (Kubernetes' own rule for readers).
-		addr, err := parseAddr(fmt.Sprintf("endpoints[%d].addresses[0]", i), e.Addresses[0])
-		errs = append(errs, err)
-		endpoint := SliceEndpoint{Address: addr, Ready: e.Conditions.Ready == nil || *e.Conditions.Ready}
-		if e.NodeName != nil {
-			endpoint.Node = *e.NodeName
-		}
-		slice.Endpoints = append(slice.Endpoints, endpoint)
-	}
-	return slice, errors.Join(errs...)
-}
 
 func parsePort(field string, port int32) (uint16, error) {
 	if port < 1 || port > 65535 {

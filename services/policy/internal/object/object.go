@@ -21,7 +21,7 @@ const (
 
 // Kinds lists them.
 func Kinds() []string {
-	return []string{KindNode, KindNamespace, KindPod, KindService, KindEndpointSlice}
+	return append([]string{KindNode, KindNamespace, KindPod, KindService, KindEndpointSlice}, PolicyKinds()...)
 }
 
 // Key names an object. Namespace is empty for nodes and namespaces.
@@ -78,6 +78,15 @@ type Pod struct {
 	StatusAddresses []netip.Addr
 	Workload        Workload
 	NamedPorts      map[string]uint16
+	// Ports are the named container ports with their protocols, sorted by name and protocol; names in lower case.
+	Ports []NamedPort
+}
+
+// NamedPort is a container port with a name.
+type NamedPort struct {
+	Name     string
+	Protocol Protocol
+	Port     uint16
 }
 
 // Annotations of pods.
@@ -107,16 +116,58 @@ type Service struct {
 	Namespace string
 	Name      string
 	Type      string
+	Labels    map[string]string
+	// Selector of its pods; nil = none, its endpoint slices are made by hand.
+	Selector map[string]string
 	// ClusterIPs are empty for a headless service.
 	ClusterIPs []netip.Addr
-	Ports      []ServicePort
+	// ExternalIPs and LoadBalancerIPs are further addresses that it is served at.
+	ExternalIPs     []netip.Addr
+	LoadBalancerIPs []netip.Addr
+	// SourceRanges are the clients of LoadBalancerIPs; empty = all.
+	SourceRanges []netip.Prefix
+	// Affinity is how long a client stays with its backend, in seconds; 0 = not at all.
+	Affinity uint32
+	// ExternalLocal, InternalLocal: traffic stays on the node.
+	ExternalLocal, InternalLocal bool
+	HealthCheckNodePort          uint16
+	Distribution                 Distribution
+	Algorithm                    Algorithm
+	// PublishNotReady: endpoints that are not ready count as ready.
+	PublishNotReady bool
+	Ports           []ServicePort
 }
+
+// Distribution says which backends a node prefers.
+type Distribution uint8
+
+// Distributions. Where no backend is as near as asked for, all are used.
+const (
+	Anywhere Distribution = iota
+	SameZone
+	SameNode
+)
+
+// Algorithm chooses a backend.
+type Algorithm uint8
+
+// Algorithms; 0 = the agent's default.
+const (
+	DefaultAlgorithm Algorithm = iota
+	Random
+	Maglev
+)
+
+// AnnotationAlgorithm of a service: random or maglev.
+const AnnotationAlgorithm = "weir.dev/load-balancing-algorithm"
 
 // ServicePort is a port of a service.
 type ServicePort struct {
 	Name     string
 	Protocol Protocol
 	Port     uint16
+	// NodePort is open on every node; 0 = none.
+	NodePort uint16
 }
 
 // EndpointSlice is a part of the backends of a service.
@@ -140,7 +191,12 @@ type SlicePort struct {
 type SliceEndpoint struct {
 	Address netip.Addr
 	Ready   bool
-	Node    string
+	// Serving, Terminating: it answers and is going away; it is not Ready then.
+	Serving, Terminating bool
+	Node                 string
+	Zone                 string
+	// ForZones, ForNodes are hints: whom it is meant for; empty = nobody said.
+	ForZones, ForNodes []string
 }
 
 // Key implements Object.

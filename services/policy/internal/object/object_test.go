@@ -63,6 +63,7 @@ func TestDecode(t *testing.T) {
 				UID: "u", Namespace: "shop", Name: "a", Labels: map[string]string{"app": "a"}, ServiceAccount: "sa", Node: "n1",
 				Unmanaged: true, Finished: true, FixedAddresses: addrs("10.0.0.1", "2001:db8::1"), StatusAddresses: addrs("10.0.0.1"),
 				Workload: Workload{"StatefulSet", "a"}, NamedPorts: map[string]uint16{"http": 80},
+				Ports: []NamedPort{{"http", TCP, 80}},
 			},
 		},
 		{name: "pod without uid", kind: KindPod, doc: `{metadata: {name: a, namespace: shop}}`, err: "metadata.uid"},
@@ -75,8 +76,10 @@ func TestDecode(t *testing.T) {
 		{name: "name with a slash", kind: KindPod, doc: `{metadata: {name: a/b, namespace: b, uid: u}}`, err: "metadata.name"},
 		{
 			name: "service", kind: KindService,
-			doc:  `{metadata: {name: web, namespace: shop}, spec: {clusterIP: 10.96.0.1, ports: [{port: 80}, {name: d, port: 53, protocol: UDP}, {name: s, port: 9, protocol: SCTP}]}}`,
-			want: &Service{Namespace: "shop", Name: "web", Type: "ClusterIP", ClusterIPs: addrs("10.96.0.1"), Ports: []ServicePort{{"", TCP, 80}, {"d", UDP, 53}, {"s", SCTP, 9}}},
+			doc: `{metadata: {name: web, namespace: shop}, spec: {clusterIP: 10.96.0.1, ports: [{port: 80}, {name: d, port: 53, protocol: UDP}, {name: s, port: 9, protocol: SCTP}]}}`,
+			want: &Service{Namespace: "shop", Name: "web", Type: "ClusterIP", ClusterIPs: addrs("10.96.0.1"), Ports: []ServicePort{
+				{Protocol: TCP, Port: 80}, {Name: "d", Protocol: UDP, Port: 53}, {Name: "s", Protocol: SCTP, Port: 9},
+			}},
 		},
 		{name: "service with a bad protocol", kind: KindService, doc: `{metadata: {name: web, namespace: shop}, spec: {ports: [{port: 80, protocol: ICMP}]}}`, err: "spec.ports[0]"},
 		{
@@ -85,7 +88,9 @@ func TestDecode(t *testing.T) {
 				endpoints: [{addresses: [10.0.0.1, 10.0.0.2], nodeName: n1, conditions: {ready: false}}, {addresses: [10.0.0.3]}]}`,
 			want: &EndpointSlice{
 				Namespace: "shop", Name: "w1", Service: "web", Ports: []SlicePort{{"h", TCP, 80}},
-				Endpoints: []SliceEndpoint{{addrs("10.0.0.1")[0], false, "n1"}, {addrs("10.0.0.3")[0], true, ""}},
+				Endpoints: []SliceEndpoint{
+					{Address: addrs("10.0.0.1")[0], Node: "n1"}, {Address: addrs("10.0.0.3")[0], Ready: true, Serving: true},
+				},
 			},
 		},
 		{

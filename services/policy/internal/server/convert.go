@@ -7,17 +7,23 @@ import (
 	"net/netip"
 
 	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
+	"github.com/weirmesh/weir/internal/policy"
+	"github.com/weirmesh/weir/services/policy/internal/engine"
 	"github.com/weirmesh/weir/services/policy/internal/object"
 	"github.com/weirmesh/weir/services/policy/internal/state"
 )
 
-func updateProto(revision uint64, c state.Change) *policyv1.Update {
+// updateProto makes the message of a change for a node.
+func updateProto(revision uint64, c state.Change, node string) *policyv1.Update {
 	u := &policyv1.Update{Revision: revision}
 	for _, r := range c.Upserts {
-		u.Upserts = append(u.Upserts, resourceProto(r))
+		u.Upserts = append(u.Upserts, resourceProto(r, node))
+	}
+	for _, s := range c.Selectors {
+		u.SelectorChanges = append(u.SelectorChanges, &policyv1.SelectorChange{Key: s.Key, Joined: s.Joined, Left: s.Left})
 	}
 	for _, r := range c.Removals {
-		u.Removals = append(u.Removals, &policyv1.ResourceKey{Kind: kindProto(r.Key.Kind), Key: r.Key.Name})
+		u.Removals = append(u.Removals, &policyv1.ResourceKey{Kind: kindProto(r.Key.Kind), Key: r.Key.WireName()})
 	}
 	return u
 }
@@ -36,11 +42,29 @@ func kindProto(kind state.Kind) policyv1.ResourceKind {
 		return policyv1.ResourceKind_RESOURCE_KIND_POD
 	case state.KindEndpoint:
 		return policyv1.ResourceKind_RESOURCE_KIND_ENDPOINT
+	case state.KindPeer:
+		return policyv1.ResourceKind_RESOURCE_KIND_PEER
+	case state.KindSelector:
+		return policyv1.ResourceKind_RESOURCE_KIND_SELECTOR
+	case state.KindPolicy:
+		return policyv1.ResourceKind_RESOURCE_KIND_POLICY
+	case state.KindSubject:
+		return policyv1.ResourceKind_RESOURCE_KIND_SUBJECT
 	}
 	return policyv1.ResourceKind_RESOURCE_KIND_UNSPECIFIED
 }
 
-func resourceProto(resource state.Resource) *policyv1.Resource {
+// kindOf turns kindProto around; what it does not know is KindPolicy's trouble.
+func kindOf(kind policyv1.ResourceKind) state.Kind {
+	for k := state.KindNamespace; k <= state.KindPod; k++ {
+		if kindProto(k) == kind {
+			return k
+		}
+	}
+	return state.KindPolicy
+}
+
+func resourceProto(resource state.Resource, node string) *policyv1.Resource {
 	switch r := resource.(type) {
 	case state.Node:
 		return &policyv1.Resource{Resource: &policyv1.Resource_Node{Node: &policyv1.Node{
@@ -66,22 +90,81 @@ func resourceProto(resource state.Resource) *policyv1.Resource {
 		return &policyv1.Resource{Resource: &policyv1.Resource_Endpoint{Endpoint: &policyv1.Endpoint{
 			Uid: r.UID, Node: r.Node, Namespace: r.Namespace, Name: r.Name, Addresses: texts(r.Addresses),
 			Identity: r.Identity, Workload: workloadProto(r.Workload), HostNetwork: r.HostNetwork,
-			NamedPorts: portsProto(r.NamedPorts),
+			NamedPorts: portsProto(r.NamedPorts), Variants: r.Variants,
+		}}}
+	case state.Selector:
+		return &policyv1.Resource{Resource: &policyv1.Resource_Selector{Selector: &policyv1.Selector{Key: r.Selector.Key, Members: r.Members()}}}
+	case state.Policy:
+		return &policyv1.Resource{Resource: &policyv1.Resource_Policy{Policy: PolicyProto(r.Policy)}}
+	case state.Peer:
+		return &policyv1.Resource{Resource: &policyv1.Resource_Peer{Peer: &policyv1.Peer{
+			Key: r.Name, Labels: r.Labels, Prefixes: texts(r.On(node)),
+		}}}
+	case state.Subject:
+		return &policyv1.Resource{Resource: &policyv1.Resource_Subject{Subject: &policyv1.Subject{
+			Key: r.Name, Ingress: r.Ingress, Egress: r.Egress, Audit: r.Audit,
 		}}}
 	}
 	panic(fmt.Sprintf("resource of type %T has no message", resource))
 }
 
+// PolicyProto makes the message of a policy.
+func PolicyProto(p *engine.Policy) *policyv1.Policy {
+	m := &policyv1.Policy{Key: p.Key, Direction: policyv1.Direction(p.Direction), Selectors: p.Selectors}
+	for _, c := range p.Classes {
+		class := &policyv1.PolicyClass{}
+		for _, s := range c.Selectors {
+			class.Selectors = append(class.Selectors, uint32(s))
+		}
+		for _, r := range c.Ranges {
+			x := &policyv1.PolicyRange{Protocol: uint32(r.Proto), First: uint32(r.First), Last: uint32(r.Last), Verdict: policyv1.Verdict(r.Verdict)}
+			for _, i := range r.Rules {
+				x.Rules = append(x.Rules, uint32(i))
+			}
+			class.Ranges = append(class.Ranges, x)
+		}
+		m.Classes = append(m.Classes, class)
+	}
+	for _, n := range p.Rules {
+		m.Rules = append(m.Rules, RuleProto(n))
+	}
+	return m
+}
+
+// RuleProto makes the message of a rule's name.
+func RuleProto(n policy.RuleName) *policyv1.PolicyRule {
+	return &policyv1.PolicyRule{
+		Kind: n.Ref.Kind, Namespace: n.Ref.Namespace, Name: n.Ref.Name, Uid: n.Ref.UID, Spec: uint32(n.Spec), List: n.List, Index: uint32(n.Index),
+		Log: n.Log, Labels: n.Labels, Implicit: n.Implicit,
+	}
+}
+
 func serviceProto(r state.Service) *policyv1.Service {
-	s := &policyv1.Service{Namespace: r.Namespace, Name: r.Name, ClusterIps: texts(r.ClusterIPs), Type: r.Type}
+	s := &policyv1.Service{
+		Namespace: r.Namespace, Name: r.Name, ClusterIps: texts(r.ClusterIPs), Type: r.Type, ExternalIps: texts(r.ExternalIPs),
+		LoadBalancerIps: texts(r.LoadBalancerIPs), SourceRanges: texts(r.SourceRanges), AffinitySeconds: r.Affinity, ExternalLocal: r.ExternalLocal,
+		InternalLocal: r.InternalLocal, HealthCheckNodePort: uint32(r.HealthCheckNodePort), Algorithm: algorithmProto(r.Algorithm),
+	}
 	for _, p := range r.Ports {
-		port := &policyv1.ServicePort{Name: p.Name, Protocol: protocolProto(p.Protocol), Port: uint32(p.Port)}
+		port := &policyv1.ServicePort{Name: p.Name, Protocol: protocolProto(p.Protocol), Port: uint32(p.Port), NodePort: uint32(p.NodePort)}
 		for _, b := range p.Backends {
-			port.Backends = append(port.Backends, &policyv1.Backend{Address: b.Address.String(), Port: uint32(b.Port), Node: b.Node})
+			port.Backends = append(port.Backends, &policyv1.Backend{
+				Address: b.Address.String(), Port: uint32(b.Port), Node: b.Node, Terminating: b.Terminating,
+			})
 		}
 		s.Ports = append(s.Ports, port)
 	}
 	return s
+}
+
+func algorithmProto(a object.Algorithm) policyv1.Algorithm {
+	switch a {
+	case object.Random:
+		return policyv1.Algorithm_ALGORITHM_RANDOM
+	case object.Maglev:
+		return policyv1.Algorithm_ALGORITHM_MAGLEV
+	}
+	return policyv1.Algorithm_ALGORITHM_UNSPECIFIED
 }
 
 func protocolProto(p object.Protocol) policyv1.Protocol {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -41,6 +42,9 @@ const helloTimeout = 10 * time.Second
 // spreadWait is how long the answer to a registration waits for the other nodes.
 const spreadWait = time.Second
 
+// maxReason bounds what an agent says of its troubles.
+const maxReason = 1000
+
 // maxWaits is how many registrations of one agent may wait for their answer; more wait to be read.
 const maxWaits = 256
 
@@ -54,6 +58,8 @@ type Server struct {
 	refused  *status.Loss
 	hostile  *status.Loss
 	late     *status.Loss
+	// unenforced counts refusals.
+	unenforced *status.Loss
 }
 
 // New makes the server; draining, when closed, ends all streams.
@@ -65,6 +71,8 @@ func New(h *hub.Hub, log *slog.Logger, report *status.Reporter, draining <-chan 
 		refused:  report.Loss("registration", "endpoint refused"),
 		hostile:  report.Loss("agent stream", "refused: another node's name or pod"),
 		late:     report.Loss("registration", "a node acknowledged an address late"),
+
+		unenforced: report.Loss("agent", "something is not enforced"),
 	}
 }
 
@@ -103,7 +111,7 @@ func (s *Server) Sync(stream grpc.BidiStreamingServer[policyv1.SyncRequest, poli
 	log := s.log.With("node", id.Node)
 	log.Info("agent connected", "version", hello.GetVersion(), "instance", hello.GetInstance())
 
-	go func() { ended <- s.write(ctx, stream, session) }()
+	go func() { ended <- s.write(ctx, stream, session, id.Node) }()
 	go func() { ended <- session.Watch(ctx) }()
 	select {
 	case err = <-ended:
@@ -154,6 +162,8 @@ func (s *Server) read(ctx context.Context, stream grpc.BidiStreamingServer[polic
 			err = s.hub.Post(ctx, func(st *state.State) { st.Unregister(node, m.Unregister) })
 		case *policyv1.SyncRequest_Ack:
 			err = session.Ack(ctx, m.Ack)
+		case *policyv1.SyncRequest_Refusal:
+			s.refuse(session, node, m.Refusal)
 		default:
 			err = grpcstatus.Errorf(codes.InvalidArgument, "unexpected message %T", m)
 		}
@@ -161,6 +171,20 @@ func (s *Server) read(ctx context.Context, stream grpc.BidiStreamingServer[polic
 			return err
 		}
 	}
+}
+
+// refuse notes what an agent could not put in force.
+func (s *Server) refuse(session *hub.Session, node string, r *policyv1.Refusal) {
+	what := hub.Refused{Kind: kindOf(r.GetResource().GetKind()), Key: r.GetResource().GetKey()}
+	reason := r.GetError()
+	if len(reason) > maxReason {
+		reason = reason[:maxReason]
+	}
+	if reason != "" {
+		s.unenforced.Add(1)
+		s.log.Warn("an agent does not enforce something", "node", node, "kind", r.GetResource().GetKind(), "key", what.Key, "reason", reason)
+	}
+	session.Refuse(what, strings.ToValidUTF8(reason, "?"))
 }
 
 // register takes in an endpoint and answers when it has spread. Only a claim on what belongs to
@@ -207,7 +231,7 @@ func (s *Server) register(ctx context.Context, session *hub.Session, node string
 }
 
 // write sends what the session has to say.
-func (s *Server) write(ctx context.Context, stream grpc.BidiStreamingServer[policyv1.SyncRequest, policyv1.SyncResponse], session *hub.Session) error {
+func (s *Server) write(ctx context.Context, stream grpc.BidiStreamingServer[policyv1.SyncRequest, policyv1.SyncResponse], session *hub.Session, node string) error {
 	for {
 		m, err := session.Next(ctx)
 		if err != nil {
@@ -216,7 +240,7 @@ func (s *Server) write(ctx context.Context, stream grpc.BidiStreamingServer[poli
 		var response *policyv1.SyncResponse
 		switch {
 		case m.Update != nil:
-			response = &policyv1.SyncResponse{Message: &policyv1.SyncResponse_Update{Update: updateProto(m.Update.Revision, m.Update.Change)}}
+			response = &policyv1.SyncResponse{Message: &policyv1.SyncResponse_Update{Update: updateProto(m.Update.Revision, m.Update.Change, node)}}
 		case m.Synced != nil:
 			response = &policyv1.SyncResponse{Message: &policyv1.SyncResponse_Synced{Synced: &policyv1.Synced{Revision: *m.Synced}}}
 		case m.Spread != nil:

@@ -63,7 +63,7 @@ func (s *State) EndSessionStart(node string) {
 	}
 	if !a.confirmed[HealthUID] && a.health != nil {
 		a.health = nil
-		s.touch(KindNode)
+		s.touchNodes()
 	}
 	a.confirmed, a.heard = nil, true
 	s.staleNode(node)
@@ -86,7 +86,7 @@ func (s *State) Register(node, uid string, addresses []netip.Addr) error {
 		}
 		s.confirm(a, uid)
 		a.health = slices.Clone(addresses)
-		s.touch(KindNode)
+		s.touchNodes()
 		return nil
 	}
 	p, known := s.byUID[uid]
@@ -126,7 +126,7 @@ func (s *State) Unregister(node, uid string) {
 	}
 	if uid == HealthUID {
 		a.health = nil
-		s.touch(KindNode)
+		s.touchNodes()
 		return
 	}
 	delete(a.endpoints, uid)

@@ -3,37 +3,75 @@
 package state
 
 import (
-	"cmp"
-	"slices"
-
 	"github.com/weirmesh/weir/internal/reserved"
-	"github.com/weirmesh/weir/services/policy/internal/object"
+	"github.com/weirmesh/weir/services/policy/internal/label"
 )
 
 // Commit computes what the calls since the last Commit touched. Without a difference it returns the
 // same snapshot again and an empty change.
 func (s *State) Commit() (*Snapshot, Change) {
-	next := &Snapshot{Revision: s.snapshot.Revision + 1, parts: s.snapshot.parts}
+	s.tellEngine()
+	next := &Snapshot{Revision: s.snapshot.Revision + 1, parts: s.snapshot.parts, policy: s.snapshot.policy}
 	builders := [kinds]func() map[string]Resource{
 		KindNode:      s.buildNodes,
 		KindNamespace: s.buildNamespaces,
 		KindIdentity:  s.buildIdentities,
-		KindService:   s.buildServices,
+		KindPeer:      s.buildPeers,
+		KindService:   s.buildServices, // knows by itself what is stale
 		KindPod:       s.buildPods,
 		KindEndpoint:  s.buildEndpoints, // knows by itself what is stale
 	}
+	s.dirty[KindEndpoint] = len(s.stale) > 0
+	s.dirty[KindService] = len(s.staleServices) > 0
 	for kind, build := range builders {
-		if s.dirty[kind] || Kind(kind) == KindEndpoint && len(s.stale) > 0 {
+		if build != nil && s.dirty[kind] {
 			next.parts[kind] = &part{resources: build()}
 			s.dirty[kind] = false
 		}
 	}
+	view := s.engine.Commit()
+	if s.open = s.open || s.Complete(); s.open {
+		// Until the state is whole, policies would lack peers: agents keep what they have.
+		next.policy = view
+	}
 	change := Diff(s.snapshot, next)
 	if change.Empty() {
-		return s.snapshot, change
+		next = s.snapshot
 	}
 	s.snapshot = next
+	if s.open {
+		s.noteForce(next.Revision)
+	}
 	return next, change
+}
+
+// tellEngine brings the engine up to what policies depend on.
+func (s *State) tellEngine() {
+	s.putInForce()
+	if s.variants.changed {
+		s.refreshVariants()
+	}
+	s.tellServices()
+	if s.staleNodes {
+		s.staleNodes = false
+		s.tellNodes()
+	}
+	s.tellPods()
+	s.engine.Compile()
+	s.refreshVariants()
+	if s.staleNodes {
+		s.staleNodes = false
+		s.touch(KindPeer)
+	}
+}
+
+// noteForce remembers at which revision versions of policies came in force.
+func (s *State) noteForce(revision uint64) {
+	for _, p := range s.policies {
+		if p.changed || p.since == 0 && p.force != nil {
+			p.changed, p.since = false, revision
+		}
+	}
 }
 
 func (s *State) buildNodes() map[string]Resource {
@@ -59,7 +97,12 @@ func (s *State) buildNamespaces() map[string]Resource {
 func (s *State) buildIdentities() map[string]Resource {
 	all := make(map[string]Resource, len(s.byNumber))
 	for number, u := range s.byNumber {
-		all[identityKey(number).Name] = Identity{Number: number, Labels: u.labels}
+		r := Identity{Number: number, Labels: u.labels}
+		all[r.Key().Name] = r
+	}
+	for name := range s.apiServers {
+		r := Identity{Number: reserved.Host, Labels: label.Set{labelHost, labelAPIServer}, Node: name}
+		all[r.Key().Name] = r
 	}
 	return all
 }
@@ -86,49 +129,4 @@ func (s *State) buildPods() map[string]Resource {
 		all[o.UID] = r
 	}
 	return all
-}
-
-func (s *State) buildServices() map[string]Resource {
-	type name struct{ namespace, service string }
-	slicesOf := map[name][]*object.EndpointSlice{}
-	for _, slice := range s.slices {
-		if slice.Service != "" {
-			n := name{slice.Namespace, slice.Service}
-			slicesOf[n] = append(slicesOf[n], slice)
-		}
-	}
-	all := make(map[string]Resource, len(s.services))
-	for _, o := range s.services {
-		r := Service{Namespace: o.Namespace, Name: o.Name, Type: o.Type, ClusterIPs: o.ClusterIPs}
-		for _, port := range o.Ports {
-			r.Ports = append(r.Ports, ServicePort{
-				ServicePort: port,
-				Backends:    backends(port, slicesOf[name{o.Namespace, o.Name}]),
-			})
-		}
-		all[r.Key().Name] = r
-	}
-	return all
-}
-
-// backends returns the ready backends of a port, sorted, each once. Slice ports are matched by name
-// and protocol; their numbers are the target ports, already resolved per pod.
-func backends(port object.ServicePort, all []*object.EndpointSlice) []Backend {
-	var found []Backend
-	for _, slice := range all {
-		for _, p := range slice.Ports {
-			if p.Name != port.Name || p.Protocol != port.Protocol {
-				continue
-			}
-			for _, e := range slice.Endpoints {
-				if e.Ready {
-					found = append(found, Backend{Address: e.Address, Port: p.Port, Node: e.Node})
-				}
-			}
-		}
-	}
-	slices.SortFunc(found, func(a, b Backend) int {
-		return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Node, b.Node))
-	})
-	return slices.CompactFunc(found, func(a, b Backend) bool { return a.Address == b.Address && a.Port == b.Port })
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/weirmesh/weir/internal/reserved"
+	"github.com/weirmesh/weir/services/policy/internal/label"
 	"github.com/weirmesh/weir/services/policy/internal/object"
 )
 
@@ -96,11 +97,21 @@ func (s *State) buildEndpoints() map[string]Resource {
 		all = map[string]Resource{}
 	}
 	for uid := range affected {
-		if e, ok := s.endpoint(uid); ok {
-			all[uid] = e
-		} else {
+		e, ok := s.endpoint(uid)
+		if !ok {
 			delete(all, uid)
+			s.replaceVariants(uid, nil)
+			continue
 		}
+		switch p := s.byUID[uid]; {
+		case e.HostNetwork:
+			s.replaceVariants(uid, nil)
+		case p.object.Unmanaged:
+			s.setVariants(&e, p.object, label.Set{"reserved:unmanaged"})
+		default:
+			s.setVariants(&e, p.object, p.inUse.labels)
+		}
+		all[uid] = e
 	}
 	return all
 }

@@ -6,28 +6,36 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 
+	"github.com/weirmesh/weir/services/policy/internal/engine"
 	"github.com/weirmesh/weir/services/policy/internal/label"
 	"github.com/weirmesh/weir/services/policy/internal/object"
 )
 
 // Kind says what a resource is. Resources of one change are applied in the order of these numbers
-// and removed in the reverse one, so that nothing ever points at what is not there.
+// and removed in the reverse one, so that nothing ever points at what is not there: policies know a peer
+// before an address is it, and addresses are the peers that a policy tells apart before a subject has it.
 type Kind int
 
 // Kinds of resources.
 const (
-	KindNode Kind = iota
-	KindNamespace
+	KindNamespace Kind = iota
 	KindIdentity
+	KindSelector
+	KindPolicy
+	KindPeer
+	KindNode
+	KindEndpoint
+	KindSubject
 	KindService
 	KindPod
-	KindEndpoint
 	kinds // how many there are
 )
 
 // Key names a resource: node, namespace by name, identity by number, service by namespace/name, pod
-// and endpoint by the pod's uid.
+// and endpoint by the pod's uid, selector, policy and peer by their key, subject by its key. What several nodes have under one name, each
+// its own, has `@node` at the end.
 type Key struct {
 	Kind Kind
 	Name string
@@ -61,15 +69,14 @@ type Namespace struct {
 type Identity struct {
 	Number uint32
 	Labels label.Set
+	// Node is the only one where it means that; empty = all.
+	Node string
 }
 
-// Service is a service with its ready backends.
+// Service is a service with its backends.
 type Service struct {
-	Namespace  string
-	Name       string
-	Type       string
-	ClusterIPs []netip.Addr
-	Ports      []ServicePort
+	*object.Service
+	Ports []ServicePort
 }
 
 // ServicePort is one port of a service.
@@ -83,6 +90,10 @@ type Backend struct {
 	Address netip.Addr
 	Port    uint16
 	Node    string
+	// Terminating: it keeps its connections, and gets new ones only when there is no other.
+	Terminating bool
+	// Zones and Nodes prefer it, if the service's traffic is distributed by zone or node.
+	Zones, Nodes []string
 }
 
 // Pod is what a node must know before it starts a pod.
@@ -109,6 +120,46 @@ type Endpoint struct {
 	Workload    object.Workload
 	HostNetwork bool
 	NamedPorts  map[string]uint16
+	// Variants tell each of Addresses from others of the identity; nil = nothing does.
+	Variants []string
+}
+
+// Selector is a set of peers.
+type Selector struct{ *engine.Selector }
+
+// Policy is a resolved policy.
+type Policy struct{ *engine.Policy }
+
+// Peer is a peer with addresses of its own.
+type Peer struct {
+	Name   string
+	Labels label.Set
+	At     []PeerPrefix
+	// Own: on each node it has the node's own addresses only; else it never has these.
+	Own bool
+}
+
+// PeerPrefix is an address of a peer. Node is whose address it is; empty = of no node.
+type PeerPrefix struct {
+	Prefix netip.Prefix
+	Node   string
+}
+
+// On returns the prefixes that the peer has on a node.
+func (r Peer) On(node string) []netip.Prefix {
+	var all []netip.Prefix
+	for _, at := range r.At {
+		if (at.Node == node) == r.Own || at.Node == "" {
+			all = append(all, at.Prefix)
+		}
+	}
+	return all
+}
+
+// Subject says which policies an endpoint of a node has.
+type Subject struct {
+	Name, Node string
+	engine.Subject
 }
 
 // Key implements Resource.
@@ -118,7 +169,9 @@ func (r Node) Key() Key { return Key{KindNode, r.Name} }
 func (r Namespace) Key() Key { return Key{KindNamespace, r.Name} }
 
 // Key implements Resource.
-func (r Identity) Key() Key { return identityKey(r.Number) }
+func (r Identity) Key() Key {
+	return Key{KindIdentity, at(strconv.FormatUint(uint64(r.Number), 10), r.Node)}
+}
 
 // Key implements Resource.
 func (r Service) Key() Key { return Key{KindService, r.Namespace + "/" + r.Name} }
@@ -129,6 +182,26 @@ func (r Pod) Key() Key { return Key{KindPod, r.UID} }
 // Key implements Resource.
 func (r Endpoint) Key() Key { return Key{KindEndpoint, r.UID} }
 
+// Key implements Resource.
+func (r Selector) Key() Key { return Key{KindSelector, r.Selector.Key} }
+
+// Key implements Resource.
+func (r Policy) Key() Key { return Key{KindPolicy, r.Policy.Key} }
+
+// Key implements Resource.
+func (r Peer) Key() Key { return Key{KindPeer, r.Name} }
+
+// Key implements Resource.
+func (r Subject) Key() Key { return Key{KindSubject, r.Name} }
+
+// at names what each node has its own of.
+func at(name, node string) string {
+	if node == "" {
+		return name
+	}
+	return name + "@" + node
+}
+
 // Scope implements Resource.
 func (r Node) Scope() string { return "" }
 
@@ -136,7 +209,7 @@ func (r Node) Scope() string { return "" }
 func (r Namespace) Scope() string { return "" }
 
 // Scope implements Resource.
-func (r Identity) Scope() string { return "" }
+func (r Identity) Scope() string { return r.Node }
 
 // Scope implements Resource.
 func (r Service) Scope() string { return "" }
@@ -146,6 +219,18 @@ func (r Pod) Scope() string { return r.Node }
 
 // Scope implements Resource.
 func (r Endpoint) Scope() string { return "" }
+
+// Scope implements Resource. Which nodes need it is said by the policy view.
+func (r Selector) Scope() string { return "" }
+
+// Scope implements Resource. Which nodes need it is said by the policy view.
+func (r Policy) Scope() string { return "" }
+
+// Scope implements Resource.
+func (r Peer) Scope() string { return "" }
+
+// Scope implements Resource.
+func (r Subject) Scope() string { return r.Node }
 
 func (r Node) equal(other Resource) bool {
 	o, ok := other.(Node)
@@ -160,16 +245,28 @@ func (r Namespace) equal(other Resource) bool {
 
 func (r Identity) equal(other Resource) bool {
 	o, ok := other.(Identity)
-	return ok && r.Number == o.Number && slices.Equal(r.Labels, o.Labels)
+	return ok && r.Number == o.Number && r.Node == o.Node && slices.Equal(r.Labels, o.Labels)
 }
 
 func (r Service) equal(other Resource) bool {
 	o, ok := other.(Service)
-	return ok && r.Namespace == o.Namespace && r.Name == o.Name && r.Type == o.Type &&
-		slices.Equal(r.ClusterIPs, o.ClusterIPs) &&
-		slices.EqualFunc(r.Ports, o.Ports, func(a, b ServicePort) bool {
-			return a.ServicePort == b.ServicePort && slices.Equal(a.Backends, b.Backends)
+	if !ok {
+		return false
+	}
+	a, b := r.Service, o.Service
+	return r.equalPorts(o) && (a == b || a.Namespace == b.Namespace && a.Name == b.Name && a.Type == b.Type && a.Affinity == b.Affinity &&
+		a.ExternalLocal == b.ExternalLocal && a.InternalLocal == b.InternalLocal && a.HealthCheckNodePort == b.HealthCheckNodePort &&
+		a.Distribution == b.Distribution && a.Algorithm == b.Algorithm && slices.Equal(a.ClusterIPs, b.ClusterIPs) &&
+		slices.Equal(a.ExternalIPs, b.ExternalIPs) && slices.Equal(a.LoadBalancerIPs, b.LoadBalancerIPs) && slices.Equal(a.SourceRanges, b.SourceRanges))
+}
+
+func (r Service) equalPorts(o Service) bool {
+	return slices.EqualFunc(r.Ports, o.Ports, func(a, b ServicePort) bool {
+		return a.ServicePort == b.ServicePort && slices.EqualFunc(a.Backends, b.Backends, func(a, b Backend) bool {
+			return a.Address == b.Address && a.Port == b.Port && a.Node == b.Node && a.Terminating == b.Terminating &&
+				slices.Equal(a.Zones, b.Zones) && slices.Equal(a.Nodes, b.Nodes)
 		})
+	})
 }
 
 func (r Pod) equal(other Resource) bool {
@@ -183,5 +280,16 @@ func (r Endpoint) equal(other Resource) bool {
 	o, ok := other.(Endpoint)
 	return ok && r.UID == o.UID && r.Node == o.Node && r.Namespace == o.Namespace && r.Name == o.Name &&
 		slices.Equal(r.Addresses, o.Addresses) && r.Identity == o.Identity && r.Workload == o.Workload &&
-		r.HostNetwork == o.HostNetwork && maps.Equal(r.NamedPorts, o.NamedPorts)
+		r.HostNetwork == o.HostNetwork && maps.Equal(r.NamedPorts, o.NamedPorts) && slices.Equal(r.Variants, o.Variants)
 }
+
+func (r Selector) equal(other Resource) bool { return r == other }
+
+func (r Policy) equal(other Resource) bool { return r == other }
+
+func (r Peer) equal(other Resource) bool {
+	o, ok := other.(Peer)
+	return ok && r.Name == o.Name && r.Own == o.Own && slices.Equal(r.Labels, o.Labels) && slices.Equal(r.At, o.At)
+}
+
+func (r Subject) equal(other Resource) bool { return r == other }

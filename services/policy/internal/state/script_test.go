@@ -16,6 +16,7 @@ import (
 	"golang.org/x/tools/txtar"
 	"sigs.k8s.io/yaml"
 
+	"github.com/weirmesh/weir/internal/policy"
 	"github.com/weirmesh/weir/services/policy/internal/object"
 )
 
@@ -201,6 +202,9 @@ func dump(c Change) string {
 	for _, r := range c.Upserts {
 		fmt.Fprintln(&b, describe(r))
 	}
+	for _, s := range c.Selectors {
+		fmt.Fprintf(&b, "selector %s joined=%v left=%v\n", s.Key, s.Joined, s.Left)
+	}
 	for _, r := range c.Removals {
 		fmt.Fprintf(&b, "gone %s %s\n", kindName(r.Key.Kind), r.Key.Name)
 	}
@@ -208,7 +212,7 @@ func dump(c Change) string {
 }
 
 func kindName(k Kind) string {
-	return [kinds]string{"node", "namespace", "identity", "service", "pod", "endpoint"}[k]
+	return [kinds]string{"namespace", "identity", "selector", "policy", "peer", "node", "endpoint", "subject", "service", "pod"}[k]
 }
 
 func describe(resource Resource) string {
@@ -219,7 +223,37 @@ func describe(resource Resource) string {
 			fmt.Fprintf(&b, " %s=%v", name, value)
 		}
 	}
+	ranges := func(all []policy.Range) {
+		for _, x := range all {
+			fmt.Fprintf(&b, " %d/%d-%d=%d%v", x.Proto, x.First, x.Last, x.Verdict, x.Rules)
+		}
+	}
 	switch r := resource.(type) {
+	case Selector:
+		field("members", r.Members(), true)
+	case Policy:
+		field("direction", r.Direction, true)
+		for i, key := range r.Selectors {
+			fmt.Fprintf(&b, "\n  selector %d: %s", i, key)
+		}
+		for _, c := range r.Classes {
+			fmt.Fprintf(&b, "\n  class %v:", c.Selectors)
+			ranges(c.Ranges)
+		}
+		for i, n := range r.Rules {
+			fmt.Fprintf(&b, "\n  rule %d: %s", i, n)
+		}
+	case Peer:
+		field("labels", []string(r.Labels), true)
+		field("own", true, r.Own)
+		for _, at := range r.At {
+			fmt.Fprintf(&b, " %s@%s", at.Prefix, at.Node)
+		}
+	case Subject:
+		field("node", r.Node, true)
+		field("ingress", r.Ingress, r.Ingress != "")
+		field("egress", r.Egress, r.Egress != "")
+		field("audit", true, r.Audit)
 	case Node:
 		field("addresses", r.Addresses, len(r.Addresses) > 0)
 		field("cidrs", r.PodCIDRs, len(r.PodCIDRs) > 0)
@@ -236,6 +270,9 @@ func describe(resource Resource) string {
 			fmt.Fprintf(&b, " %s/%d%s->", p.Protocol, p.Port, strings.TrimSuffix(":"+p.Name, ":"))
 			for _, backend := range p.Backends {
 				fmt.Fprintf(&b, "[%s]@%s", netip.AddrPortFrom(backend.Address, backend.Port), backend.Node)
+				if backend.Terminating {
+					b.WriteString("(ending)")
+				}
 			}
 		}
 	case Pod:
@@ -254,6 +291,7 @@ func describe(resource Resource) string {
 		field("owner", r.Workload.Kind+"/"+r.Workload.Name, r.Workload.Name != "")
 		field("ports", r.NamedPorts, len(r.NamedPorts) > 0)
 		field("host-network", true, r.HostNetwork)
+		field("variants", r.Variants, len(r.Variants) > 0)
 	}
 	return b.String()
 }

@@ -5,12 +5,16 @@ package state
 import (
 	"cmp"
 	"slices"
+
+	"github.com/weirmesh/weir/services/policy/internal/engine"
 )
 
 // Snapshot is the whole state at one revision. It is never changed.
 type Snapshot struct {
 	Revision uint64
 	parts    [kinds]*part
+	// policy is what is not told to every node: subjects, policies, selectors, peers outside of the cluster. Nil until the state is whole.
+	policy *engine.View
 }
 
 // part holds the resources of one kind. A part that nothing touched is carried over from snapshot
@@ -24,10 +28,36 @@ func (p *part) get() map[string]Resource {
 	return p.resources
 }
 
-// Count returns how many resources of a kind there are.
-func (s *Snapshot) Count(kind Kind) int { return len(s.parts[kind].get()) }
+var emptyView = &engine.View{}
 
-// Get returns one resource.
+// Policy returns what policies make of the state.
+func (s *Snapshot) Policy() *engine.View {
+	if s == nil || s.policy == nil {
+		return emptyView
+	}
+	return s.policy
+}
+
+// Count returns how many resources of a kind there are.
+func (s *Snapshot) Count(kind Kind) int {
+	switch v := s.Policy(); kind {
+	case KindSelector:
+		return len(v.Selectors)
+	case KindPolicy:
+		return len(v.Policies)
+	case KindPeer:
+		return len(v.CIDRs) + len(s.parts[kind].get())
+	case KindSubject:
+		n := 0
+		for _, node := range v.Nodes {
+			n += len(node.Subjects)
+		}
+		return n
+	}
+	return len(s.parts[kind].get())
+}
+
+// Get returns one resource of the kinds that every node is told.
 func (s *Snapshot) Get(key Key) (Resource, bool) {
 	r, ok := s.parts[key.Kind].get()[key.Name]
 	return r, ok
@@ -39,22 +69,40 @@ type Removal struct {
 	Scope string
 }
 
+// SelectorChange says which peers a selector matches from now on, and which no longer.
+type SelectorChange struct {
+	Key          string
+	Joined, Left []string
+}
+
 // Change is what turns one snapshot into another. Upserts and removals are in the order in which
-// they must be applied.
+// they must be applied. Selectors that stay are changed after upserts of selectors and policies.
 type Change struct {
-	Upserts  []Resource
-	Removals []Removal
+	Upserts   []Resource
+	Selectors []SelectorChange
+	Removals  []Removal
+
+	// What For needs beside; nil in what it returns.
+	old, new *Snapshot
+	policies []*engine.Policy
+	cidrs    []Peer
 }
 
 // Empty reports whether nothing changed.
-func (c Change) Empty() bool { return len(c.Upserts) == 0 && len(c.Removals) == 0 }
+func (c Change) Empty() bool {
+	return len(c.Upserts) == 0 && len(c.Removals) == 0 && len(c.Selectors) == 0 && c.old.Policy() == c.new.Policy()
+}
 
 // For returns the part of a change that concerns a node.
 func (c Change) For(node string) Change {
-	return Change{
+	mine := Change{
 		Upserts:  filter(c.Upserts, func(r Resource) bool { return r.Scope() == "" || r.Scope() == node }),
 		Removals: filter(c.Removals, func(r Removal) bool { return r.Scope == "" || r.Scope == node }),
 	}
+	c.addPolicy(node, &mine)
+	c.addNear(node, &mine)
+	mine.sort()
+	return mine
 }
 
 func filter[T any](all []T, keep func(T) bool) []T {
@@ -69,10 +117,10 @@ func filter[T any](all []T, keep func(T) bool) []T {
 
 // Diff returns what turns old into new. A nil old is an empty one.
 func Diff(old, new *Snapshot) Change {
-	var c Change
 	if old == nil {
 		old = &Snapshot{}
 	}
+	c := Change{old: old, new: new}
 	for kind := range kinds {
 		if old.parts[kind] == new.parts[kind] {
 			continue
@@ -92,9 +140,15 @@ func Diff(old, new *Snapshot) Change {
 			}
 		}
 	}
+	c.diffPolicy()
+	c.sort()
+	return c
+}
+
+func (c *Change) sort() {
 	slices.SortFunc(c.Upserts, func(a, b Resource) int { return compareKeys(a.Key(), b.Key()) })
 	slices.SortFunc(c.Removals, func(a, b Removal) int { return compareKeys(b.Key, a.Key) })
-	return c
+	slices.SortFunc(c.Selectors, func(a, b SelectorChange) int { return cmp.Compare(a.Key, b.Key) })
 }
 
 func compareKeys(a, b Key) int {

@@ -12,7 +12,9 @@ import (
 	"fmt"
 	"strconv"
 
+	"github.com/weirmesh/weir/internal/policy"
 	"github.com/weirmesh/weir/internal/reserved"
+	"github.com/weirmesh/weir/services/policy/internal/engine"
 	"github.com/weirmesh/weir/services/policy/internal/label"
 	"github.com/weirmesh/weir/services/policy/internal/object"
 )
@@ -25,6 +27,7 @@ type State struct {
 	namespaces map[string]*object.Namespace
 	services   map[object.Key]*object.Service
 	slices     map[object.Key]*object.EndpointSlice
+	slicesOf   map[string]map[object.Key]*object.EndpointSlice // by service
 	pods       map[object.Key]*pod
 	byUID      map[string]*pod
 
@@ -38,10 +41,25 @@ type State struct {
 	synced  bool
 	missing map[string]bool // sets without a number at the time of the first sync
 
-	dirty    [kinds]bool     // of all kinds but endpoints
+	dirty    [kinds]bool     // of all kinds but endpoints and services
 	stale    map[string]bool // uids of endpoints
 	claims   claims
 	snapshot *Snapshot
+
+	options       policy.Options
+	engine        *engine.Engine
+	policies      map[object.Key]*policyObject
+	kept          keeper                        // label keys that policies name
+	variants      variants                      // how addresses are told apart
+	staleServices map[string]bool               // namespace/name
+	staleNodes    bool                          // addresses, labels or API servers changed
+	apiServers    map[string]bool               // nodes
+	ports         map[string][]policy.NamedPort // by pod uid, told to the engine
+	subjectOn     map[string]string             // node of pods that are subjects, by uid
+	subjectNodes  map[string]bool               // nodes that are subjects
+	nodePeers     map[string]bool               // told to the engine
+	nodePolicies  int                           // policies that ask for labels of nodes
+	open          bool                          // Complete was true once
 }
 
 // pod is a pod and its identity: the one that its labels ask for, and the one in force, which stays
@@ -64,8 +82,12 @@ type set struct {
 }
 
 // New returns an empty state of a cluster.
-func New(cluster string) *State {
-	return &State{
+func New(cluster string) *State { return NewWith(policy.Options{ClusterName: cluster}) }
+
+// NewWith returns an empty state.
+func NewWith(o policy.Options) *State {
+	cluster := o.ClusterName
+	s := &State{
 		cluster:    cluster,
 		nodes:      map[string]*object.Node{},
 		namespaces: map[string]*object.Namespace{},
@@ -80,7 +102,14 @@ func New(cluster string) *State {
 		stale:      map[string]bool{},
 		claims:     newClaims(),
 		snapshot:   &Snapshot{},
+		slicesOf:   map[string]map[object.Key]*object.EndpointSlice{},
+
+		options: o, engine: engine.New(o), policies: map[object.Key]*policyObject{}, kept: newKeeper(), variants: newVariants(),
+		staleServices: map[string]bool{}, staleNodes: true, apiServers: map[string]bool{}, ports: map[string][]policy.NamedPort{},
+		subjectOn: map[string]string{}, subjectNodes: map[string]bool{}, nodePeers: map[string]bool{},
 	}
+	s.setReserved()
+	return s
 }
 
 func (s *State) touch(kinds ...Kind) {
@@ -94,7 +123,7 @@ func (s *State) Upsert(o object.Object) {
 	switch o := o.(type) {
 	case *object.Node:
 		s.nodes[o.Name] = o
-		s.touch(KindNode)
+		s.touchNodes()
 		s.staleNode(o.Name)
 	case *object.Namespace:
 		s.namespaces[o.Name] = o
@@ -104,10 +133,14 @@ func (s *State) Upsert(o object.Object) {
 		s.upsertPod(o)
 	case *object.Service:
 		s.services[o.Key()] = o
-		s.touch(KindService)
+		s.staleServices[o.Namespace+"/"+o.Name] = true
+		s.keepService(o.Key(), o.Selector)
 	case *object.EndpointSlice:
+		s.dropSlice(o.Key())
 		s.slices[o.Key()] = o
-		s.touch(KindService)
+		s.addSlice(o)
+	case *object.Policy:
+		s.upsertPolicy(o)
 	}
 }
 
@@ -118,7 +151,7 @@ func (s *State) Delete(key object.Key) {
 		delete(s.nodes, key.Name)
 		// What its agent registered goes with it: a node of that name that comes back is a new one.
 		delete(s.agents, key.Name)
-		s.touch(KindNode)
+		s.touchNodes()
 		s.staleNode(key.Name)
 	case object.KindNamespace:
 		delete(s.namespaces, key.Name)
@@ -130,11 +163,19 @@ func (s *State) Delete(key object.Key) {
 		}
 	case object.KindService:
 		delete(s.services, key)
-		s.touch(KindService)
+		s.staleServices[key.Namespace+"/"+key.Name] = true
+		s.keepService(key, nil)
 	case object.KindEndpointSlice:
-		delete(s.slices, key)
-		s.touch(KindService)
+		s.dropSlice(key)
+	default:
+		s.deletePolicy(key)
 	}
+}
+
+// touchNodes says that nodes changed.
+func (s *State) touchNodes() {
+	s.touch(KindNode)
+	s.staleNodes = true
 }
 
 func (s *State) upsertPod(o *object.Pod) {
@@ -206,6 +247,7 @@ func (s *State) labelsOf(o *object.Pod) (label.Set, uint32) {
 	if ns := s.namespaces[o.Namespace]; ns != nil {
 		l.NamespaceLabels = ns.Labels
 	}
+	l.Keep = s.kept.has
 	return l.Identity(), 0
 }
 
@@ -231,7 +273,7 @@ func (s *State) ref(labels label.Set, fixed uint32) *set {
 		s.sets[key] = u
 		if fixed != 0 {
 			u.fixed, u.number = true, fixed
-			s.byNumber[fixed] = u
+			s.setByNumber(fixed, u)
 			s.touch(KindIdentity)
 		} else {
 			s.acquire = append(s.acquire, labels)
@@ -254,7 +296,7 @@ func (s *State) unref(u *set) {
 	delete(s.sets, u.key)
 	delete(s.missing, u.key)
 	if u.number != 0 {
-		delete(s.byNumber, u.number)
+		s.dropByNumber(u.number)
 		s.touch(KindIdentity)
 	}
 	if !u.fixed {
@@ -291,10 +333,10 @@ func (s *State) SetNumber(labels label.Set, number uint32) error {
 		return fmt.Errorf("identity number %d of %v already means %v", number, labels, other.labels)
 	}
 	if u.number != 0 {
-		delete(s.byNumber, u.number)
+		s.dropByNumber(u.number)
 	}
 	u.number = number
-	s.byNumber[number] = u
+	s.setByNumber(number, u)
 	delete(s.missing, u.key)
 	for p := range u.wanters {
 		s.settle(p)
@@ -325,6 +367,21 @@ func (s *State) MissingNumbers() int {
 	return n
 }
 
-func identityKey(number uint32) Key {
-	return Key{KindIdentity, strconv.FormatUint(uint64(number), 10)}
+func (s *State) setByNumber(number uint32, u *set) {
+	s.byNumber[number] = u
+	s.engine.SetPeer(&policy.Peer{Key: peerKey(number, ""), Labels: u.labels})
+}
+
+func (s *State) dropByNumber(number uint32) {
+	delete(s.byNumber, number)
+	s.engine.DeletePeer(peerKey(number, ""))
+}
+
+// peerKey names a peer of the cluster.
+func peerKey(number uint32, variant string) string {
+	key := strconv.FormatUint(uint64(number), 10)
+	if variant != "" {
+		key += "/" + variant
+	}
+	return key
 }

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"cmp"
+	"encoding/binary"
+	"slices"
+
+	"github.com/weirmesh/weir/internal/policy"
+)
+
+// resolution is a resolved policy in use, with the classes of peers that occur.
+type resolution struct {
+	resolved *policy.Resolved
+	refs     int // sides of classes
+	terms    []*term
+	classes  map[string]*peerClass // by positions
+	out      *Policy
+	stale    bool
+}
+
+// peerClass are the peers that exactly some terms match.
+type peerClass struct {
+	terms  []int
+	peers  int
+	ranges []policy.Range
+}
+
+func positionsKey(terms []int) string {
+	b := make([]byte, 0, 2*len(terms))
+	for _, t := range terms {
+		b = binary.AppendUvarint(b, uint64(t))
+	}
+	return string(b)
+}
+
+// acquire returns the shared resolution of a resolved policy; nil if it enforces nothing.
+func (e *Engine) acquire(resolved *policy.Resolved) *resolution {
+	if !resolved.Enforced {
+		return nil
+	}
+	if r := e.resolutions[resolved.Key]; r != nil {
+		r.refs++
+		return r
+	}
+	r := &resolution{resolved: resolved, refs: 1, classes: map[string]*peerClass{}, stale: true}
+	e.resolutions[resolved.Key] = r
+	for _, t := range resolved.Terms {
+		term := e.acquireTerm(t)
+		term.users[r] = struct{}{}
+		r.terms = append(r.terms, term)
+	}
+	r.class(e, nil) // always there
+	e.partition(r)
+	for _, p := range resolved.Prefixes() {
+		if p.Bits() == 0 {
+			continue // the world's own peers
+		}
+		e.prefixes[p]++
+		if e.prefixes[p] == 1 {
+			e.refreshCIDR(p)
+		}
+	}
+	for _, p := range resolved.Networks() {
+		e.networks[p]++
+		if e.networks[p] == 1 {
+			e.told++
+		}
+	}
+	for _, n := range resolved.NamedPorts() {
+		e.names[n]++
+		if e.names[n] == 1 {
+			e.told++
+		}
+	}
+	e.changed.resolutions[r] = struct{}{}
+	return r
+}
+
+func (e *Engine) release(r *resolution) {
+	if r == nil {
+		return
+	}
+	if r.refs--; r.refs > 0 {
+		return
+	}
+	delete(e.resolutions, r.resolved.Key)
+	delete(e.changed.resolutions, r)
+	e.changed.gonePolicy[r.resolved.Key] = struct{}{}
+	for _, t := range r.terms {
+		delete(t.users, r)
+		e.releaseTerm(t)
+	}
+	for _, p := range r.resolved.Prefixes() {
+		if p.Bits() > 0 {
+			e.dropPrefix(p)
+		}
+	}
+	for _, p := range r.resolved.Networks() {
+		if e.networks[p]--; e.networks[p] == 0 {
+			delete(e.networks, p)
+			e.told++
+		}
+	}
+	for _, n := range r.resolved.NamedPorts() {
+		if e.names[n]--; e.names[n] == 0 {
+			delete(e.names, n)
+			e.told++
+		}
+	}
+}
+
+// class returns the class of peers that exactly these terms match.
+func (r *resolution) class(e *Engine, terms []int) *peerClass {
+	key := positionsKey(terms)
+	c := r.classes[key]
+	if c == nil {
+		e.counts.Decided++
+		c = &peerClass{terms: slices.Clone(terms), ranges: r.resolved.Class(terms)}
+		r.classes[key] = c
+		r.stale = true
+	}
+	return c
+}
+
+// count says that peers with these terms came or went.
+func (r *resolution) count(e *Engine, terms []int, n int) {
+	if len(terms) == 0 {
+		return
+	}
+	c := r.class(e, terms)
+	if c.peers += n; c.peers <= 0 {
+		delete(r.classes, positionsKey(terms))
+		r.stale = true
+	}
+	if r.stale {
+		e.changed.resolutions[r] = struct{}{}
+	}
+}
+
+// positions returns the terms that a peer matches.
+func (r *resolution) positions(id int) []int {
+	var found []int
+	for i, t := range r.terms {
+		if t.members.has(id) {
+			found = append(found, i)
+		}
+	}
+	return found
+}
+
+// branch is a class under construction: the peers that matched some of the terms so far.
+type branch struct {
+	terms []int
+	next  map[int]*branch
+	peers int
+}
+
+// partition counts the classes of all peers: one pass over the members of each term.
+func (e *Engine) partition(r *resolution) {
+	if len(e.scratch) < len(e.byID) {
+		e.scratch = make([]*branch, len(e.byID)+len(e.byID)/4)
+	}
+	at := e.scratch
+	root := &branch{}
+	var touched []int
+	for i, t := range r.terms {
+		t.members.each(func(id int) {
+			b := at[id]
+			if b == nil {
+				b = root
+				touched = append(touched, id)
+			}
+			n := b.next[i]
+			if n == nil {
+				n = &branch{terms: append(slices.Clone(b.terms), i)}
+				if b.next == nil {
+					b.next = map[int]*branch{}
+				}
+				b.next[i] = n
+			}
+			at[id] = n
+		})
+	}
+	for _, id := range touched {
+		at[id].peers++
+		at[id] = nil
+	}
+	var visit func(b *branch)
+	visit = func(b *branch) {
+		if b.peers > 0 {
+			r.class(e, b.terms).peers = b.peers
+		}
+		for _, n := range b.next {
+			visit(n)
+		}
+	}
+	visit(root)
+}
+
+// publish returns the policy as of now.
+func (r *resolution) publish() *Policy {
+	if !r.stale {
+		return r.out
+	}
+	p := &Policy{Key: r.resolved.Key, Direction: r.resolved.Direction, Rules: r.resolved.Rules}
+	if r.out != nil {
+		p.Selectors, p.Prefixes = r.out.Selectors, r.out.Prefixes
+	} else {
+		for _, t := range r.terms {
+			p.Selectors = append(p.Selectors, t.term.Key)
+		}
+		for _, x := range r.resolved.Prefixes() {
+			if x.Bits() > 0 {
+				p.Prefixes = append(p.Prefixes, CIDRPrefix+x.String())
+			}
+		}
+	}
+	for _, c := range r.classes {
+		p.Classes = append(p.Classes, Class{Selectors: c.terms, Ranges: c.ranges})
+	}
+	slices.SortFunc(p.Classes, func(a, b Class) int {
+		return cmp.Or(cmp.Compare(len(a.Selectors), len(b.Selectors)), slices.Compare(a.Selectors, b.Selectors))
+	})
+	r.out, r.stale = p, false
+	return p
+}
