@@ -3,13 +3,16 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/bin/tools:$(PATH)
 
 # Modules in the order of their dependencies; go.work lists the same.
-MODULES := gen internal bpf services/agent services/policy services/identity services/relay services/observer cli lab examples/todo examples/todo/coredns test/reference test/e2e
+MODULES := gen internal bpf services/agent services/policy services/identity services/relay services/observer cli lab examples/todo examples/todo/coredns test/reference test/differential test/e2e
 PRESENT := $(foreach m,$(MODULES),$(if $(wildcard $(m)/go.mod),$(m)))
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X github.com/weirmesh/weir/internal/version.Version=$(VERSION) -X main.version=$(VERSION)
 CLANG   := clang-19
 
-.PHONY: help build generate generate-proto generate-bpf tools deps test lint bench demo clean check-stale
+SOAK_CASES ?= 100000
+SOAK_SEED ?= $(shell date +%s)
+
+.PHONY: help build generate generate-proto generate-bpf tools deps test lint bench demo clean check-stale soak
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -42,6 +45,9 @@ test: build ## run every test, end-to-end ones on the lab included (root)
 	@scripts/install-deps race
 	@set -e; for m in $(filter-out test/e2e,$(PRESENT)); do echo "== $$m"; (cd $$m && go test -race -count=1 ./...); done
 	@echo "== test/e2e"; cd test/e2e && go test -count=1 -timeout 20m -v ./... 2>&1 | $(CURDIR)/scripts/failed-tests; exit $${PIPESTATUS[0]}
+
+soak: ## policy against the reference evaluator, long: SOAK_CASES packets from world SOAK_SEED on (root)
+	cd test/differential && go test -count=1 -timeout 120m -v -run '^(TestCompiler|TestDatapath)$$' . -args -cases $(SOAK_CASES) -seed $(SOAK_SEED)
 
 lint: tools bin/tools/golangci-lint ## golangci-lint, buf lint and breaking check, C format
 	@scripts/install-deps format

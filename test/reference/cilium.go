@@ -3,6 +3,7 @@
 package reference
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -373,6 +374,15 @@ func icmpField(f map[string]any, p Packet) bool {
 		}
 	}
 	return n == p.Port
+}
+
+// ICMPTypes lists the names of a family's types.
+func ICMPTypes(v6 bool) []string {
+	names := icmpTypes4
+	if v6 {
+		names = icmpTypes6
+	}
+	return slices.Sorted(maps.Keys(names))
 }
 
 var icmpTypes4 = map[string]int{

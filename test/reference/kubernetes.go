@@ -42,6 +42,8 @@ func (c *Cluster) kubernetesPeers(items []any, namespace string, subject, peer e
 	for _, i := range items {
 		item := object(i)
 		switch {
+		case item["ipBlock"] != nil && (item["podSelector"] != nil || item["namespaceSelector"] != nil):
+			// Invalid; if one gets through, it selects nobody.
 		case item["ipBlock"] != nil:
 			block := object(item["ipBlock"])
 			if c.cidr(text(block["cidr"]), texts(block["except"]), subject, peer) {
@@ -124,6 +126,12 @@ func (c *Cluster) tier(name string, side Side, subject, peer end, p Packet) Verd
 	for _, spec := range policies {
 		for _, r := range list(spec[string(side)]) {
 			rule := object(r)
+			if unknownPeer(rule, side) { // of a newer schema: closed
+				if action := text(rule["action"]); action == "Accept" || action == "Allow" {
+					continue
+				}
+				return Deny
+			}
 			if !c.tierPeers(rule, side, peer) || !tierPorts(rule, side, subject, peer, p) {
 				continue
 			}
@@ -152,6 +160,17 @@ func (c *Cluster) tierPods(by map[string]any, e end) bool {
 	}
 	pods := object(by["pods"])
 	return pods != nil && plain(pods["namespaceSelector"], labels) && plain(pods["podSelector"], e.pod.Labels)
+}
+
+// unknownPeer: some peer has none of the fields that are known.
+func unknownPeer(rule map[string]any, side Side) bool {
+	for _, i := range list(rule[map[Side]string{Ingress: "from", Egress: "to"}[side]]) {
+		item := object(i)
+		if item["namespaces"] == nil && item["pods"] == nil && (side == Ingress || item["networks"] == nil && item["nodes"] == nil) {
+			return true
+		}
+	}
+	return false
 }
 
 func (c *Cluster) tierPeers(rule map[string]any, side Side, peer end) bool {
