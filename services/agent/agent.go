@@ -110,14 +110,14 @@ func (s *Service) setUp() (_ *node, err error) {
 	if n.uplink, err = netdev.FindUplink(s.config.Uplink); err != nil {
 		return nil, err
 	}
-	if err := netdev.SetupNode(n.uplink); err != nil {
-		return nil, err
-	}
-	worldIPv4, worldIPv6 := n.worlds()
 	config, err := s.config.datapath()
 	if err != nil {
 		return nil, err
 	}
+	if err := n.setUpRouting(&config); err != nil {
+		return nil, err
+	}
+	worldIPv4, worldIPv6 := n.worlds()
 	config.NodeIPv4, config.NodeIPv6, config.WorldIPv4, config.WorldIPv6 = n.uplink.IPv4, n.uplink.IPv6, worldIPv4, worldIPv6
 	n.ipcacheMax = config.IPCacheMax
 	if n.datapath, err = datapath.Load(config, s.log); err != nil {
@@ -162,7 +162,7 @@ func (s *Service) setUp() (_ *node, err error) {
 		StateFile: s.path("policy-state"), Store: n.store, Sink: sink{n.policies, n.mirror}, Refusals: n.policies.Refusals, Changed: n.policyChanged, Now: time.Now, Log: s.log,
 	})
 	n.endpoints = endpoint.New(endpoint.Config{
-		Node: s.config.Node, StateFile: s.path("endpoints"), MTU: n.uplink.MTU, Store: n.store, Programs: programs{n.datapath}, Table: n.datapath.Endpoints(),
+		Node: s.config.Node, StateFile: s.path("endpoints"), MTU: n.uplink.PodMTU, Store: n.store, Programs: programs{n.datapath}, Table: n.datapath.Endpoints(),
 		Identities: n.mirror, Policies: n.policies, Registry: n.policy, Directory: n.directory, Events: n.events, Now: time.Now,
 		PolicyWait: endpoint.DefaultPolicyWait, SpreadWait: endpoint.DefaultSpreadWait, Log: s.log,
 	})
@@ -170,6 +170,21 @@ func (s *Service) setUp() (_ *node, err error) {
 		return nil, err
 	}
 	return n, n.restore()
+}
+
+// setUpRouting makes the node's devices: the pair to the pods, and the tunnel if there is to be one.
+func (n *node) setUpRouting(config *datapath.Config) error {
+	if config.Routing == datapath.RoutingVXLAN {
+		index, err := netdev.SetupOverlay(n.uplink)
+		if err != nil {
+			return err
+		}
+		n.uplink.Overlay, n.uplink.PodMTU = index, netdev.OverlayMTU(n.uplink)
+		config.OverlayIfIndex, config.OverlayPort = uint32(index), netdev.OverlayPort
+	} else if err := netdev.DeleteLink(netdev.OverlayLink); err != nil {
+		return err
+	}
+	return netdev.SetupNode(n.uplink)
 }
 
 // programs is the datapath as endpoints need it.
@@ -198,6 +213,11 @@ func (n *node) restore() error {
 	}
 	if err := n.datapath.AttachUplink(n.uplink.Name); err != nil {
 		return err
+	}
+	if n.uplink.Overlay != 0 {
+		if err := n.datapath.AttachOverlay(netdev.OverlayLink); err != nil {
+			return err
+		}
 	}
 	if n.config.Cgroup != "" {
 		if err := n.datapath.AttachCgroup(n.config.Cgroup); err != nil {
@@ -251,7 +271,7 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return n.health(ctx) })
 	group.Go(func() error { return rpc.Serve(ctx, ln) })
 	group.Go(func() error { return status.ServeHTTP(ctx, n.config.MetricsListen, n.report.Handler(registry)) })
-	n.log.Info("agent runs", "socket", n.config.Socket, "uplink", n.uplink.Name, "mtu", n.uplink.MTU)
+	n.log.Info("agent runs", "socket", n.config.Socket, "uplink", n.uplink.Name, "mtu", n.uplink.PodMTU)
 	err = group.Wait()
 	n.drain(stopSending)
 	return errors.Join(err, <-sent)

@@ -37,6 +37,10 @@ type Config struct {
 	RingBytes, ConntrackMax, SpoolBytes int
 	// ConntrackTimeouts say how long a silent connection of a kind is tracked: "udp" to "60s" and so on; what is not named has its default.
 	ConntrackTimeouts map[string]string
+	// Routing to pods of other nodes: native or vxlan.
+	Routing string
+	// PolicyPeersMax bounds the rows of policies, PolicyRangesMax their port ranges, IPCacheMax the prefixes with an identity.
+	PolicyPeersMax, PolicyRangesMax, IPCacheMax int
 	// Masquerade gives pods' packets that leave the cluster the node's address.
 	Masquerade bool
 	// ForceClsact uses clsact filters even where the kernel has tcx.
@@ -52,6 +56,7 @@ func DefaultConfig() Config {
 		Common:   flags.Default(""),
 		StateDir: "/var/lib/weir", BPFFS: "/sys/fs/bpf/weir", Uplink: "eth0", Aggregation: "medium",
 		ReportInterval: d.ReportInterval, RingBytes: d.RingBytes, ConntrackMax: d.ConntrackMax, SpoolBytes: 32 << 20,
+		Routing: d.Routing.String(), PolicyPeersMax: d.PolicyPeersMax, PolicyRangesMax: d.PolicyRangesMax, IPCacheMax: d.IPCacheMax,
 		Masquerade: true,
 	}
 }
@@ -72,6 +77,10 @@ func (c *Config) Add(set *pflag.FlagSet) {
 	set.IntVar(&c.ConntrackMax, "ct-max", c.ConntrackMax, "`number` of connections that are tracked; more are refused")
 	set.StringToStringVar(&c.ConntrackTimeouts, "ct-timeouts", c.ConntrackTimeouts, "how long silent connections are tracked: `KIND=DURATION,...` of "+timeoutNames())
 	set.IntVar(&c.SpoolBytes, "spool-bytes", c.SpoolBytes, "`bytes` of flows that wait for a relay; more are dropped, oldest first, and counted")
+	set.StringVar(&c.Routing, "routing", c.Routing, "how packets get to pods of other nodes: native (the nodes' routes) or vxlan")
+	set.IntVar(&c.PolicyPeersMax, "policy-peers-max", c.PolicyPeersMax, "`number` of rows of policies: one for each policy and peer that it tells apart")
+	set.IntVar(&c.PolicyRangesMax, "policy-ranges-max", c.PolicyRangesMax, "`number` of port ranges of all different rows of policies")
+	set.IntVar(&c.IPCacheMax, "ipcache-max", c.IPCacheMax, "`number` of prefixes with an identity")
 	set.BoolVar(&c.Masquerade, "masquerade", c.Masquerade, "give packets of pods that leave the cluster the node's address")
 	set.BoolVar(&c.ForceClsact, "force-clsact", c.ForceClsact, "attach by clsact even where the kernel has tcx")
 	set.DurationVar(&c.ClockOffset, "clock-offset", c.ClockOffset, "shift of all reported times (tests)")
@@ -125,6 +134,13 @@ func (c *Config) datapath() (datapath.Config, error) {
 	if d.Timeouts, err = parseTimeouts(c.ConntrackTimeouts); err != nil {
 		return d, err
 	}
+	if d.Routing, err = datapath.ParseRouting(c.Routing); err != nil {
+		return d, err
+	}
+	if d.Routing == datapath.RoutingVXLAN {
+		d.OverlayIfIndex = 1 // until the device is there
+	}
+	d.PolicyPeersMax, d.PolicyRangesMax, d.IPCacheMax = c.PolicyPeersMax, c.PolicyRangesMax, c.IPCacheMax
 	d.PinPath, d.RingBytes, d.ConntrackMax = c.BPFFS, c.RingBytes, c.ConntrackMax
 	d.Aggregation, d.ReportInterval, d.Masquerade, d.ForceClsact = aggregation, c.ReportInterval, c.Masquerade, c.ForceClsact
 	return d, nil

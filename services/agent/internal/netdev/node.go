@@ -28,6 +28,8 @@ type Uplink struct {
 	MTU   int
 	// First global address of each family; invalid = none.
 	IPv4, IPv6 netip.Addr
+	// PodMTU is the MTU of pods: the uplink's, less what a tunnel takes.
+	PodMTU int
 	// Overlay is the index of the tunnel device; 0 = pods' packets are routed natively.
 	Overlay int
 }
@@ -38,7 +40,7 @@ func FindUplink(name string) (Uplink, error) {
 	if err != nil {
 		return Uplink{}, fmt.Errorf("find uplink %s: %w", name, err)
 	}
-	u := Uplink{Name: name, Index: link.Attrs().Index, MTU: link.Attrs().MTU}
+	u := Uplink{Name: name, Index: link.Attrs().Index, MTU: link.Attrs().MTU, PodMTU: link.Attrs().MTU}
 	addresses, err := netlink.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		return Uplink{}, fmt.Errorf("list addresses of %s: %w", name, err)
@@ -63,7 +65,7 @@ func FindUplink(name string) (Uplink, error) {
 
 // SetupNode makes the node's veth pair and sets what forwarding of pods needs.
 func SetupNode(u Uplink) error {
-	if err := ensureHostPair(u.MTU); err != nil {
+	if err := ensureHostPair(u.PodMTU); err != nil {
 		return err
 	}
 	err := setSysctls(
