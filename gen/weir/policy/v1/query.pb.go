@@ -853,7 +853,9 @@ type RuleStep struct {
 	// It decided.
 	Decided bool `protobuf:"varint,5,opt,name=decided,proto3" json:"decided,omitempty"`
 	// Why it did not match, or why it lost, in words.
-	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Of the rules that allow, this one came nearest; only where no rule decided.
+	Nearest       bool `protobuf:"varint,7,opt,name=nearest,proto3" json:"nearest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -928,6 +930,13 @@ func (x *RuleStep) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *RuleStep) GetNearest() bool {
+	if x != nil {
+		return x.Nearest
+	}
+	return false
 }
 
 // GetEffectivePolicyRequest names an endpoint: "namespace/pod" or "node:NAME".
@@ -1251,14 +1260,15 @@ const file_weir_policy_v1_query_proto_rawDesc = "" +
 	"\x04port\x18\x0f \x01(\rR\x04port\x12 \n" +
 	"\vdestination\x18\x10 \x01(\tR\vdestination\x12\x1d\n" +
 	"\n" +
-	"policy_key\x18\x11 \x01(\tR\tpolicyKey\"\xc6\x01\n" +
+	"policy_key\x18\x11 \x01(\tR\tpolicyKey\"\xe0\x01\n" +
 	"\bRuleStep\x12.\n" +
 	"\x04rule\x18\x01 \x01(\v2\x1a.weir.policy.v1.PolicyRuleR\x04rule\x12\x12\n" +
 	"\x04deny\x18\x02 \x01(\bR\x04deny\x12!\n" +
 	"\fpeer_matches\x18\x03 \x01(\bR\vpeerMatches\x12!\n" +
 	"\fport_matches\x18\x04 \x01(\bR\vportMatches\x12\x18\n" +
 	"\adecided\x18\x05 \x01(\bR\adecided\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"7\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x18\n" +
+	"\anearest\x18\a \x01(\bR\anearest\"7\n" +
 	"\x19GetEffectivePolicyRequest\x12\x1a\n" +
 	"\bendpoint\x18\x01 \x01(\tR\bendpoint\"`\n" +
 	"\x1aGetEffectivePolicyResponse\x12B\n" +
