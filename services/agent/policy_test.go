@@ -6,13 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/spf13/pflag"
+
 	flowpb "github.com/weirmesh/weir/gen/flow"
 	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
+	"github.com/weirmesh/weir/services/agent"
+	"github.com/weirmesh/weir/services/agent/internal/netdev"
 	"github.com/weirmesh/weir/services/agent/internal/testns"
 )
 
@@ -121,4 +126,54 @@ func describe(f *flowpb.Flow) string {
 		words = append(words, p.Name)
 	}
 	return strings.Join(words, " ")
+}
+
+// After a cleanup nothing of the agent is left and pods still reach each other; a new agent takes them over, and its policy holds again.
+func TestCleanupLeavesPlainRouting(t *testing.T) {
+	testns.Do(t, func() {
+		c := newCluster(t)
+		c.start()
+		c.plug("a")
+		c.plug("b")
+		c.listen("b", "8080", "8082")
+		c.central.push(t, lockDown()...)
+		if c.connects("a", "b", "8082") {
+			t.Error("the policy does not hold")
+		}
+		config := agent.DefaultConfig()
+		set := pflag.NewFlagSet("agent", pflag.ContinueOnError)
+		config.Add(set)
+		if err := set.Parse(c.args); err != nil {
+			t.Fatal(err)
+		}
+		var out strings.Builder
+		if err := agent.Cleanup(config, &out); err == nil || !strings.Contains(err.Error(), "stop it first") {
+			t.Errorf("cleanup beside a running agent: %v", err)
+		}
+		c.kill()
+		for range 2 {
+			if err := agent.Cleanup(config, &out); err != nil {
+				t.Errorf("cleanup: %v\n%s", err, out.String())
+			}
+			if !c.connects("a", "b", "8082") {
+				t.Errorf("pods do not reach each other after a cleanup:\n%s", out.String())
+			}
+		}
+		if pins, err := os.ReadDir(config.BPFFS); err == nil && len(pins) > 0 {
+			t.Errorf("left in %s: %v", config.BPFFS, pins)
+		}
+		if links, err := netdev.LinksWithPrefix("weir_"); err != nil || len(links) > 0 {
+			t.Errorf("left: %v, %v", links, err)
+		}
+		for _, want := range []string{"route to pod default/a (" + c.address["a"] + ")", "detach all programs", "done:"} {
+			if !strings.Contains(out.String(), want) {
+				t.Errorf("the steps do not say %q:\n%s", want, out.String())
+			}
+		}
+		c.start()
+		if c.connects("a", "b", "8082") || !c.connects("a", "b", "8080") {
+			t.Error("the policy does not hold with a new agent")
+		}
+		c.kill()
+	})
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command weir-agent runs Weir's node agent.
+// Command weir-agent runs Weir's node agent. `weir-agent cleanup` takes everything away that agents made on the node, and leaves pods with plain
+// routing.
 package main
 
 import (
@@ -26,6 +27,10 @@ func main() {
 }
 
 func run(args []string) error {
+	cleanup := len(args) > 0 && args[0] == "cleanup"
+	if cleanup {
+		args = args[1:]
+	}
 	config := agent.DefaultConfig()
 	set := pflag.NewFlagSet("weir-agent", pflag.ContinueOnError)
 	config.Add(set)
@@ -36,6 +41,9 @@ func run(args []string) error {
 	if *showVersion {
 		fmt.Println(version.Version)
 		return nil
+	}
+	if cleanup {
+		return agent.Cleanup(config, os.Stdout)
 	}
 	log, err := flags.Logger(os.Stderr, config.LogLevel)
 	if err != nil {

@@ -203,6 +203,14 @@ func (m *Manager) takeOver(e *Endpoint) error {
 		if err := m.cfg.Programs.AttachPod(e.HostIfName); err != nil {
 			return err
 		}
+		// A cleanup has left it with routes of its own.
+		wire, err := e.wire()
+		if err != nil {
+			return err
+		}
+		if err := netdev.RemovePlainPod(wire); err != nil {
+			return err
+		}
 	}
 	m.cfg.Registry.Register(m.registration(e))
 	return nil

@@ -78,6 +78,15 @@ const (
 	stateVersion = 1
 )
 
+// ReadEndpoints reads the endpoints of the last agent; none when there is no file.
+func ReadEndpoints(path string) ([]*Endpoint, error) {
+	f, err := readState(path)
+	return f.Endpoints, err
+}
+
+// Wire describes the endpoint's veth pair.
+func (e *Endpoint) Wire() (netdev.Pod, error) { return e.wire() }
+
 func readState(path string) (stateFile, error) {
 	var f stateFile
 	b, err := statefile.Read(path, stateKind, stateVersion)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -155,9 +156,9 @@ type Route struct {
 
 // SyncRoutes makes the node's routes to pod CIDRs and to pods outside of them exactly these. Host routes of plain pods are left alone.
 func SyncRoutes(u Uplink, want []Route) error {
-	host, err := netlink.LinkByName(HostLink)
-	if err != nil {
-		return fmt.Errorf("find %s: %w", HostLink, err)
+	host, ok := LinkIndex(HostLink)
+	if !ok && slices.ContainsFunc(want, func(r Route) bool { return !r.Via.IsValid() }) {
+		return fmt.Errorf("%s is missing", HostLink)
 	}
 	present := map[netip.Prefix]netlink.Route{}
 	var errs []error
@@ -169,7 +170,7 @@ func SyncRoutes(u Uplink, want []Route) error {
 		}
 		for _, r := range list {
 			// A route through a pod's own interface is a plain pod's.
-			if p, ok := prefixOf(r.Dst); ok && (r.LinkIndex == u.Index || r.LinkIndex == host.Attrs().Index || r.LinkIndex == u.Overlay) {
+			if p, good := prefixOf(r.Dst); good && (r.LinkIndex == u.Index || ok && r.LinkIndex == host || u.Overlay != 0 && r.LinkIndex == u.Overlay) {
 				present[p] = r
 			}
 		}
@@ -177,7 +178,7 @@ func SyncRoutes(u Uplink, want []Route) error {
 	for _, r := range want {
 		have, ok := present[r.Prefix]
 		delete(present, r.Prefix)
-		route := r.netlink(u, host.Attrs().Index)
+		route := r.netlink(u, host)
 		if ok && have.LinkIndex == route.LinkIndex && have.Gw.Equal(route.Gw) && have.Src.Equal(route.Src) && have.MTU == route.MTU {
 			continue
 		}

@@ -248,6 +248,26 @@ func AddPlainPod(p Pod) error {
 	return nil
 }
 
+// RemovePlainPod undoes AddPlainPod.
+func RemovePlainPod(p Pod) error {
+	link, err := netlink.LinkByName(p.HostName)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", p.HostName, err)
+	}
+	var errs []error
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		filter := &netlink.Route{LinkIndex: link.Attrs().Index, Protocol: routeProtocol}
+		routes, err := netlink.RouteListFiltered(family, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
+		errs = append(errs, err)
+		for _, r := range routes {
+			if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+				errs = append(errs, fmt.Errorf("remove route to %s: %w", r.Dst, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // SetUp brings an interface of the node up.
 func SetUp(name string) error {
 	link, err := netlink.LinkByName(name)

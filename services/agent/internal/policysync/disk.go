@@ -35,18 +35,23 @@ type stateFile struct {
 	Pods       []*desired.Pod       `json:"pods,omitempty"`
 }
 
-// Load reads the last state from disk into the store and the sink. No file is not an error. Call it before Run.
-func (c *Client) Load() error {
-	if c.cfg.StateFile == "" {
-		return nil
-	}
-	b, err := statefile.Read(c.cfg.StateFile, stateKind, stateVersion)
+// ReadState reads the state of the last agent, and how old it is.
+func ReadState(path string) ([]desired.Upsert, time.Time, error) {
+	b, err := statefile.Read(path, stateKind, stateVersion)
 	if err != nil {
-		return err
+		return nil, time.Time{}, err
 	}
+	all, at, err := decodeState(b)
+	if err != nil {
+		return nil, time.Time{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	return all, at, nil
+}
+
+func decodeState(b []byte) ([]desired.Upsert, time.Time, error) {
 	var f stateFile
 	if err := json.Unmarshal(b, &f); err != nil {
-		return fmt.Errorf("read %s: %w: %w", c.cfg.StateFile, statefile.ErrDamaged, err)
+		return nil, time.Time{}, fmt.Errorf("%w: %w", statefile.ErrDamaged, err)
 	}
 	var all []desired.Upsert
 	for _, x := range f.Nodes {
@@ -79,7 +84,19 @@ func (c *Client) Load() error {
 	for _, x := range f.Pods {
 		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindPod, Name: x.UID}, Resource: x})
 	}
-	c.setStatus(func(s *Status) { s.StateTime = f.Time })
+	return all, f.Time, nil
+}
+
+// Load reads the last state from disk into the store and the sink. No file is not an error. Call it before Run.
+func (c *Client) Load() error {
+	if c.cfg.StateFile == "" {
+		return nil
+	}
+	all, at, err := ReadState(c.cfg.StateFile)
+	if err != nil {
+		return err
+	}
+	c.setStatus(func(s *Status) { s.StateTime = at })
 	if err := c.cfg.Sink.Apply(c.cfg.Store.Apply(all, nil), true); err != nil {
 		return fmt.Errorf("apply the state on disk: %w", err)
 	}
