@@ -3,7 +3,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/bin/tools:$(PATH)
 
 # Modules in the order of their dependencies; go.work lists the same.
-MODULES := gen internal bpf services/agent services/policy services/identity services/relay services/observer cli lab examples/todo examples/todo/coredns test/reference test/differential test/e2e
+MODULES := gen internal bpf services/agent services/policy services/identity services/relay services/observer cli lab examples/todo examples/todo/coredns test/reference test/differential test/e2e test/cases
 PRESENT := $(foreach m,$(MODULES),$(if $(wildcard $(m)/go.mod),$(m)))
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X github.com/weirmesh/weir/internal/version.Version=$(VERSION) -X main.version=$(VERSION)
@@ -12,7 +12,7 @@ CLANG   := clang-19
 SOAK_CASES ?= 100000
 SOAK_SEED ?= $(shell date +%s)
 
-.PHONY: help build generate generate-proto generate-bpf tools deps test lint bench demo clean check-stale soak
+.PHONY: help build generate generate-proto generate-bpf tools deps test policy-cases lint bench demo clean check-stale soak
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -48,6 +48,10 @@ test: build ## run every test, end-to-end ones on the lab included (root)
 
 soak: ## policy against the reference evaluator, long: SOAK_CASES packets from world SOAK_SEED on (root)
 	cd test/differential && go test -count=1 -timeout 120m -v -run '^(TestCompiler|TestDatapath)$$' . -args -cases $(SOAK_CASES) -seed $(SOAK_SEED)
+
+policy-cases: build ## play the policy cases of a folder on live labs (root): make policy-cases CASES=DIR [CASES_FLAGS='-v --only PATTERN']
+	@[ -n "$(CASES)" ] || { echo "make policy-cases: give CASES=DIR" >&2; exit 2; }
+	@bin/weir-cases $(CASES_FLAGS) $(CASES)
 
 lint: tools bin/tools/golangci-lint ## golangci-lint, buf lint and breaking check, C format
 	@scripts/install-deps format

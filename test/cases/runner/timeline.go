@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/weirmesh/weir/test/cases/format"
+	"github.com/weirmesh/weir/test/cases/probe"
+)
+
+// attempt is an expectation and what was made for it.
+type attempt struct {
+	index int
+	e     *format.Expectation
+	// on is the connection that the expectation is about, if it is not a new one; opened under the policies of its time.
+	on     *format.Connection
+	made   *made
+	failed error
+}
+
+// openLimit is how long a connection may take to open before its policies are taken to forbid it.
+const openLimit = 1500 * time.Millisecond
+
+// timeline plays what happens, in order: times are only compared.
+func (g *game) timeline(ctx context.Context, r *Result) error {
+	attempts, times, err := g.attempts()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, a := range attempts {
+			if a.made != nil {
+				a.made.connection.Close()
+			}
+		}
+	}()
+	outcomes := make([]Outcome, len(g.c.Expect))
+	for i := range g.c.Expect {
+		e := &g.c.Expect[i]
+		outcomes[i] = Outcome{What: describe(i, e), Class: NotYet, Want: e.Verdict, Reason: e.Reason}
+	}
+	applied := false
+	for _, at := range times {
+		if !applied && at >= 0 {
+			if err := g.apply(ctx, g.c.Policies); err != nil {
+				return err
+			}
+			applied = true
+		}
+		for _, change := range g.c.Changes {
+			if change.At != at {
+				continue
+			}
+			if err := errors.Join(g.apply(ctx, change.Add), g.remove(ctx, change.Remove)); err != nil {
+				return err
+			}
+		}
+		if len(g.notYet) > 0 {
+			break
+		}
+		if err := g.open(ctx, attempts, at); err != nil {
+			return err
+		}
+		var wait sync.WaitGroup
+		for _, a := range attempts {
+			if a.e.At == at {
+				wait.Go(func() { outcomes[a.index] = g.try(ctx, a) })
+			}
+		}
+		wait.Wait()
+		if err := g.flows.Err(); err != nil {
+			return fmt.Errorf("flows: %w", err)
+		}
+	}
+	r.NotYet = g.notYet
+	validated, err := g.validate(ctx)
+	if err != nil {
+		return err
+	}
+	r.Outcomes = append(validated, outcomes...)
+	return nil
+}
+
+// attempts prepares the expectations, and returns all times at which something happens.
+func (g *game) attempts() ([]*attempt, []float64, error) {
+	times := []float64{0}
+	var all []*attempt
+	for i := range g.c.Expect {
+		e := &g.c.Expect[i]
+		a := &attempt{index: i, e: e}
+		times = append(times, e.At)
+		reply, err := g.c.Connection(&e.ReplyOf, e)
+		if err != nil {
+			return nil, nil, err
+		}
+		related, err := g.c.Connection(&e.RelatedTo, e)
+		if err != nil {
+			return nil, nil, err
+		}
+		switch {
+		case reply != nil:
+			a.on = reply
+		case related != nil:
+			a.on = related
+		case e.Established:
+			a.on = g.c.Live(e)
+		}
+		if a.on != nil {
+			times = append(times, a.on.OpenAt)
+		}
+		all = append(all, a)
+	}
+	for _, c := range g.c.Changes {
+		times = append(times, c.At)
+	}
+	slices.Sort(times)
+	return all, slices.Compact(times), nil
+}
+
+// open opens the connections that begin at a time, each for one expectation alone. What the policies of that time forbid was there before them.
+func (g *game) open(ctx context.Context, attempts []*attempt, at float64) error {
+	var wanted []*attempt
+	for _, a := range attempts {
+		if a.on != nil && a.on.OpenAt == at {
+			wanted = append(wanted, a)
+		}
+	}
+	refused := g.openAll(ctx, wanted)
+	if len(refused) == 0 {
+		return nil
+	}
+	return g.withoutPolicies(ctx, func() { g.openAll(ctx, refused) })
+}
+
+// openAll opens connections at once, and returns those that did not open.
+func (g *game) openAll(ctx context.Context, attempts []*attempt) (refused []*attempt) {
+	var wait sync.WaitGroup
+	for _, a := range attempts {
+		wait.Go(func() {
+			if a.made, a.failed = g.connection(ctx, a.on.Flow); a.failed != nil {
+				return
+			}
+			var m *probe.Message
+			if m, a.failed = a.made.connection.Forward(); a.failed == nil {
+				a.failed = g.awaitAnswer(ctx, m)
+			}
+			if a.failed != nil {
+				a.made.connection.Close()
+				a.made = nil
+			}
+		})
+	}
+	wait.Wait()
+	for _, a := range attempts {
+		if a.failed != nil {
+			refused = append(refused, a)
+		}
+	}
+	return refused
+}
+
+// awaitAnswer waits for a message to come and to be answered.
+func (g *game) awaitAnswer(ctx context.Context, m *probe.Message) error {
+	limit := time.NewTimer(openLimit)
+	defer limit.Stop()
+	for {
+		changed := g.net.Changed()
+		if m.Arrived() && (!m.WantsAnswer || m.Answered()) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-limit.C:
+			return fmt.Errorf("the connection did not open: arrived %v, answered %v", m.Arrived(), m.Answered())
+		case <-changed:
+		}
+	}
+}
