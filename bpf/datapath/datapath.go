@@ -84,7 +84,14 @@ func (d *Datapath) load() error {
 	if d.reader, err = newRings(d.rings, maps[tcMapFlowstate]); err != nil {
 		return err
 	}
-	return d.takeOverLinks()
+	old, err := d.copyOld()
+	if err == nil {
+		err = d.takeOverLinks()
+	}
+	if err == nil {
+		err = d.adoptRest(old)
+	}
+	return errors.Join(err, old.close())
 }
 
 // Close lets go of maps and programs; what is pinned or attached stays. Nobody may use the Datapath any more, Rings above all: their memory

@@ -17,7 +17,7 @@ import (
 // layouts gives the layout version of every pinned map. A change of a key or value type raises the number, so that two versions never share a
 // pin by accident.
 var layouts = map[string]int{
-	tcMapCt:         1,
+	tcMapCt:         2,
 	tcMapEndpoints:  2,
 	tcMapInterfaces: 2,
 	tcMapIpcache:    2,

@@ -11,6 +11,7 @@
 #include "host.h"
 #include "overlay.h"
 #include "sweep.h"
+#include "upgrade.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 

@@ -19,6 +19,41 @@ type tcAddr struct {
 	Lo uint64
 }
 
+type tcAdoptKind uint32
+
+const (
+	tcAdoptKindADOPT_METRIC tcAdoptKind = 0
+	tcAdoptKindADOPT_CONN   tcAdoptKind = 1
+)
+
+type tcAdoptNote struct {
+	_       structs.HostLayout
+	Request tcAdoptRequest
+}
+
+type tcAdoptRequest struct {
+	_        structs.HostLayout
+	Ethernet [14]uint8
+	Kind     uint8
+	Pad      uint8
+	Metric   uint32
+	Pad2     uint32
+	Count    uint64
+	Bytes    uint64
+	Key      tcCtKey
+	Last     [2]uint64
+	Added    [2]tcTraffic
+	Conn     tcCtConn
+}
+
+type tcAdoptResult uint32
+
+const (
+	tcAdoptResultADOPT_DONE   tcAdoptResult = 0
+	tcAdoptResultADOPT_ABSENT tcAdoptResult = 1
+	tcAdoptResultADOPT_FAILED tcAdoptResult = 2
+)
+
 type tcBackend struct {
 	_    structs.HostLayout
 	Addr tcAddr
@@ -540,6 +575,7 @@ type tcTraffic struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	tcMapAdoptNotes        = "adopt_notes"
 	tcMapBackends          = "backends"
 	tcMapCt                = "ct"
 	tcMapDrops             = "drops"
@@ -559,6 +595,7 @@ const (
 	tcMapScratch           = "scratch"
 	tcMapServices          = "services"
 	tcMapSvcconn           = "svcconn"
+	tcProgAdopt            = "adopt"
 	tcProgFromHost         = "from_host"
 	tcProgFromNetwork      = "from_network"
 	tcProgFromOverlay      = "from_overlay"
@@ -631,6 +668,7 @@ type tcSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcProgramSpecs struct {
+	Adopt       *ebpf.ProgramSpec `ebpf:"adopt"`
 	FromHost    *ebpf.ProgramSpec `ebpf:"from_host"`
 	FromNetwork *ebpf.ProgramSpec `ebpf:"from_network"`
 	FromOverlay *ebpf.ProgramSpec `ebpf:"from_overlay"`
@@ -645,6 +683,7 @@ type tcProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcMapSpecs struct {
+	AdoptNotes       *ebpf.MapSpec `ebpf:"adopt_notes"`
 	Backends         *ebpf.MapSpec `ebpf:"backends"`
 	Ct               *ebpf.MapSpec `ebpf:"ct"`
 	Drops            *ebpf.MapSpec `ebpf:"drops"`
@@ -712,6 +751,7 @@ func (o *tcObjects) Close() error {
 //
 // It can be passed to loadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcMaps struct {
+	AdoptNotes       *ebpf.Map `ebpf:"adopt_notes"`
 	Backends         *ebpf.Map `ebpf:"backends"`
 	Ct               *ebpf.Map `ebpf:"ct"`
 	Drops            *ebpf.Map `ebpf:"drops"`
@@ -735,6 +775,7 @@ type tcMaps struct {
 
 func (m *tcMaps) Close() error {
 	return _TcClose(
+		m.AdoptNotes,
 		m.Backends,
 		m.Ct,
 		m.Drops,
@@ -787,6 +828,7 @@ type tcVariables struct {
 //
 // It can be passed to loadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcPrograms struct {
+	Adopt       *ebpf.Program `ebpf:"adopt"`
 	FromHost    *ebpf.Program `ebpf:"from_host"`
 	FromNetwork *ebpf.Program `ebpf:"from_network"`
 	FromOverlay *ebpf.Program `ebpf:"from_overlay"`
@@ -799,6 +841,7 @@ type tcPrograms struct {
 
 func (p *tcPrograms) Close() error {
 	return _TcClose(
+		p.Adopt,
 		p.FromHost,
 		p.FromNetwork,
 		p.FromOverlay,

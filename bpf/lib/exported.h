@@ -8,6 +8,7 @@
 #include "endpoint_types.h"
 #include "metrics.h"
 #include "policy_types.h"
+#include "upgrade.h"
 
 struct exported {
 	struct record record;
@@ -25,6 +26,9 @@ struct exported {
 	enum identity identity;
 	enum metric metric;
 	enum policy_verdict policy_verdict;
+	struct adopt_request adopt_request;
+	enum adopt_kind adopt_kind;
+	enum adopt_result adopt_result;
 };
 
 const struct exported *exported_types __attribute__((unused));

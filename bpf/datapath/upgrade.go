@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+)
+
+// older lists the maps whose layout has changed, with the layout that is converted and what a value was long. In each the old value is
+// the beginning of the new one, which fix completes.
+var older = []struct {
+	name      string
+	layout    int
+	valueSize uint32
+	fix       func(value []byte)
+}{
+	{tcMapIpcache, 1, 24, nil},
+	{tcMapEndpoints, 1, 16, nil},
+	{tcMapInterfaces, 1, 16, nil},
+	{tcMapCt, 1, 168, func(v []byte) {
+		// Who began it was taken for its direction.
+		e := unsafe.Offsetof(tcCtEntry{}.Conn)
+		v[e+unsafe.Offsetof(tcCtConn{}.PolicyDirection)] = v[e+unsafe.Offsetof(tcCtConn{}.Direction)]
+		v[e+unsafe.Offsetof(tcCtConn{}.Verdict)] = 0
+	}},
+}
+
+const metricsLayoutBefore = 1
+
+// takeover is what an earlier version's maps held when they were copied. Its programs go on with them until every hook has the new ones.
+type takeover struct {
+	maps    map[string]*ebpf.Map
+	conns   map[tcCtKey]copied
+	metrics []tcMetricValue // sums over CPUs
+}
+
+type copied struct {
+	connection uint64
+	dir        [2]tcTraffic
+}
+
+func (t *takeover) close() error {
+	var errs []error
+	for _, m := range t.maps {
+		errs = append(errs, m.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (d *Datapath) oldPin(name string, layout int) string {
+	return filepath.Join(d.cfg.PinPath, fmt.Sprintf("%s_v%d", name, layout))
+}
+
+// openOld opens a map of an earlier layout; nil means that there is none.
+func (d *Datapath) openOld(name string, layout int, valueSize uint32) (*ebpf.Map, error) {
+	m, err := ebpf.LoadPinnedMap(d.oldPin(name, layout), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("map %s of layout %d: %w", name, layout, err)
+	}
+	if m.ValueSize() != valueSize || m.KeySize() != d.coll.Maps[name].KeySize() {
+		return nil, errors.Join(fmt.Errorf("map %s of layout %d: %w: values of %d bytes", name, layout, ErrIncompatible, m.ValueSize()), m.Close())
+	}
+	return m, nil
+}
+
+// copyOld fills the maps of this layout from those of an earlier one, before any hook has the new programs.
+func (d *Datapath) copyOld() (*takeover, error) {
+	t := &takeover{maps: map[string]*ebpf.Map{}, conns: map[tcCtKey]copied{}}
+	for _, o := range older {
+		old, err := d.openOld(o.name, o.layout, o.valueSize)
+		if err != nil {
+			return t, err
+		}
+		if old == nil {
+			continue
+		}
+		t.maps[o.name] = old
+		rows, err := d.convert(old, d.coll.Maps[o.name], o.fix, func(key, value []byte) {
+			if o.name == tcMapCt {
+				e := (*tcCtEntry)(unsafe.Pointer(&value[0]))
+				t.conns[*(*tcCtKey)(unsafe.Pointer(&key[0]))] = copied{e.Conn.Connection, e.Conn.Dir}
+			}
+		})
+		if err != nil {
+			return t, fmt.Errorf("convert %s: %w", o.name, err)
+		}
+		d.log.Info("map of an earlier layout is taken over", "map", o.name, "layout", o.layout, "rows", rows)
+	}
+	old, err := d.openOld(tcMapMetrics, metricsLayoutBefore, uint32(unsafe.Sizeof(tcMetricValue{})))
+	if err != nil || old == nil {
+		return t, err
+	}
+	t.maps[tcMapMetrics] = old
+	if t.metrics, err = sums(old); err != nil {
+		return t, err
+	}
+	for i, v := range t.metrics {
+		if err := d.adopt(&tcAdoptRequest{Kind: uint8(tcAdoptKindADOPT_METRIC), Metric: uint32(i), Count: v.Count, Bytes: v.Bytes}); err != nil {
+			return t, fmt.Errorf("metric %d: %w", i, err)
+		}
+	}
+	return t, nil
+}
+
+// convert copies rows that the new map does not have.
+func (d *Datapath) convert(old, fresh *ebpf.Map, fix func([]byte), note func(key, value []byte)) (int, error) {
+	var key, value []byte
+	rows := 0
+	it := old.Iterate()
+	for it.Next(&key, &value) {
+		full := make([]byte, fresh.ValueSize())
+		copy(full, value)
+		if fix != nil {
+			fix(full)
+		}
+		note(key, full)
+		rows++
+		err := fresh.Update(key, full, ebpf.UpdateNoExist)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+			return rows, fullError(fresh, "the new map", err)
+		}
+	}
+	return rows, it.Err()
+}
+
+// adoptRest brings what copyOld has copied up to date, after every hook has the new programs, and lets go of the old maps.
+func (d *Datapath) adoptRest(t *takeover) error {
+	if len(t.maps) == 0 {
+		return nil
+	}
+	if err := waitForPrograms(); err != nil {
+		return err
+	}
+	if old := t.maps[tcMapCt]; old != nil {
+		if err := d.adoptConns(t, old); err != nil {
+			return err
+		}
+	}
+	if old := t.maps[tcMapMetrics]; old != nil {
+		now, err := sums(old)
+		if err != nil {
+			return err
+		}
+		for i, v := range now {
+			was := t.metrics[i]
+			if v == was {
+				continue
+			}
+			r := &tcAdoptRequest{Kind: uint8(tcAdoptKindADOPT_METRIC), Metric: uint32(i), Count: v.Count - was.Count, Bytes: v.Bytes - was.Bytes}
+			if err := d.adopt(r); err != nil {
+				return fmt.Errorf("metric %d: %w", i, err)
+			}
+		}
+	}
+	var errs []error
+	for _, o := range older {
+		errs = append(errs, removeIfThere(d.oldPin(o.name, o.layout)))
+	}
+	return errors.Join(append(errs, removeIfThere(d.oldPin(tcMapMetrics, metricsLayoutBefore)))...)
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (d *Datapath) adoptConns(t *takeover, old *ebpf.Map) error {
+	fresh := d.coll.Maps[tcMapCt]
+	var fix func([]byte)
+	for _, o := range older {
+		if o.name == tcMapCt {
+			fix = o.fix
+		}
+	}
+	var key, value []byte
+	it := old.Iterate()
+	for it.Next(&key, &value) {
+		full := make([]byte, fresh.ValueSize())
+		copy(full, value)
+		fix(full)
+		e := (*tcCtEntry)(unsafe.Pointer(&full[0]))
+		k := *(*tcCtKey)(unsafe.Pointer(&key[0]))
+		was, known := t.conns[k]
+		if known && was.connection == e.Conn.Connection && was.dir == e.Conn.Dir {
+			continue
+		}
+		r := &tcAdoptRequest{Kind: uint8(tcAdoptKindADOPT_CONN), Key: k, Conn: e.Conn, Added: e.Conn.Dir}
+		if known && was.connection == e.Conn.Connection {
+			for i := range r.Added {
+				r.Last[i] = was.dir[i].Last
+				r.Added[i].Packets -= was.dir[i].Packets
+				r.Added[i].Bytes -= was.dir[i].Bytes
+			}
+		}
+		err := d.adopt(r)
+		if errors.Is(err, errAbsent) {
+			if err = fresh.Update(key, full, ebpf.UpdateNoExist); errors.Is(err, ebpf.ErrKeyExist) {
+				err = d.adopt(r) // a packet has just begun one
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("take over a connection: %w", fullError(fresh, tcMapCt, err))
+		}
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("list ct of the earlier layout: %w", err)
+	}
+	return nil
+}
+
+var errAbsent = errors.New("no such entry")
+
+// adopt runs the program of that name.
+func (d *Datapath) adopt(r *tcAdoptRequest) error {
+	ret, err := d.coll.Programs[tcProgAdopt].Run(&ebpf.RunOptions{Data: unsafe.Slice((*byte)(unsafe.Pointer(r)), unsafe.Sizeof(*r))})
+	if err != nil {
+		return err
+	}
+	switch tcAdoptResult(ret) {
+	case tcAdoptResultADOPT_DONE:
+		return nil
+	case tcAdoptResultADOPT_ABSENT:
+		return errAbsent
+	}
+	return fmt.Errorf("adopt: result %d", ret)
+}
+
+// sums reads a map of metrics, summed over CPUs.
+func sums(m *ebpf.Map) ([]tcMetricValue, error) {
+	out := make([]tcMetricValue, m.MaxEntries())
+	for i := range out {
+		var cpus [][]byte
+		if err := m.Lookup(uint32(i), &cpus); err != nil {
+			return nil, fmt.Errorf("metric %d: %w", i, err)
+		}
+		for _, v := range cpus {
+			out[i].Count += binary.NativeEndian.Uint64(v)
+			out[i].Bytes += binary.NativeEndian.Uint64(v[8:])
+		}
+	}
+	return out, nil
+}
