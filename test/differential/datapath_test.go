@@ -17,22 +17,14 @@ import (
 func TestDatapath(t *testing.T) {
 	n := newNode(t)
 	counts := map[string]int{}
-	faults, first := 0, *seed
-	s := first
+	s := *seed
 	for ; counts["packets"] < *cases; s++ {
-		w := random.New(s, random.Limits{Packets: 3 * packetsOfWorld})
-		f := n.disagreement(w.Cluster, w.Packets, counts)
-		if f == nil {
-			continue
-		}
-		t.Errorf("seed %d: %v", s, f.shrunk(w.Cluster, n.disagreement))
-		if faults++; faults == *stop {
-			t.Fatal("too many faults")
-		}
+		report(t, scenarioOf(random.New(s, random.Limits{Packets: 3 * packetsOfWorld})), s, n.fault, counts)
 	}
-	t.Logf("seeds %d to %d: %v", first, s-1, counts)
+	t.Logf("seeds %d to %d: %v", *seed, s-1, counts)
 	for _, key := range []string{
 		"from_pod", "from_network", "from_host", "IPv4", "IPv6", "TCP", "UDP", "SCTP", "ICMP", "ICMPv6", "replies", "allow", "default-deny", "deny",
+		"live", "cut",
 	} {
 		if counts[key] < counts["packets"]/100 {
 			t.Errorf("%d of %d packets are %s", counts[key], counts["packets"], key)
@@ -40,40 +32,84 @@ func TestDatapath(t *testing.T) {
 	}
 }
 
-// disagreement loads a world and returns the first fault that a packet shows.
-func (n *node) disagreement(cluster *reference.Cluster, packets []reference.Packet, counts map[string]int) *fault {
-	c, f := compiled(cluster, packets)
+// fault sends the packets of a scenario, changes its policies, and goes on with the connections that live.
+func (n *node) fault(s scenario, counts map[string]int) *fault {
+	c, f := compiled(s.cluster)
 	if f != nil {
 		return f
 	}
-	l := n.load(c)
-	defer l.unload()
-	for i, p := range packets {
-		if f := l.try(p, uint16(20000+i), counts); f != nil {
+	l := n.load(c, 0)
+	defer func() { l.unload() }()
+	var live []connection
+	for i, p := range s.packets {
+		first := l.frameOf(p, uint16(20000+i))
+		passed, f := l.try(p, first, counts)
+		if f != nil {
+			return f
+		}
+		if passed && !l.untracked(connection{p, first}) {
+			live = append(live, connection{p, first})
+		}
+	}
+	if s.next == nil {
+		return nil
+	}
+	if c, f = compiled(s.after()); f != nil {
+		return f
+	}
+	before := l
+	l = n.load(c, 1000)
+	before.replaced(l)
+	for _, conn := range live {
+		backwards := (conn.packet.Port+len(conn.packet.From)+len(conn.packet.To))%2 == 0
+		if f := l.goOn(conn, !backwards, counts); f != nil {
 			return f
 		}
 	}
 	return nil
 }
 
+// connection that has begun.
+type connection struct {
+	packet reference.Packet
+	first  frame
+}
+
 // linkTypes of ICMPv6 keep a link going (neighbours, routers, multicast listeners), and packet-too-big always passes: no matter of policy.
 var linkTypes = []uint8{2, 130, 131, 132, 133, 134, 135, 136, 137, 143}
 
-// try sends a packet, and the answer if it passes.
-func (l *loaded) try(p reference.Packet, sport uint16, counts map[string]int) *fault {
-	from, to := l.canonical(p.From), l.canonical(p.To)
-	program, ifindex := l.way(from, to)
-	if program == "" || from == to {
-		return nil
+// untracked: the node's own connections are tracked only while its policies are enforced, so that the first ones meet connections of which nothing is
+// known.
+func (l *loaded) untracked(c connection) bool {
+	host := "node:" + local
+	if l.canonical(c.packet.From) != host && l.canonical(c.packet.To) != host {
+		return false
 	}
-	f := frame{src: l.address(from, p.V6), dst: l.address(to, p.V6), protocol: p.ProtocolNumber(), sport: sport, dport: uint16(p.Port)}
+	e, err := l.Policies().Endpoint(datapath.HostEndpoint)
+	l.do(err)
+	return e.Ingress == 0 && e.Egress == 0
+}
+
+func (l *loaded) frameOf(p reference.Packet, sport uint16) frame {
+	f := frame{
+		src: l.address(l.canonical(p.From), p.V6), dst: l.address(l.canonical(p.To), p.V6), protocol: p.ProtocolNumber(), sport: sport, dport: uint16(p.Port),
+	}
 	if f.protocol == policy.ICMP || f.protocol == policy.ICMPv6 {
 		f.dport, f.icmpType, f.icmpCode = 0, uint8(p.Port), uint8(p.Code)
-		if f.protocol == policy.ICMPv6 && slices.Contains(linkTypes, f.icmpType) {
-			return nil
-		}
+	}
+	return f
+}
+
+// try sends a packet, and the answer if it passes.
+func (l *loaded) try(p reference.Packet, f frame, counts map[string]int) (passed bool, _ *fault) {
+	from, to := l.canonical(p.From), l.canonical(p.To)
+	program, ifindex := l.way(from, to)
+	if program == "" || from == to || f.protocol == policy.ICMPv6 && slices.Contains(linkTypes, f.icmpType) {
+		return false, nil
+	}
+	if f.protocol == policy.ICMP || f.protocol == policy.ICMPv6 {
 		if l.sent[f.message()] {
-			return nil // no new connection: messages without an identifier are one with their like
+			return false, nil // no new connection: messages without an identifier are one with their like
 		}
 		l.sent[f.message()] = true
 	}
@@ -92,9 +128,9 @@ func (l *loaded) try(p reference.Packet, sport uint16, counts map[string]int) *f
 		family = "IPv6"
 	}
 	note("packets", program, family, p.Protocol, want.String())
-	bad := func(format string, args ...any) *fault {
+	bad := func(format string, args ...any) (bool, *fault) {
 		text := fmt.Sprintf(format, args...)
-		return &fault{"datapath " + program + " " + text, fmt.Sprintf("%s returns %d, verdicts %v, drops %v: %s", program, code, verdicts, drops, text), p}
+		return false, &fault{"datapath " + program + " " + text, fmt.Sprintf("%s returns %d, verdicts %v, drops %v: %s", program, code, verdicts, drops, text), p}
 	}
 	if (code == actShot) != (want != datapath.PolicyAllow) {
 		return bad("the reference says %v", want)
@@ -120,6 +156,40 @@ func (l *loaded) try(p reference.Packet, sport uint16, counts map[string]int) *f
 			return bad("the answer is dropped by %s: %v", program, drops)
 		}
 		l.drain()
+	}
+	return want == datapath.PolicyAllow, nil
+}
+
+// goOn sends the next packet of a connection, forwards or backwards, and another one the other way: both directions stop if the policies of now
+// forbid it.
+func (l *loaded) goOn(c connection, forward bool, counts map[string]int) *fault {
+	from, to := l.canonical(c.packet.From), l.canonical(c.packet.To)
+	want := l.judge(from, to, c.packet)
+	there := c.first
+	there.goesOn = true
+	for range 2 {
+		next, src, dst := there, from, to
+		if !forward {
+			var ok bool
+			if next, ok = there.reply(); !ok {
+				return nil
+			}
+			src, dst = to, from
+		}
+		program, ifindex := l.way(src, dst)
+		code := l.run(program, ifindex, next.bytes())
+		verdicts, drops := l.drain()
+		if (code == actShot) != (want != datapath.PolicyAllow) {
+			text := fmt.Sprintf("live connection, forward %v: %s returns %d, verdicts %v, drops %v; the reference says %v", forward, program, code, verdicts, drops, want)
+			return &fault{fmt.Sprintf("live %v %v", forward, want), text, c.packet}
+		}
+		forward = !forward
+	}
+	if counts != nil {
+		counts["live"]++
+		if want != datapath.PolicyAllow {
+			counts["cut"]++
+		}
 	}
 	return nil
 }

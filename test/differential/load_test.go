@@ -35,6 +35,8 @@ type loaded struct {
 	prefixes  []netip.Prefix    // in ipcache
 	addresses []netip.Addr      // of endpoints
 	sent      map[frame]bool    // ICMP
+
+	numbersFrom uint32
 }
 
 // noPods have addresses too: on this node, all but the last.
@@ -52,10 +54,10 @@ func (l *loaded) address(end string, v6 bool) netip.Addr {
 
 func (l *loaded) isLocal(end string) bool { return end != "entity:unmanaged" && l.nodeOf(end) == local }
 
-// load writes a world into the maps: policies, then who has them, then addresses.
-func (n *node) load(c *Compiled) *loaded {
+// load writes a world into the maps: policies, then who has them, then addresses. Its policies have numbers above numbersFrom.
+func (n *node) load(c *Compiled, numbersFrom uint32) *loaded {
 	l := &loaded{
-		node: n, Compiled: c, peers: map[string]uint32{}, endpoints: map[string]uint16{}, policies: map[string]uint32{}, rules: map[string]uint32{},
+		node: n, Compiled: c, numbersFrom: numbersFrom, peers: map[string]uint32{}, endpoints: map[string]uint16{}, policies: map[string]uint32{}, rules: map[string]uint32{},
 		sent: map[frame]bool{},
 	}
 	var ends []string
@@ -80,14 +82,28 @@ func (n *node) load(c *Compiled) *loaded {
 			l.setEndpoint(s, ends)
 		}
 	}
-	l.do(n.Policies().Bump())
 	for _, end := range ends {
 		for _, v6 := range []bool{false, true} {
 			l.place(end, v6)
 		}
 	}
 	l.placeOutside()
+	l.do(n.Policies().Bump())
 	return l
+}
+
+// replaced takes away what a later world of the same ends has no use for.
+func (l *loaded) replaced(by *loaded) {
+	for _, p := range l.prefixes {
+		if !slices.Contains(by.prefixes, p) {
+			l.do(l.IPCache().Delete(p))
+		}
+	}
+	for _, number := range l.policies {
+		l.do(l.Policies().DeletePolicy(number))
+	}
+	l.do(l.Policies().Bump())
+	l.drain()
 }
 
 func (l *loaded) do(err error) {
@@ -119,7 +135,7 @@ func (l *loaded) writePolicy(r *policy.Resolved, ends []string) uint32 {
 	if ok {
 		return number
 	}
-	number = uint32(len(l.policies) + 1)
+	number = l.numbersFrom + uint32(len(l.policies)+1)
 	l.policies[r.Key] = number
 	row := func(peer uint32, terms []int) {
 		var ranges []datapath.PolicyRange

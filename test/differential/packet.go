@@ -17,6 +17,7 @@ type frame struct {
 	icmpType     uint8
 	icmpCode     uint8
 	answer       bool // the second packet of its connection
+	goesOn       bool // a later one
 }
 
 // reply is the answer to a frame, if its protocol has one.
@@ -71,14 +72,20 @@ func (f frame) payload() []byte {
 		if f.answer {
 			flags |= ack
 		}
+		if f.goesOn {
+			flags = ack
+		}
 		return append(b, 0, 0, 0, 1, 0, 0, 0, 2, 5<<4, flags, 16, 0, 0, 0, 0, 0)
 	case policy.UDP:
 		return append(b, 0, 12, 0, 0, 'w', 'e', 'i', 'r')
 	case policy.SCTP:
-		const chunkInit, chunkInitAck = 1, 2
+		const chunkData, chunkInit, chunkInitAck = 0, 1, 2
 		chunk := byte(chunkInit)
 		if f.answer {
 			chunk = chunkInitAck
+		}
+		if f.goesOn {
+			chunk = chunkData
 		}
 		b = append(b, 0, 0, 0, 0, 0, 0, 0, 0) // tag, checksum
 		return append(b, chunk, 0, 0, 20, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1)

@@ -18,6 +18,8 @@ type World struct {
 	Seed    uint64
 	Cluster *reference.Cluster
 	Packets []reference.Packet
+	// Next are policies that take the place of those of the cluster.
+	Next []map[string]any
 }
 
 // Limits of a world.
@@ -37,6 +39,10 @@ func New(seed uint64, l Limits) *World {
 	for range l.Packets {
 		w.Packets = append(w.Packets, g.packet())
 	}
+	first := g.c.Policies
+	g.c.Policies, g.groups = nil, nil
+	g.policies()
+	w.Next, g.c.Policies = g.c.Policies, first
 	return w
 }
 
