@@ -100,18 +100,21 @@ func (r *Resolved) outcome(e *entry, d Decision, set termSet, proto uint8, port 
 	if e.action == ActionPass && r.passed(e, set, proto, port) {
 		return "it passes the decision to the next tier"
 	}
+	if len(d.Rules) == 0 && e.tier == TierBaseline {
+		return "not asked: the endpoint is in default deny, which is final"
+	}
 	if len(d.Rules) == 0 {
-		return "it did not decide" // cannot be: a rule of the tiers that matches decides or passes
+		return "not asked: an earlier rule of its tier passed the decision on"
 	}
 	winner := r.Rules[d.Rules[0]].String()
 	won := r.entryOf(d.Rules[0])
 	switch {
 	case e.tier == TierPolicy && won != nil && won.tier == TierPolicy && won.action == ActionDeny:
 		return "it would allow, but is beaten by the deny rule " + winner
-	case e.localhost:
-		return "not needed: " + winner + " allows"
 	case won != nil && won.tier < e.tier:
 		return "not asked: " + winner + " decided in an earlier tier"
+	case e.localhost:
+		return "not needed: " + winner + " allows"
 	case won == nil || e.tier < won.tier:
 		return "not asked: an earlier rule of its tier passed the decision on"
 	}
@@ -210,17 +213,22 @@ func found(q requirement, labels labelset.Set) string {
 
 // nearness ranks rules that might have allowed: the peer right beats the port right, few labels missing beat many. 0 = not near.
 func (r *Resolved) nearness(e *entry, s *Step, p *Peer) int {
-	if e.source == nil || e.source.nothing || e.action != ActionAllow {
+	if e.source == nil || e.source.nothing || e.action != ActionAllow || e.tier == TierBaseline || s.PeerMatches && s.PortMatches {
 		return 0
 	}
 	if s.PeerMatches {
 		return 1000
 	}
+	outside := p.Prefix.IsValid() || isOutside(p)
 	near := 0
 	for _, t := range e.terms {
-		if missing, ok := r.Terms[t].missing(p.Labels); ok {
-			near = max(near, 10-min(len(missing), 9))
-		} else {
+		missing, ok := r.Terms[t].missing(p.Labels)
+		switch {
+		case ok && !outside:
+			near = max(near, 10-min(len(missing), 8))
+		case outside && r.Terms[t].kind == termCIDR:
+			near = max(near, 2)
+		default:
 			near = max(near, 1)
 		}
 	}

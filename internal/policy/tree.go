@@ -303,9 +303,10 @@ func (r *reader) wrongType(n node, want string) {
 	r.fail(n, "%s must be %s, not %s", last(n.path), want, got)
 }
 
-// last returns the last field of a path, without an index.
+// last returns the last field of a path, without an index or a label's key.
 func last(path string) string {
-	path = path[strings.LastIndexByte(path, '.')+1:]
-	field, _, _ := strings.Cut(path, "[")
-	return field
+	if strings.HasSuffix(path, "]") {
+		path = path[:strings.LastIndexByte(path, '[')]
+	}
+	return path[strings.LastIndexByte(path, '.')+1:]
 }
