@@ -35,6 +35,47 @@ type fakeSource struct {
 	mu       sync.Mutex
 	initial  []*sourcev1.WatchResponse
 	watchers map[chan *sourcev1.WatchResponse]bool
+	statuses map[string]string // by kind namespace/name
+	holder   string            // of the lease
+	writes   int
+	wrote    chan struct{} // gets one for each write
+}
+
+func (s *fakeSource) UpdateStatus(_ context.Context, r *sourcev1.UpdateStatusRequest) (*sourcev1.UpdateStatusResponse, error) {
+	s.mu.Lock()
+	s.statuses[r.GetKind()+" "+r.GetNamespace()+"/"+r.GetName()] = string(r.GetStatus())
+	s.writes++
+	s.mu.Unlock()
+	s.wrote <- struct{}{}
+	return &sourcev1.UpdateStatusResponse{}, nil
+}
+
+func (s *fakeSource) AcquireLease(_ context.Context, r *sourcev1.AcquireLeaseRequest) (*sourcev1.AcquireLeaseResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.holder == "" {
+		s.holder = r.GetHolder()
+	}
+	return &sourcev1.AcquireLeaseResponse{Holder: s.holder, Acquired: s.holder == r.GetHolder()}, nil
+}
+
+// status waits until the status of an object holds a text.
+func (c *cluster) status(object, want string) {
+	c.t.Helper()
+	timeout := time.After(deadline)
+	for {
+		c.source.mu.Lock()
+		got := c.source.statuses[object]
+		c.source.mu.Unlock()
+		if strings.Contains(got, want) {
+			return
+		}
+		select {
+		case <-c.source.wrote:
+		case <-timeout:
+			c.t.Fatalf("status of %s is %s, want %q in it", object, got, want)
+		}
+	}
 }
 
 func event(kind sourcev1.WatchResponse_Type, doc string) *sourcev1.WatchResponse {
@@ -144,7 +185,9 @@ func newCluster(t *testing.T, docs ...string) *cluster {
 	}
 	c := &cluster{
 		t: t, ca: ca,
-		source: &fakeSource{watchers: map[chan *sourcev1.WatchResponse]bool{}},
+		source: &fakeSource{
+			watchers: map[chan *sourcev1.WatchResponse]bool{}, statuses: map[string]string{}, wrote: make(chan struct{}, 10_000),
+		},
 		broker: &fakeBroker{numbers: map[string]uint32{}},
 		socket: filepath.Join(t.TempDir(), "policy.sock"),
 	}

@@ -6,8 +6,10 @@ package policy
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"log/slog"
+	"os"
 	"strconv"
 	"time"
 
@@ -22,6 +24,8 @@ import (
 	"github.com/weirmesh/weir/services/policy/internal/broker"
 	"github.com/weirmesh/weir/services/policy/internal/hub"
 	"github.com/weirmesh/weir/services/policy/internal/label"
+	"github.com/weirmesh/weir/services/policy/internal/progress"
+	"github.com/weirmesh/weir/services/policy/internal/query"
 	"github.com/weirmesh/weir/services/policy/internal/server"
 	"github.com/weirmesh/weir/services/policy/internal/source"
 	"github.com/weirmesh/weir/services/policy/internal/state"
@@ -84,11 +88,15 @@ func (s *Service) Run(ctx context.Context) error {
 	})
 	h = hub.New(hub.DefaultConfig(), s.log, numbers, s.report)
 	policyv1.RegisterPolicyServiceServer(rpc.GRPC(), server.New(h, s.log, s.report, rpc.Draining()))
+	policyv1.RegisterPolicyQueryServiceServer(rpc.GRPC(), query.New(h))
 	s.report.Details(func() []status.Detail { return details(h.Status(), numbers) })
 	registry.MustRegister(newCollector(h, numbers))
 
 	group.Go(func() error { return h.Run(ctx, state.NewWith(options)) })
 	group.Go(func() error { return numbers.Run(ctx) })
+	group.Go(func() error { return s.rest(ctx, h) })
+	statuses := progress.NewWriter(objects, s.holder(), func(ctx context.Context) ([]progress.Object, error) { return progress.Of(ctx, h) }, time.Now, s.log)
+	group.Go(func() error { return statuses.Run(ctx) })
 	group.Go(func() error {
 		return objects.Run(ctx, func(e source.Event) { s.apply(ctx, h, e) })
 	})
@@ -96,6 +104,34 @@ func (s *Service) Run(ctx context.Context) error {
 	group.Go(func() error { return status.ServeHTTP(ctx, s.config.MetricsListen, s.report.Handler(registry)) })
 	s.log.Info("policy service runs", "listen", listeners[0].Addr().String(), "source", s.config.Source, "identity", s.config.Identity)
 	return group.Wait()
+}
+
+// holder names this replica to others.
+func (s *Service) holder() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "policy"
+	}
+	return host + "-" + rand.Text()
+}
+
+// restEvery is longer than an agent may lag: see state.Rest.
+const restEvery = time.Minute
+
+// rest has the state forget what it needed last long ago.
+func (s *Service) rest(ctx context.Context, h *hub.Hub) error {
+	ticker := time.NewTicker(restEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+			if err := h.Post(ctx, (*state.State).Rest); err != nil && ctx.Err() == nil {
+				return err
+			}
+		}
+	}
 }
 
 // apply hands an event of the source to the hub. It fails only when the service ends.

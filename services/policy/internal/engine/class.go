@@ -206,7 +206,6 @@ func (e *Engine) compile(c *class) {
 	e.countSelected(c, len(c.members))
 	for i, d := range directions {
 		e.counts.Resolved++
-		SortRules(rules[i])
 		resolved, err := policy.Resolve(e.options, c.subject, d, rules[i], asker{e.world, c})
 		s := &c.sides[i]
 		s.conflict, s.concerned = err, nil

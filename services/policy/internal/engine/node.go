@@ -5,9 +5,7 @@ package engine
 import (
 	"cmp"
 	"net/netip"
-	"slices"
 
-	"github.com/weirmesh/weir/internal/policy"
 	"github.com/weirmesh/weir/services/policy/internal/object"
 )
 
@@ -79,12 +77,4 @@ func (n *Node) need(p *Policy, v *View) {
 
 func compareObjects(a, b object.Key) int {
 	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
-}
-
-// SortRules puts rules in the order of their objects and texts, so that equal sets of rules resolve equally.
-func SortRules(rules []*policy.Rule) {
-	slices.SortStableFunc(rules, func(a, b *policy.Rule) int {
-		return cmp.Or(cmp.Compare(a.Ref.Namespace, b.Ref.Namespace), cmp.Compare(a.Ref.Kind, b.Ref.Kind), cmp.Compare(a.Ref.Name, b.Ref.Name),
-			cmp.Compare(a.Spec, b.Spec), cmp.Compare(a.List, b.List), cmp.Compare(a.Index, b.Index))
-	})
 }

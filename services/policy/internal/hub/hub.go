@@ -78,6 +78,7 @@ type Hub struct {
 
 type op struct {
 	apply func(*state.State)
+	reads bool          // it changes nothing
 	done  chan<- uint64 // receives the revision that holds the change; nil = nobody waits
 }
 
@@ -123,7 +124,9 @@ func (h *Hub) Run(ctx context.Context, st *state.State) error {
 		for _, o := range batch {
 			o.apply(st)
 		}
-		h.publish(st)
+		if slices.ContainsFunc(batch, func(o op) bool { return !o.reads }) {
+			h.publish(st)
+		}
 		for _, o := range batch {
 			if o.done != nil {
 				o.done <- h.current.Revision // only this goroutine writes current
@@ -186,6 +189,20 @@ func (h *Hub) Do(ctx context.Context, apply func(*state.State)) (uint64, error) 
 	}
 }
 
+// Read calls f on the hub's goroutine; it must change nothing, and be quick.
+func (h *Hub) Read(ctx context.Context, f func(*state.State)) error {
+	done := make(chan uint64, 1)
+	if err := h.enqueue(ctx, op{apply: f, reads: true, done: done}); err != nil {
+		return err
+	}
+	select {
+	case <-done:
+		return nil
+	case <-h.stopped:
+		return ErrStopped
+	}
+}
+
 func (h *Hub) enqueue(ctx context.Context, o op) error {
 	select {
 	case h.ops <- o:
@@ -235,6 +252,8 @@ type Agent struct {
 	Synced bool
 	// Unacknowledged is how many updates are under way.
 	Unacknowledged int
+	// Refusals are what the agent does not enforce, and why.
+	Refusals map[Refused]string
 }
 
 // Status is what the hub knows of itself.
@@ -256,6 +275,7 @@ func (h *Hub) Status() Status {
 		st.Agents = append(st.Agents, Agent{
 			Node: node, Version: s.version, Instance: s.instance, Since: s.since,
 			Held: s.heldLocked(), Synced: s.syncedSent, Unacknowledged: len(s.outstanding),
+			Refusals: maps.Clone(s.refusals),
 		})
 	}
 	return st

@@ -32,7 +32,8 @@ func Authorize() server.Table {
 		// Each agent for its own node, which Sync checks.
 		policyv1.PolicyService_Sync_FullMethodName: {"agent"},
 		// The command line, as root on this machine.
-		"/" + statusv1.StatusService_ServiceDesc.ServiceName + "/": {server.Local},
+		"/" + policyv1.PolicyQueryService_ServiceDesc.ServiceName + "/": {server.Local},
+		"/" + statusv1.StatusService_ServiceDesc.ServiceName + "/":      {server.Local},
 	}
 }
 

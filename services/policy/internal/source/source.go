@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
 
 	sourcev1 "github.com/weirmesh/weir/gen/weir/source/v1"
 	"github.com/weirmesh/weir/internal/status"
@@ -50,6 +52,26 @@ func NewStream(conn grpc.ClientConnInterface, log *slog.Logger, report *status.R
 		broken: report.Loss("source", "broken object"),
 		retry:  time.Second,
 	}
+}
+
+// UpdateStatus merges into an object's status.
+func (s *Stream) UpdateStatus(ctx context.Context, key object.Key, uid string, status []byte) error {
+	_, err := s.client.UpdateStatus(ctx, &sourcev1.UpdateStatusRequest{
+		Kind: key.Kind, Namespace: key.Namespace, Name: key.Name, Uid: uid, Status: status,
+	})
+	if grpcstatus.Code(err) == codes.NotFound {
+		return nil // it is gone, and its status with it
+	}
+	return err
+}
+
+// AcquireLease takes or renews a lease.
+func (s *Stream) AcquireLease(ctx context.Context, name, holder string, seconds uint32) (bool, error) {
+	r, err := s.client.AcquireLease(ctx, &sourcev1.AcquireLeaseRequest{Name: name, Holder: holder, Seconds: seconds})
+	if err != nil {
+		return false, err
+	}
+	return r.GetAcquired(), nil
 }
 
 // Run reads until ctx ends, calling emit for each event, one at a time; emit may block. When the

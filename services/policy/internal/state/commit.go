@@ -45,6 +45,9 @@ func (s *State) Commit() (*Snapshot, Change) {
 	return next, change
 }
 
+// Snapshot returns that of the last Commit.
+func (s *State) Snapshot() *Snapshot { return s.snapshot }
+
 // tellEngine brings the engine up to what policies depend on.
 func (s *State) tellEngine() {
 	s.putInForce()

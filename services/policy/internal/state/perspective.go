@@ -200,3 +200,11 @@ func (k Key) WireName() string {
 	}
 	return k.Name
 }
+
+// Near returns the backends of a service's port that a node uses, those for new connections first.
+func (s *Snapshot) Near(service Service, node string, port ServicePort) []Backend {
+	if service.Distribution == object.Anywhere {
+		return port.Backends
+	}
+	return choose(service.Distribution, port.Backends, node, s.zone(node))
+}

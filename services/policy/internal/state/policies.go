@@ -313,3 +313,9 @@ func (s *State) Policies() (all, invalid int) {
 	}
 	return len(s.policies), invalid
 }
+
+// Freeze returns a copy of what policies depend on, for questions.
+func (s *State) Freeze() *engine.Frozen { return s.engine.Freeze() }
+
+// Counters returns what the compiler did so far.
+func (s *State) Counters() engine.Counters { return s.engine.Counters() }

@@ -4,6 +4,8 @@ package state
 
 import (
 	"cmp"
+	"iter"
+	"maps"
 	"slices"
 
 	"github.com/weirmesh/weir/services/policy/internal/engine"
@@ -56,6 +58,12 @@ func (s *Snapshot) Count(kind Kind) int {
 	}
 	return len(s.parts[kind].get())
 }
+
+// Names returns the names of a kind that every node is told, sorted.
+func (s *Snapshot) Names(kind Kind) []string { return slices.Sorted(maps.Keys(s.parts[kind].get())) }
+
+// All yields the resources of a kind that every node is told.
+func (s *Snapshot) All(kind Kind) iter.Seq[Resource] { return maps.Values(s.parts[kind].get()) }
 
 // Get returns one resource of the kinds that every node is told.
 func (s *Snapshot) Get(key Key) (Resource, bool) {

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package progress says where policies are in force: for each object, which nodes hold its generation and which are behind, and why. It computes that;
+// Writer tells it to the source.
+package progress
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sort"
+	"strings"
+
+	"github.com/weirmesh/weir/services/policy/internal/engine"
+	"github.com/weirmesh/weir/services/policy/internal/hub"
+	"github.com/weirmesh/weir/services/policy/internal/object"
+	"github.com/weirmesh/weir/services/policy/internal/state"
+)
+
+// Lag is a node that is behind.
+type Lag struct{ Node, Reason string }
+
+// Object is a policy object and where it is in force.
+type Object struct {
+	state.PolicyStatus
+	// Enforced is the generation in force on Enforcing nodes of Nodes; 0 = none.
+	Enforced         int64
+	Enforcing, Nodes int
+	// Lagging are the nodes that do not enforce the newest valid generation.
+	Lagging []Lag
+	// Conflict texts: "namespace/pod: ...".
+	Conflicts []string
+}
+
+// Of asks a hub, and says how things stand.
+func Of(ctx context.Context, h *hub.Hub) ([]Object, error) {
+	var statuses []state.PolicyStatus
+	if err := h.Read(ctx, func(st *state.State) { statuses = st.PolicyStatuses() }); err != nil {
+		return nil, err
+	}
+	return Compute(statuses, h.Status()), nil
+}
+
+// Compute says how things stand.
+func Compute(statuses []state.PolicyStatus, st hub.Status) []Object {
+	nodes := nodesOf(st)
+	refused := refusedObjects(st)
+	held := make([]uint64, 0, len(nodes)) // rising
+	for _, n := range nodes {
+		if n.agent != nil && n.agent.Synced {
+			held = append(held, n.agent.Held)
+		}
+	}
+	slices.Sort(held)
+	all := make([]Object, len(statuses))
+	for i, s := range statuses {
+		o := Object{PolicyStatus: s, Nodes: len(nodes)}
+		troubles := refused[s.Object.Key()]
+		if s.Since != 0 {
+			o.Enforcing = len(held) - sort.Search(len(held), func(i int) bool { return held[i] >= s.Since })
+		}
+		if s.InForce == nil && s.Fault != nil {
+			all[i] = o // nothing to wait for
+			continue
+		}
+		if o.Enforcing < len(nodes) || len(troubles) > 0 || s.Waiting {
+			o.Lagging, o.Enforcing = lagging(nodes, s, troubles)
+		}
+		if o.Enforcing > 0 {
+			o.Enforced = s.Generation
+		}
+		for _, c := range s.Conflicts {
+			o.Conflicts = append(o.Conflicts, subjectName(st.Snapshot, c.Subject)+": "+c.Text)
+		}
+		all[i] = o
+	}
+	return all
+}
+
+type node struct {
+	name  string
+	agent *hub.Agent // nil = not connected
+}
+
+// nodesOf returns the cluster's nodes, sorted, with their agents.
+func nodesOf(st hub.Status) []node {
+	agents := map[string]*hub.Agent{}
+	for i := range st.Agents {
+		agents[st.Agents[i].Node] = &st.Agents[i]
+	}
+	var all []node
+	for _, name := range st.Snapshot.Names(state.KindNode) {
+		all = append(all, node{name, agents[name]})
+	}
+	return all
+}
+
+// lagging names the nodes that do not enforce an object, and counts the others.
+func lagging(nodes []node, s state.PolicyStatus, troubles map[string]string) (lags []Lag, enforcing int) {
+	for _, n := range nodes {
+		reason := ""
+		switch {
+		case n.agent == nil:
+			reason = "its agent is not connected"
+		case !n.agent.Synced:
+			reason = "its agent has not the whole state yet"
+		case s.Since == 0 || s.InForce == nil:
+			reason = "waits for identity numbers"
+		case n.agent.Held < s.Since:
+			reason = fmt.Sprintf("holds revision %d of %d", n.agent.Held, s.Since)
+		case troubles[n.name] != "":
+			reason = troubles[n.name]
+		default:
+			enforcing++
+			if s.Waiting {
+				reason = fmt.Sprintf("generation %d is in force, the newer one waits for identity numbers", s.Generation)
+			}
+		}
+		if reason != "" {
+			lags = append(lags, Lag{n.name, reason})
+		}
+	}
+	return lags, enforcing
+}
+
+// refusedObjects finds the objects behind what agents refused, with the reason by node.
+func refusedObjects(st hub.Status) map[object.Key]map[string]string {
+	all := map[object.Key]map[string]string{}
+	view := st.Snapshot.Policy()
+	blame := func(node, policy, reason string) {
+		p := view.Policies[policy]
+		if p == nil {
+			return
+		}
+		for _, r := range p.Rules {
+			if r.Ref.Name == "" {
+				continue
+			}
+			key := object.Key{Kind: r.Ref.Kind, Namespace: r.Ref.Namespace, Name: r.Ref.Name}
+			if all[key] == nil {
+				all[key] = map[string]string{}
+			}
+			all[key][node] = reason
+		}
+	}
+	for _, a := range st.Agents {
+		n := view.Nodes[a.Node]
+		if n == nil {
+			continue
+		}
+		for what, reason := range a.Refusals {
+			switch what.Kind {
+			case state.KindPolicy:
+				blame(a.Node, what.Key, reason)
+			case state.KindSubject:
+				s := n.Subjects[what.Key]
+				blame(a.Node, s.Ingress, reason)
+				blame(a.Node, s.Egress, reason)
+			case state.KindSelector:
+				for key := range n.Policies {
+					if p := view.Policies[key]; p != nil && slices.Contains(p.Selectors, what.Key) {
+						blame(a.Node, key, reason)
+					}
+				}
+			}
+		}
+	}
+	return all
+}
+
+func subjectName(s *state.Snapshot, id engine.SubjectID) string {
+	if r, ok := s.Get(state.Key{Kind: state.KindPod, Name: id.Key}); ok {
+		if p, ok := r.(state.Pod); ok {
+			return p.Namespace + "/" + p.Name
+		}
+	}
+	return id.Key + " of " + id.Node
+}
+
+// maxNamed bounds how many nodes and conflicts a message names.
+const maxNamed = 5
+
+// Message says in words where an object is in force.
+func (o *Object) Message() string {
+	var b strings.Builder
+	if o.Since == 0 || o.InForce == nil {
+		b.WriteString("in force on no node")
+	} else {
+		fmt.Fprintf(&b, "generation %d in force on %d/%d nodes", o.Generation, o.Enforcing, o.Nodes)
+	}
+	for i, l := range o.Lagging {
+		if i == maxNamed {
+			fmt.Fprintf(&b, "; and %d more", len(o.Lagging)-i)
+			break
+		}
+		fmt.Fprintf(&b, "; %s: %s", l.Node, l.Reason)
+	}
+	for i, c := range o.Conflicts {
+		if i == maxNamed {
+			fmt.Fprintf(&b, "; and %d more conflicts", len(o.Conflicts)-i)
+			break
+		}
+		fmt.Fprintf(&b, "; conflict at %s", c)
+	}
+	for _, w := range o.Warnings {
+		fmt.Fprintf(&b, "; note: %s", w)
+	}
+	return b.String()
+}
