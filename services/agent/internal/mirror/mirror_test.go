@@ -77,6 +77,7 @@ type fixture struct {
 	events   *event.Queue
 	dir      string
 	pods     []string
+	renamed  []string
 }
 
 func start(t *testing.T) *fixture {
@@ -101,6 +102,7 @@ func (f *fixture) restart(t *testing.T) {
 		Routes:   func(r []netdev.Route) error { f.routes = r; return nil },
 		NodeIPv4: netip.MustParseAddr("172.30.0.1"), NodeIPv6: netip.MustParseAddr("fd30::1"),
 		Directory: flow.NewDirectory("default", time.Now), Events: f.events, ServiceIDs: ids,
+		Peers: names{}, PeersChanged: func(uid string) { f.renamed = append(f.renamed, uid) },
 		PodChanged: func(p *desired.Pod) { f.pods = append(f.pods, p.Name) }, Log: slog.New(slog.DiscardHandler),
 	})
 	if err := f.Adopt(); err != nil {
@@ -151,6 +153,9 @@ func (f *fixture) row(prefix string) string {
 	}
 	if e.Flags != 0 {
 		text += fmt.Sprintf(" flags %d", e.Flags)
+	}
+	if e.Peer != 0 || e.Identity >= 1000 {
+		text += fmt.Sprintf(" peer %d", e.Peer)
 	}
 	return text
 }
@@ -366,4 +371,115 @@ func TestPodsAreHandedOn(t *testing.T) {
 	if !slices.Equal(f.pods, []string{"p"}) {
 		t.Errorf("pods %q", f.pods)
 	}
+}
+
+// Pods outside of all pod CIDRs have routes of their own, those that the mesh leaves alone excepted: theirs go through their interface.
+func TestRoutesToFixedAddresses(t *testing.T) {
+	f := start(t)
+	f.apply(t, []desired.Upsert{node("n1", 1), node("n2", 2), pod("far", "n2", 300, "10.1.0.21", "10.244.2.9", "fd99::21"), pod("host", "n2", 300, "10.1.0.22")})
+	if err := f.SetLocal("near", netip.MustParseAddr("10.1.0.10"), flow.Peer{EndpointID: 1, Identity: 300}); err != nil {
+		t.Fatal(err)
+	}
+	for a, p := range map[string]flow.Peer{"10.1.0.11": {Identity: 3}, "10.244.1.9": {EndpointID: 2, Identity: 300}} {
+		if err := f.SetLocal("u-"+a, netip.MustParseAddr(a), p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(when string, want ...string) {
+		t.Helper()
+		var got []string
+		for _, r := range f.routes {
+			if r.Prefix.Bits() == r.Prefix.Addr().BitLen() {
+				got = append(got, fmt.Sprintf("%s via %s", r.Prefix, r.Via))
+			}
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: routes %q, want %q", when, got, want)
+		}
+	}
+	check("all", "10.1.0.10/32 via invalid IP", "10.1.0.21/32 via 172.30.0.2", "10.1.0.22/32 via 172.30.0.2", "fd99::21/128 via fd30::2")
+	if err := f.RemoveLocal("near", netip.MustParseAddr("10.1.0.10")); err != nil {
+		t.Fatal(err)
+	}
+	f.apply(t, []desired.Upsert{pod("far", "n2", 300, "10.1.0.21")}, key(desired.KindEndpoint, "host"))
+	check("some are gone", "10.1.0.21/32 via 172.30.0.2")
+}
+
+// What is in the cluster is no prefix of a policy, and policies may know a node or a pod by a number of its own.
+func TestPeers(t *testing.T) {
+	f := start(t)
+	peer := func(key string, labels []string, prefixes ...string) desired.Upsert {
+		p := &desired.Peer{Key: key, Labels: labels}
+		for _, x := range prefixes {
+			p.Prefixes = append(p.Prefixes, netip.MustParsePrefix(x))
+		}
+		return desired.Upsert{Key: desired.Key{Kind: desired.KindPeer, Name: key}, Resource: p}
+	}
+	variant := pod("v", "n2", 300, "10.244.2.5", "10.244.2.6")
+	variant.Resource.(*desired.Endpoint).Variants = []string{"http=80/TCP", ""}
+	f.apply(t, []desired.Upsert{peer("cidr:10.0.0.0/8", nil, "10.0.0.0/8"), peer("cidr:10.244.2.0/25", nil, "10.244.2.0/25"), peer("cidr:172.30.0.2/32", nil, "172.30.0.2/32"),
+		node("n1", 1), node("n2", 2), node("n3", 3), variant,
+		peer("node:n2", []string{"reserved:remote-node"}, "172.30.0.2/32"), peer("7", nil, "172.30.0.3/32", "172.30.0.1/32")})
+	f.expect(t, "peers", map[string]string{"10.0.0.0/8": "1000 peer 0", "10.244.2.0/25": "none", "172.30.0.2/32": "6 via 172.30.0.2 peer 1004", "172.30.0.3/32": "7 via 172.30.0.3",
+		"172.30.0.1/32": "1", "10.244.2.5/32": "300 via 172.30.0.2 peer 1003", "10.244.2.6/32": "300 via 172.30.0.2"})
+	for a, want := range map[string]uint32{"10.9.9.9": 1000, "10.244.2.5": 1003, "10.244.2.6": 300, "10.244.2.99": 3, "8.8.8.8": 9, "fd77::1": 10} {
+		if got := f.PeerAt(netip.MustParseAddr(a)); got != want {
+			t.Errorf("peer at %s: %d, want %d", a, got, want)
+		}
+	}
+	if !f.TakeChanged() || f.TakeChanged() {
+		t.Error("changes of addresses: want them told once")
+	}
+	f.apply(t, nil, key(desired.KindPeer, "node:n2"), key(desired.KindNode, "n3"), key(desired.KindNode, "n2"))
+	f.expect(t, "a node is gone", map[string]string{"172.30.0.2/32": "1002 peer 0", "10.244.2.0/25": "1001 peer 0"})
+}
+
+// A local address takes a new name at once, and its rows with it.
+func TestLocalVariant(t *testing.T) {
+	f := start(t)
+	a := netip.MustParseAddr("10.244.1.7")
+	f.apply(t, []desired.Upsert{node("n1", 1)})
+	if err := f.SetLocal("u", a, flow.Peer{EndpointID: 1, Identity: 300}); err != nil {
+		t.Fatal(err)
+	}
+	named := pod("u", "n1", 300, "10.244.1.7")
+	named.Resource.(*desired.Endpoint).Variants = []string{"http=80/TCP"}
+	f.apply(t, []desired.Upsert{named})
+	if n := f.LocalPeer("u", a, 300); n != 1000 || !slices.Equal(f.renamed, []string{"u"}) || f.row("10.244.1.7/32") != "300 peer 1000" {
+		t.Errorf("peer %d, renamed %v, row %s", n, f.renamed, f.row("10.244.1.7/32"))
+	}
+	if n := f.LocalPeer("u", a, 301); n != 0 {
+		t.Errorf("peer %d of another identity", n)
+	}
+}
+
+// What is pinned is younger than the state on disk.
+func TestQuietStateLeavesWhatIsPinned(t *testing.T) {
+	f := start(t)
+	f.apply(t, []desired.Upsert{node("n2", 2), pod("a", "n2", 300, "10.244.2.5")})
+	f.restart(t)
+	f.ipcache.journal = nil
+	if err := f.Apply(f.store.Apply([]desired.Upsert{node("n2", 2), pod("a", "n2", 299, "10.244.2.5"), pod("b", "n2", 301, "10.244.2.6")}, nil), true, nil); err != nil {
+		t.Fatal(err)
+	}
+	f.expect(t, "from disk", map[string]string{"10.244.2.5/32": "300 via 172.30.0.2", "10.244.2.6/32": "301 via 172.30.0.2"})
+	f.apply(t, []desired.Upsert{pod("a", "n2", 298, "10.244.2.5")})
+	f.expect(t, "from the policy service", map[string]string{"10.244.2.5/32": "298 via 172.30.0.2"})
+	if err := f.Prune(); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(f.ipcache.journal, []string{"set 10.244.2.6/32", "set 10.244.2.5/32"}) {
+		t.Errorf("journal %q", f.ipcache.journal)
+	}
+}
+
+// names numbers peers as they come.
+type names map[string]uint32
+
+func (n names) Number(name string) uint32 {
+	if _, ok := n[name]; !ok {
+		n[name] = uint32(1000 + len(n))
+	}
+	return n[name]
 }

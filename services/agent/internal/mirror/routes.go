@@ -35,8 +35,9 @@ func (m *Mirror) routes() []netdev.Route {
 		}
 	}
 	if own := m.nodes[m.cfg.Node]; own != nil {
-		for a := range m.local {
-			if within(own, a) {
+		for a, l := range m.local {
+			// A pod that the mesh leaves alone has a route through its own interface.
+			if within(own, a) || l.peer.Identity == identityUnmanaged {
 				continue
 			}
 			if r, ok := m.route(own, hostPrefix(a)); ok {
