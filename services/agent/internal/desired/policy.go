@@ -68,6 +68,25 @@ type Policy struct {
 	Rules     []PolicyRule
 }
 
+// Whole says that classes name selectors and rules that are there.
+func (p *Policy) Whole() bool {
+	for _, c := range p.Classes {
+		for _, s := range c.Selectors {
+			if int(s) >= len(p.Selectors) {
+				return false
+			}
+		}
+		for _, r := range c.Ranges {
+			for _, n := range r.Rules {
+				if int(n) >= len(p.Rules) {
+					return false
+				}
+			}
+		}
+	}
+	return true
+}
+
 // PolicyClass decides for the peers that exactly these selectors match.
 type PolicyClass struct {
 	Selectors []uint32      `json:",omitempty"`

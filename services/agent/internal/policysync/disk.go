@@ -5,6 +5,7 @@ package policysync
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -54,37 +55,38 @@ func decodeState(b []byte) ([]desired.Upsert, time.Time, error) {
 		return nil, time.Time{}, fmt.Errorf("%w: %w", statefile.ErrDamaged, err)
 	}
 	var all []desired.Upsert
-	for _, x := range f.Nodes {
-		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindNode, Name: x.Name}, Resource: x})
+	err := errors.Join(
+		load(&all, f.Nodes, desired.KindNode, func(x *desired.Node) string { return x.Name }),
+		load(&all, f.Identities, desired.KindIdentity, func(x *desired.Identity) string { return fmt.Sprint(x.Number) }),
+		load(&all, f.Namespaces, desired.KindNamespace, func(x *desired.Namespace) string { return x.Name }),
+		load(&all, f.Peers, desired.KindPeer, func(x *desired.Peer) string { return x.Key }),
+		load(&all, f.Selectors, desired.KindSelector, func(x *desired.Selector) string { return x.Key }),
+		load(&all, f.Policies, desired.KindPolicy, func(x *desired.Policy) string { return x.Key }),
+		load(&all, f.Subjects, desired.KindSubject, func(x *desired.Subject) string { return x.Key }),
+		load(&all, f.Endpoints, desired.KindEndpoint, func(x *desired.Endpoint) string { return x.UID }),
+		load(&all, f.Services, desired.KindService, func(x *desired.Service) string { return x.Namespace + "/" + x.Name }),
+		load(&all, f.Pods, desired.KindPod, func(x *desired.Pod) string { return x.UID }),
+	)
+	for _, p := range f.Policies {
+		if err == nil && !p.Whole() {
+			err = fmt.Errorf("policy %s: %w", p.Key, statefile.ErrDamaged)
+		}
 	}
-	for _, x := range f.Identities {
-		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindIdentity, Name: fmt.Sprint(x.Number)}, Resource: x})
-	}
-	for _, x := range f.Namespaces {
-		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindNamespace, Name: x.Name}, Resource: x})
-	}
-	for _, x := range f.Peers {
-		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindPeer, Name: x.Key}, Resource: x})
-	}
-	for _, x := range f.Selectors {
-		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindSelector, Name: x.Key}, Resource: x})
-	}
-	for _, x := range f.Policies {
-		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindPolicy, Name: x.Key}, Resource: x})
-	}
-	for _, x := range f.Subjects {
-		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindSubject, Name: x.Key}, Resource: x})
-	}
-	for _, x := range f.Endpoints {
-		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindEndpoint, Name: x.UID}, Resource: x})
-	}
-	for _, x := range f.Services {
-		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindService, Name: x.Namespace + "/" + x.Name}, Resource: x})
-	}
-	for _, x := range f.Pods {
-		all = append(all, desired.Upsert{Key: desired.Key{Kind: desired.KindPod, Name: x.UID}, Resource: x})
+	if err != nil {
+		return nil, time.Time{}, err
 	}
 	return all, f.Time, nil
+}
+
+// load adds the resources of a kind.
+func load[T any](all *[]desired.Upsert, list []*T, kind desired.Kind, name func(*T) string) error {
+	for _, x := range list {
+		if x == nil {
+			return fmt.Errorf("an empty resource: %w", statefile.ErrDamaged)
+		}
+		*all = append(*all, desired.Upsert{Key: desired.Key{Kind: kind, Name: name(x)}, Resource: x})
+	}
+	return nil
 }
 
 // Load reads the last state from disk into the store and the sink. No file is not an error. Call it before Run.

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -159,18 +161,22 @@ func start(t *testing.T, file string, run bool, names ...string) *fixture {
 		t.Fatal(err)
 	}
 	if run {
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- f.Run(ctx) }()
-		f.stop = sync.OnceFunc(func() {
-			cancel()
-			if err := <-done; err != nil {
-				t.Error(err)
-			}
-		})
-		t.Cleanup(f.stop)
+		f.run(t)
 	}
 	return f
+}
+
+func (f *fixture) run(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- f.Run(ctx) }()
+	f.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(f.stop)
 }
 
 func identity(n uint32, labels ...string) *policyv1.Resource {
@@ -383,6 +389,12 @@ func TestStateFromDisk(t *testing.T) {
 		{Resource: &policyv1.Resource_Pod{Pod: &policyv1.Pod{Uid: "u", Namespace: "default", Name: "p", Identity: 300}}},
 		{Resource: &policyv1.Resource_Endpoint{Endpoint: &policyv1.Endpoint{Uid: "u", Node: "node-1", Name: "p", Addresses: []string{"10.1.0.5"}, Identity: 300}}},
 		{Resource: &policyv1.Resource_Namespace{Namespace: &policyv1.Namespace{Name: "default"}}},
+		{Resource: &policyv1.Resource_Peer{Peer: &policyv1.Peer{Key: "cidr:10.0.0.0/8", Labels: []string{"cidr:10.0.0.0/8"}, Prefixes: []string{"10.0.0.0/8"}}}},
+		{Resource: &policyv1.Resource_Selector{Selector: &policyv1.Selector{Key: "s", Members: []string{"300", "cidr:10.0.0.0/8"}}}},
+		{Resource: &policyv1.Resource_Policy{Policy: &policyv1.Policy{Key: "p", Direction: policyv1.Direction_DIRECTION_EGRESS, Selectors: []string{"s"},
+			Rules: []*policyv1.PolicyRule{{Kind: "NetworkPolicy", Name: "n"}}, Classes: []*policyv1.PolicyClass{{}, {Selectors: []uint32{0},
+				Ranges: []*policyv1.PolicyRange{{Protocol: 6, First: 1, Last: 2, Verdict: policyv1.Verdict_VERDICT_ALLOW, Rules: []uint32{0}}}}}}}},
+		{Resource: &policyv1.Resource_Subject{Subject: &policyv1.Subject{Key: "u", Egress: "p"}}},
 	})
 	s.synced(t, 1)
 	s.ack(t, 1)
@@ -391,20 +403,91 @@ func TestStateFromDisk(t *testing.T) {
 
 	again := start(t, file, false, "a")
 	got := again.store.All()
-	if len(got) != len(want) || len(got) != 6 {
+	if len(got) != len(want) || len(got) != 10 {
 		t.Fatalf("%d resources from disk, want %d", len(got), len(want))
 	}
 	for i := range want {
-		if got[i].Key != want[i].Key {
-			t.Errorf("resource %v, want %v", got[i].Key, want[i].Key)
+		if got[i].Key != want[i].Key || got[i].Key.Kind == desired.KindPolicy && !desired.Equal(got[i].Resource, want[i].Resource) {
+			t.Errorf("resource %v, want %v", got[i], want[i])
 		}
 	}
-	if st := again.Status(); st.StateTime.IsZero() || st.Connected || !again.sink.quiet || len(again.sink.changes) != 6 {
+	if st := again.Status(); st.StateTime.IsZero() || st.Connected || !again.sink.quiet || len(again.sink.changes) != 10 {
 		t.Errorf("status %+v, %d changes", st, len(again.sink.changes))
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if p, n, err := again.store.WaitPod(ctx, "node-1", "default", "p", "u"); err != nil || p.Identity != 300 || n.Name != "node-1" {
 		t.Errorf("pod %v, node %v, %v", p, n, err)
+	}
+}
+
+func selectorChange(key string, joined, left []string) *policyv1.SelectorChange {
+	return &policyv1.SelectorChange{Key: key, Joined: joined, Left: left}
+}
+
+func (s *session) change(t *testing.T, revision uint64, changes ...*policyv1.SelectorChange) {
+	t.Helper()
+	s.send(t, &policyv1.SyncResponse{Message: &policyv1.SyncResponse_Update{Update: &policyv1.Update{Revision: revision, SelectorChanges: changes}}})
+}
+
+func TestSelectorChanges(t *testing.T) {
+	f := start(t, "", true, "a", "b")
+	a, b := wait(t, "stream", f.replicas["a"].streams), wait(t, "stream", f.replicas["b"].streams)
+	s := &policyv1.Resource{Resource: &policyv1.Resource_Selector{Selector: &policyv1.Selector{Key: "s", Members: []string{"300", "7"}}}}
+	for _, x := range []*session{a, b} {
+		x.update(t, 1, []*policyv1.Resource{s})
+		x.ack(t, 1)
+	}
+	members := func() []string {
+		got, _ := f.store.Get(desired.Key{Kind: desired.KindSelector, Name: "s"}).(*desired.Selector)
+		return got.Members
+	}
+	b.change(t, 2, selectorChange("s", []string{"301"}, nil), selectorChange("s", []string{"302"}, []string{"301", "9"}))
+	a.change(t, 2, selectorChange("s", []string{"301", "302"}, []string{"7"}))
+	a.ack(t, 2)
+	if got := members(); !slices.Equal(got, []string{"300", "301", "302"}) {
+		t.Errorf("members %q", got)
+	}
+	a.change(t, 3, selectorChange("s", []string{"7"}, []string{"301"}))
+	b.ack(t, 2) // now both say the same
+	// A change of what was not sent ends the stream; the next one brings it.
+	a.change(t, 4, selectorChange("t", []string{"1"}, nil))
+	wait(t, "second stream", f.replicas["a"].streams)
+}
+
+func TestRefusals(t *testing.T) {
+	f := start(t, "", false, "a")
+	key := desired.Key{Kind: desired.KindPolicy, Name: "p"}
+	var mu sync.Mutex
+	refused := map[desired.Key]string{key: "full"}
+	f.Client.cfg.Refusals = func() map[desired.Key]string {
+		mu.Lock()
+		defer mu.Unlock()
+		return maps.Clone(refused)
+	}
+	f.run(t)
+	s := wait(t, "stream", f.replicas["a"].streams)
+	s.update(t, 1, []*policyv1.Resource{identity(300)})
+	refusal := func() *policyv1.Refusal {
+		for {
+			m := wait(t, "refusal", s.got)
+			if m.GetAck() != 0 {
+				t.Errorf("revision %d was acknowledged before the refusal came", m.GetAck())
+			}
+			if r := m.GetRefusal(); r != nil {
+				return r
+			}
+		}
+	}
+	if r := refusal(); r.Revision != 1 || r.Resource.Kind != policyv1.ResourceKind_RESOURCE_KIND_POLICY || r.Resource.Key != "p" || r.Error != "full" {
+		t.Errorf("refusal %v", r)
+	}
+	s.ack(t, 1)
+	mu.Lock()
+	delete(refused, key)
+	mu.Unlock()
+	f.RefusalsChanged()
+	if r := refusal(); r.Resource.Key != "p" || r.Error != "" {
+		t.Errorf("refusal %v, want its end", r)
 	}
 }
