@@ -59,8 +59,8 @@ func TestExplain(t *testing.T) {
 			"allow-localhost true true false: not needed: CiliumNetworkPolicy shop/p ingress[0] allows",
 		}},
 		{"prefix", world, []string{in("{fromCIDRSet: [{cidr: 10.1.0.0/16, except: [10.1.1.0/24, 10.1.2.0/24]}]}"), named(in("{fromEndpoints: [{}]}"), "all")}, 1, []string{
-			"CiliumNetworkPolicy shop/all ingress[0] false true false: k8s:io.cilium.k8s.policy.cluster=default is wanted, and the peer has no io.cilium.k8s.policy.cluster; " +
-				"k8s:io.kubernetes.pod.namespace=shop is wanted, and the peer has no io.kubernetes.pod.namespace",
+			"CiliumNetworkPolicy shop/all ingress[0] false true false: k8s:io.kubernetes.pod.namespace=shop is wanted, and the peer has no io.kubernetes.pod.namespace; " +
+				"k8s:io.cilium.k8s.policy.cluster=default is wanted, and the peer has no io.cilium.k8s.policy.cluster",
 			"CiliumNetworkPolicy shop/p ingress[0] false true false: the peer is not among CIDR 10.1.0.0/16 except 10.1.1.0/24 10.1.2.0/24",
 			"allow-localhost false true false: the peer is not the local node",
 		}},

@@ -64,8 +64,16 @@ func Resolve(o Options, s *Subject, d Direction, rules []*Rule, w World) (*Resol
 		return r, nil
 	}
 	selected := make([]*Rule, 0, min(len(rules), 16))
+	var last *Rule // rules of one rule object come together, and share its selector
+	selects := false
 	for _, rule := range rules {
-		if rule.Direction == d && rule.Selects(s) {
+		if rule.Direction != d {
+			continue
+		}
+		if last == nil || last.subject != rule.subject {
+			last, selects = rule, rule.Selects(s)
+		}
+		if selects {
 			selected = append(selected, rule)
 		}
 	}

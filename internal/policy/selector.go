@@ -3,8 +3,8 @@
 package policy
 
 import (
+	"cmp"
 	"slices"
-	"sort"
 	"strings"
 
 	"github.com/weirmesh/weir/internal/labelset"
@@ -21,7 +21,7 @@ const (
 
 // Selector is a label selector, with what its policy's scope adds to it (spec 3.2 to 3.4). It is never changed, and safe for concurrent use.
 type Selector struct {
-	requirements []requirement // ANDed, sorted
+	requirements []requirement // ANDed; those that fail most often come first
 	key          string
 }
 
@@ -39,6 +39,7 @@ type requirement struct {
 	source, key string // source "" = any
 	op          operator
 	values      []string // sorted
+	prefix      string   // of a label with the key, from the source (pods, if it is any)
 }
 
 // newSelector puts requirements into canonical order.
@@ -58,11 +59,27 @@ func newSelector(requirements []requirement) *Selector {
 		if len(key) > 0 && key[len(key)-1] == texts[i] {
 			continue
 		}
-		s.requirements = append(s.requirements, requirements[i])
+		q := requirements[i]
+		q.prefix = cmp.Or(q.source, reserved.Source) + ":" + q.key + "="
+		s.requirements = append(s.requirements, q)
 		key = append(key, texts[i])
 	}
 	s.key = strings.Join(key, ",")
+	slices.SortStableFunc(s.requirements, func(a, b requirement) int { return a.rank() - b.rank() })
 	return s
+}
+
+// rank is low for requirements that few labels meet.
+func (q *requirement) rank() int {
+	switch {
+	case q.op == opIn && q.key == reserved.NamespaceKey:
+		return 0
+	case q.op == opIn && q.key == reserved.ClusterKey:
+		return 2
+	case q.op == opIn:
+		return 1
+	}
+	return 3
 }
 
 // with returns a selector that wants more.
@@ -159,29 +176,31 @@ func (q *requirement) look(labels labelset.Set) (present, in bool) {
 	if len(labels) == 0 {
 		return false, false
 	}
-	source := q.source
-	if source == anySource && fromPods(labels[0]) && fromPods(labels[len(labels)-1]) {
-		source = reserved.Source // sorted: all of them are
-	}
-	if source == reserved.Source {
-		i := sort.Search(len(labels), func(i int) bool { return !before(labels[i], source, q.key) })
-		if i == len(labels) {
+	if q.source == reserved.Source || q.source == anySource && fromPods(labels[0]) && fromPods(labels[len(labels)-1]) {
+		low, high := 0, len(labels) // sorted: if the first and the last are of pods, all are
+		for low < high {
+			if middle := (low + high) / 2; labels[middle] < q.prefix {
+				low = middle + 1
+			} else {
+				high = middle
+			}
+		}
+		if low == len(labels) || !strings.HasPrefix(labels[low], q.prefix) {
 			return false, false
 		}
-		value, ok := cut(labels[i], source, q.key)
-		return ok, ok && slices.Contains(q.values, value)
+		return true, slices.Contains(q.values, labels[low][len(q.prefix):])
 	}
 	for _, l := range labels {
-		s := source
-		if s == anySource {
-			s = l[:max(0, strings.IndexByte(l, ':'))]
+		source := q.source
+		if source == anySource {
+			source = l[:max(0, strings.IndexByte(l, ':'))]
 		}
-		if value, ok := cut(l, s, q.key); ok {
+		if value, ok := cut(l, source, q.key); ok {
 			present = true
 			in = in || slices.Contains(q.values, value)
 		}
 	}
-	if !present && source == reservedSource && q.key == "world" {
+	if !present && q.source == reservedSource && q.key == "world" {
 		// The world of one family is the world as well.
 		present = has(labels, "reserved:world-ipv4") || has(labels, "reserved:world-ipv6")
 		in = present && slices.Contains(q.values, "")
@@ -190,18 +209,6 @@ func (q *requirement) look(labels labelset.Set) (present, in bool) {
 }
 
 func fromPods(label string) bool { return strings.HasPrefix(label, reserved.Source+":") }
-
-// before reports whether a label sorts before `source:key=`.
-func before(label, source, key string) bool {
-	for _, part := range [...]string{source, ":", key, "="} {
-		n := min(len(part), len(label))
-		if c := strings.Compare(label[:n], part); c != 0 {
-			return c < 0
-		}
-		label = label[n:]
-	}
-	return false
-}
 
 // cut returns the value of a label, if it has this source and key. Reserved and cidr labels may stand without `=`.
 func cut(label, source, key string) (string, bool) {

@@ -150,6 +150,7 @@ func TestLook(t *testing.T) {
 		slices.Sort(labels)
 		labels = slices.Compact(labels)
 		q := requirement{source: pick(d, anySource, "k8s", "node", "reserved"), key: pick(d, keys[:8]...), values: []string{pick(d, "", "x")}}
+		q = newSelector([]requirement{q}).requirements[0]
 		present, in := false, false
 		for _, l := range labels {
 			source, rest, _ := strings.Cut(l, ":")
