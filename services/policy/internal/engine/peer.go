@@ -130,22 +130,11 @@ func anchorsOf(labels labelset.Set) []string {
 	all := make([]string, 0, 2*len(labels))
 	for _, l := range labels {
 		_, rest, _ := strings.Cut(l, ":")
-		key, value, found := strings.Cut(rest, "=")
-		all = append(all, key+"="+value)
-		if found || value == "" {
-			all = append(all, key)
-		}
+		key, value, _ := strings.Cut(rest, "=")
+		all = append(all, key, key+"="+value)
 	}
 	slices.Sort(all)
 	return slices.Compact(all)
-}
-
-// termAnchors returns labels of which every match has at least one; nil = anything may match.
-func termAnchors(t *policy.Term) []string {
-	if a, ok := any(t).(interface{ Anchors() []string }); ok {
-		return a.Anchors()
-	}
-	return nil
 }
 
 func (e *Engine) acquireTerm(t *policy.Term) *term {
@@ -153,7 +142,7 @@ func (e *Engine) acquireTerm(t *policy.Term) *term {
 		old.refs++
 		return old
 	}
-	n := &term{term: t, refs: 1, users: map[*resolution]struct{}{}, pending: map[string]int{}, anchors: termAnchors(t)}
+	n := &term{term: t, refs: 1, users: map[*resolution]struct{}{}, pending: map[string]int{}, anchors: t.Anchors()}
 	e.terms[t.Key] = n
 	e.changed.terms[n] = struct{}{}
 	match := func(p *peer) {
