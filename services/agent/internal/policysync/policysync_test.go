@@ -396,8 +396,8 @@ func TestStateFromDisk(t *testing.T) {
 				Ranges: []*policyv1.PolicyRange{{Protocol: 6, First: 1, Last: 2, Verdict: policyv1.Verdict_VERDICT_ALLOW, Rules: []uint32{0}}}}}}}},
 		{Resource: &policyv1.Resource_Subject{Subject: &policyv1.Subject{Key: "u", Egress: "p"}}},
 	})
-	s.synced(t, 1)
-	s.ack(t, 1)
+	s.synced(t, 2)
+	s.ack(t, 2)
 	want := f.store.All()
 	f.stop() // saves
 
