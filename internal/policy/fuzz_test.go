@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/weirmesh/weir/internal/labelset"
@@ -103,6 +104,21 @@ func checkAgreement(t *testing.T, r *Resolved, p *Peer, proto uint8, port uint16
 	}
 	if decided != len(want.Rules) {
 		t.Errorf("%d steps decided, %d rules did: %+v", decided, len(want.Rules), x)
+	}
+}
+
+// checkAnchors checks that a peer has an anchor of every term that it matches.
+func checkAnchors(t *testing.T, r *Resolved, p *Peer) {
+	t.Helper()
+	for _, i := range r.Match(p) {
+		anchors := r.Terms[i].Anchors()
+		if anchors != nil && !slices.ContainsFunc(p.Labels, func(l string) bool {
+			_, l, _ = strings.Cut(l, ":")
+			key, value, _ := strings.Cut(l, "=")
+			return slices.Contains(anchors, key) || slices.Contains(anchors, key+"="+value)
+		}) {
+			t.Errorf("%s matches %v, which has none of %v", r.Terms[i].Key, p.Labels, anchors)
+		}
 	}
 }
 
@@ -305,6 +321,7 @@ func FuzzClass(f *testing.F) {
 				t.Errorf("another order of rules gives another key")
 			}
 			for _, p := range d.peers(r) {
+				checkAnchors(t, r, p)
 				for _, proto := range []uint8{ICMP, TCP, UDP, ICMPv6, SCTP, 47} {
 					for _, port := range []uint16{0, 8, 79, 80, 81, 82, 83, 443, 500, 65535, uint16(d.IntN(maxPort))} {
 						checkAgreement(t, r, p, proto, port)
