@@ -81,6 +81,8 @@ static __always_inline int overlay_inbound(struct __sk_buff *skb, struct scratch
 	reason = overlay_sender(skb, p);
 	dst = endpoint_find(&p->dst);
 	if (reason) {
+		if (!fault && p->fragment != FRAGMENT_LATER)
+			packet_l4(skb); /* for the record */
 		inbound_fault(s, dst);
 		return drop(skb, reason);
 	}
@@ -103,6 +105,18 @@ static __always_inline int overlay_inbound(struct __sk_buff *skb, struct scratch
 	return drop(skb, DROP_UNROUTABLE);
 }
 
+/* overlay_mac makes a frame's source MAC another one than the device's: all nodes' devices have one MAC, so that stacks
+ * take what comes, and a device ignores what seems to come from itself. */
+static __always_inline int overlay_mac(struct __sk_buff *skb)
+{
+	__u8 last;
+
+	if (bpf_skb_load_bytes(skb, 11, &last, 1))
+		return DROP_WRITE_ERROR;
+	last ^= 1;
+	return bpf_skb_store_bytes(skb, 11, &last, 1, 0) ? DROP_WRITE_ERROR : 0;
+}
+
 /* overlay_outbound: a packet of the node's stack that is routed to the tunnel device. */
 static __always_inline int overlay_outbound(struct __sk_buff *skb, struct scratch *s)
 {
@@ -118,6 +132,10 @@ static __always_inline int overlay_outbound(struct __sk_buff *skb, struct scratc
 	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
 		return TC_ACT_SHOT;
 	fault = packet_l3(skb);
+	if (!p->v4 && (bpf_ntohl((__u32)p->dst.hi) >> 24) == 0xff) {
+		metric_add(METRIC_MULTICAST_CONTROL, 1, p->bytes); /* the device's own neighbour discovery */
+		return TC_ACT_SHOT;
+	}
 	src = endpoint_find(&p->src);
 	if (src) {
 		identity = src->identity;
@@ -135,7 +153,7 @@ static __always_inline int overlay_outbound(struct __sk_buff *skb, struct scratc
 		reason = DROP_NO_TUNNEL_ENDPOINT;
 	} else {
 		node = found->node;
-		reason = overlay_key(skb, &node, identity);
+		reason = overlay_key(skb, &node, identity) ?: overlay_mac(skb);
 	}
 	if (reason) {
 		__builtin_memset(&s->pass, 0, sizeof(s->pass));
