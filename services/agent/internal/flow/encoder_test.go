@@ -18,6 +18,7 @@ import (
 	"github.com/weirmesh/weir/bpf/datapath"
 	flowpb "github.com/weirmesh/weir/gen/flow"
 	observerv1 "github.com/weirmesh/weir/gen/weir/observer/v1"
+	"github.com/weirmesh/weir/services/agent/internal/desired"
 )
 
 type fixedClock int64
@@ -32,6 +33,7 @@ func world(seed uint64) (*Encoder, *oracle, []netip.Addr, *rand.Rand) {
 			IPv4: netip.MustParseAddr("172.30.0.11"), IPv6: netip.MustParseAddr("fd30::11")},
 		shift: 1_700_000_000_000_000_000, peers: map[netip.Addr]Peer{}, labels: map[uint32][]string{},
 		services: map[uint32]ServiceName{}, frontends: map[Frontend]ServiceName{}, interfaces: map[uint32]string{7: "wr0123456789"},
+		rules: map[uint32]told{},
 	}
 	dir := NewDirectory("default", time.Now)
 	for n, name := range reservedLabels {
@@ -66,6 +68,17 @@ func world(seed uint64) (*Encoder, *oracle, []netip.Addr, *rand.Rand) {
 		o.services[id], o.frontends[f] = name, name
 		dir.SetService(id, f, name)
 	}
+	web := desired.PolicyRule{Kind: "CiliumNetworkPolicy", Namespace: "default", Name: "web", Labels: []string{"k8s:a=b"}, List: "ingress", Log: "seen"}
+	second := web
+	second.Spec, second.List, second.Index = 1, "ingressDeny", 2
+	dir.SetRules(11, 2, []desired.PolicyRule{web, second, {Kind: "NetworkPolicy", Name: "other", Log: "other"}})
+	o.rules[11] = told{2, []*flowpb.Policy{{Kind: "CiliumNetworkPolicy", Namespace: "default", Name: "web",
+		Labels: []string{"k8s:a=b", "weir:policy.rule=spec.ingress[0]", "weir:policy.rule=specs[1].ingressDeny[2]"}},
+		{Kind: "NetworkPolicy", Name: "other", Labels: []string{"weir:policy.rule=spec"}}}, []string{"seen", "other"}}
+	dir.SetRules(12, 4, []desired.PolicyRule{{Implicit: "allow-localhost"}})
+	o.rules[12] = told{4, []*flowpb.Policy{{Labels: []string{"weir:policy.implicit=allow-localhost"}}}, nil}
+	dir.SetRules(13, 1, nil)
+	o.rules[13] = told{match: 1}
 	dir.SetInterface(7, "wr0123456789")
 	return NewEncoder(dir, fixedClock(o.shift), o.node), o, addresses, rng
 }
@@ -79,7 +92,8 @@ func pick[T any](rng *rand.Rand, of ...T) T { return of[rng.IntN(len(of))] }
 
 func randomRecord(rng *rand.Rand, o *oracle, addresses []netip.Addr) datapath.Record {
 	var r datapath.Record
-	r.Type = pick(rng, datapath.RecordTrace, datapath.RecordTrace, datapath.RecordDrop, datapath.RecordTranslation, datapath.RecordFinal)
+	r.Type = pick(rng, datapath.RecordTrace, datapath.RecordTrace, datapath.RecordDrop, datapath.RecordVerdict, datapath.RecordTranslation,
+		datapath.RecordFinal)
 	r.Time = rng.Uint64N(1 << 50)
 	src := pick(rng, addresses...)
 	dst := pick(rng, addresses...)
@@ -117,9 +131,12 @@ func randomRecord(rng *rand.Rand, o *oracle, addresses []netip.Addr) datapath.Re
 	r.Point = pick(rng, datapath.PointToEndpoint, datapath.PointFromEndpoint, datapath.PointToHost, datapath.PointToNetwork)
 	r.Reason = uint8(rng.UintN(6))
 	if r.Type == datapath.RecordDrop {
-		r.Reason = pick(rng, datapath.DropInvalidSourceIP, datapath.DropConntrackFull, datapath.DropUnknownFragment)
+		r.Reason = pick(rng, datapath.DropInvalidSourceIP, datapath.DropConntrackFull, datapath.DropUnknownFragment, datapath.DropPolicy,
+			datapath.DropPolicyDeny)
 	}
 	r.Flags = uint8(rng.Uint32())
+	r.Rule = pick(rng, uint32(0), 11, 12, 13, 99)
+	r.Verdict = pick(rng, uint8(datapath.PolicyAllow), uint8(datapath.PolicyDefaultDeny), uint8(datapath.PolicyDeny))
 	r.Known = uint8(rng.UintN(8))
 	r.HandshakeUs, r.SrttUs, r.Retransmissions = rng.Uint32N(3), rng.Uint32(), rng.Uint32N(3)
 	r.ForwardFlags, r.ReverseFlags = uint8(rng.Uint32()), uint8(rng.Uint32())

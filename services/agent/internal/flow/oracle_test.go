@@ -26,6 +26,14 @@ type oracle struct {
 	services   map[uint32]ServiceName
 	frontends  map[Frontend]ServiceName
 	interfaces map[uint32]string
+	rules      map[uint32]told
+}
+
+// told is what flows say of a rule number.
+type told struct {
+	match    uint32
+	policies []*flowpb.Policy
+	logs     []string
 }
 
 func (o *oracle) time(monotonic uint64) *timestamppb.Timestamp {
@@ -88,6 +96,20 @@ func (o *oracle) packet(r *datapath.Record) *flowpb.Flow {
 	case datapath.RecordDrop:
 		f.Verdict, f.DropReason, f.DropReasonDesc = flowpb.Verdict_DROPPED, uint32(r.Reason), flowpb.DropReason(r.Reason) //nolint:staticcheck // oracle
 		f.EventType = &flowpb.CiliumEventType{Type: 1, SubType: int32(r.Reason)}
+	case datapath.RecordVerdict:
+		f.EventType = &flowpb.CiliumEventType{Type: 5}
+		reason := flowpb.DropReason_POLICY_DENIED
+		if datapath.PolicyVerdict(r.Verdict) == datapath.PolicyDeny {
+			reason = flowpb.DropReason_POLICY_DENY
+		}
+		switch {
+		case datapath.PolicyVerdict(r.Verdict) == datapath.PolicyAllow:
+			f.Verdict, f.IsReply = flowpb.Verdict_FORWARDED, wrapperspb.Bool(false)
+		case r.Flags&datapath.FlagAudited != 0:
+			f.Verdict, f.IsReply = flowpb.Verdict_AUDIT, wrapperspb.Bool(false)
+		default:
+			f.Verdict, f.DropReason, f.DropReasonDesc = flowpb.Verdict_DROPPED, uint32(reason), reason //nolint:staticcheck // oracle
+		}
 	default:
 		f.Verdict = flowpb.Verdict_FORWARDED
 		f.EventType = &flowpb.CiliumEventType{Type: 4, SubType: int32(r.Point)}
@@ -120,8 +142,34 @@ func (o *oracle) packet(r *datapath.Record) *flowpb.Flow {
 	if r.Ifindex != 0 {
 		f.Interface = &flowpb.NetworkInterface{Index: r.Ifindex, Name: o.interfaces[r.Ifindex]}
 	}
+	if r.Type == datapath.RecordDrop || r.Type == datapath.RecordVerdict {
+		o.decided(f, r)
+	}
 	o.layer4(f, r)
 	return f
+}
+
+func (o *oracle) decided(f *flowpb.Flow, r *datapath.Record) {
+	x, ok := o.rules[r.Rule]
+	if !ok {
+		return
+	}
+	f.PolicyLog = x.logs
+	egress := r.Direction == datapath.DirectionEgress
+	allowed := r.Type == datapath.RecordVerdict && datapath.PolicyVerdict(r.Verdict) == datapath.PolicyAllow
+	switch {
+	case allowed && egress:
+		f.EgressAllowedBy = x.policies
+	case allowed:
+		f.IngressAllowedBy = x.policies
+	case egress:
+		f.EgressDeniedBy = x.policies
+	default:
+		f.IngressDeniedBy = x.policies
+	}
+	if r.Type == datapath.RecordVerdict {
+		f.PolicyMatchType = x.match
+	}
 }
 
 func mac(m [6]byte) string {

@@ -77,7 +77,9 @@ func (h *Hub) Observe(cpu int, r *datapath.Record) {
 }
 
 var pointNames = map[uint8]string{datapath.PointToEndpoint: "to-endpoint", datapath.PointToHost: "to-host",
-	datapath.PointFromEndpoint: "from-endpoint", datapath.PointToNetwork: "to-network"}
+	datapath.PointFromEndpoint: "from-endpoint", datapath.PointToNetwork: "to-network", datapath.PointToOverlay: "to-overlay"}
+
+var directionNames = map[uint8]string{datapath.DirectionIngress: "ingress", datapath.DirectionEgress: "egress"}
 
 var protoNames = map[uint8]string{1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 
@@ -105,8 +107,16 @@ func Text(r *datapath.Record) string {
 		b.WriteString(kind + name)
 	case datapath.RecordDrop:
 		fmt.Fprintf(&b, "drop reason %d", r.Reason)
+		if r.Rule != 0 {
+			fmt.Fprintf(&b, " rule %d", r.Rule)
+		}
 	case datapath.RecordTranslation:
 		b.WriteString("translate")
+	case datapath.RecordVerdict:
+		fmt.Fprintf(&b, "verdict %s %s rule %d", directionNames[r.Direction], datapath.PolicyVerdict(r.Verdict), r.Rule)
+		if r.Flags&datapath.FlagAudited != 0 {
+			b.WriteString(" audited")
+		}
 	}
 	fmt.Fprintf(&b, " ep %d %s -> %s", r.Endpoint, end(r.SrcAddr(), r.Sport), end(r.DstAddr(), r.Dport))
 	if r.Type == datapath.RecordTranslation {
@@ -125,7 +135,7 @@ func Text(r *datapath.Record) string {
 		b.WriteString(" reply")
 	}
 	fmt.Fprintf(&b, " id %d -> %d", r.SrcIdentity, r.DstIdentity)
-	if r.Type != datapath.RecordTranslation {
+	if r.Type != datapath.RecordTranslation && r.Type != datapath.RecordVerdict {
 		fmt.Fprintf(&b, " %d bytes, total %d/%d packets %d/%d bytes", r.Length, r.Forward.Packets, r.Reverse.Packets, r.Forward.Bytes, r.Reverse.Bytes)
 	}
 	return b.String()

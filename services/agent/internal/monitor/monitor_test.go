@@ -43,6 +43,10 @@ func TestText(t *testing.T) {
 			r.Type, r.Reason, r.Proto, r.Sport, r.Dport, r.IcmpType = datapath.RecordDrop, 132, 1, 0, 0, 8
 		},
 			"drop reason 132 ep 7 10.244.1.5 -> 10.244.2.7 icmp type 8 code 0 id 300 -> 301 60 bytes, total 1/0 packets 60/0 bytes"},
+		{"verdict", func(r *datapath.Record) {
+			r.Type, r.Verdict, r.Rule, r.Direction, r.Flags = datapath.RecordVerdict, uint8(datapath.PolicyDeny), 4, datapath.DirectionIngress, datapath.FlagAudited
+		},
+			"verdict ingress deny rule 4 audited ep 7 10.244.1.5:41562 -> 10.244.2.7:8080 tcp SYN id 300 -> 301"},
 		{"translation", func(r *datapath.Record) { r.Type, r.Proto, r.XlatedPort = datapath.RecordTranslation, 17, 53 },
 			"translate ep 7 10.244.1.5:41562 -> 10.244.2.7:8080 => 10.244.2.9:53 udp id 300 -> 301"},
 	} {
