@@ -161,11 +161,14 @@ func (c *Cluster) endpointPeer(o, spec map[string]any, selector any, subject, pe
 
 // inLocalCluster adds the default of spec 3.4.
 func (c *Cluster) inLocalCluster(ts []term) []term {
-	off := c.Config.PolicyDefaultLocalCluster != nil && !*c.Config.PolicyDefaultLocalCluster
-	if off || mentions(ts, isReserved) || mentions(ts, isOf(clusterKey)) {
+	if c.allClusters() || mentions(ts, isReserved) || mentions(ts, isOf(clusterKey)) {
 		return ts
 	}
 	return append(ts, term{"k8s", clusterKey, "In", []string{c.clusterName()}})
+}
+
+func (c *Cluster) allClusters() bool {
+	return c.Config.PolicyDefaultLocalCluster != nil && !*c.Config.PolicyDefaultLocalCluster
 }
 
 // entity is the table of spec 6.2.
@@ -295,8 +298,8 @@ func (c *Cluster) behind(s Service, subject, peer end) bool {
 		}
 		return false
 	}
-	if peer.kind != podEnd || peer.pod.Namespace != s.Namespace || peer.pod.clusterName(c) != c.clusterName() {
-		return false
+	if peer.kind != podEnd || peer.pod.Namespace != s.Namespace || peer.pod.clusterName(c) != c.clusterName() && !c.allClusters() {
+		return false // like toEndpoints
 	}
 	for k, v := range s.Selector {
 		if have, ok := peer.pod.Labels[k]; !ok || have != v {

@@ -118,7 +118,7 @@ func (c *Cluster) tier(name string, side Side, subject, peer end, p Packet) Verd
 		kind := text(o["kind"])
 		in := kind == "ClusterNetworkPolicy" && text(spec["tier"]) == name ||
 			kind == "AdminNetworkPolicy" && name == "Admin" || kind == "BaselineAdminNetworkPolicy" && name == "Baseline"
-		if in && c.tierPods(object(spec["subject"]), subject) {
+		if in && (c.tierPods(object(spec["subject"]), subject) || unknown(object(spec["subject"]), "namespaces", "pods")) {
 			policies = append(policies, spec)
 		}
 	}
@@ -126,7 +126,7 @@ func (c *Cluster) tier(name string, side Side, subject, peer end, p Packet) Verd
 	for _, spec := range policies {
 		for _, r := range list(spec[string(side)]) {
 			rule := object(r)
-			if unknownPeer(rule, side) { // of a newer schema: closed
+			if unknown(object(spec["subject"]), "namespaces", "pods") || unknownPeer(rule, side) { // of a newer schema: closed
 				if action := text(rule["action"]); action == "Accept" || action == "Allow" {
 					continue
 				}
@@ -164,13 +164,14 @@ func (c *Cluster) tierPods(by map[string]any, e end) bool {
 
 // unknownPeer: some peer has none of the fields that are known.
 func unknownPeer(rule map[string]any, side Side) bool {
-	for _, i := range list(rule[map[Side]string{Ingress: "from", Egress: "to"}[side]]) {
-		item := object(i)
-		if item["namespaces"] == nil && item["pods"] == nil && (side == Ingress || item["networks"] == nil && item["nodes"] == nil) {
-			return true
-		}
+	if side == Ingress {
+		return slices.ContainsFunc(list(rule["from"]), func(i any) bool { return unknown(object(i), "namespaces", "pods") })
 	}
-	return false
+	return slices.ContainsFunc(list(rule["to"]), func(i any) bool { return unknown(object(i), "namespaces", "pods", "networks", "nodes") })
+}
+
+func unknown(item map[string]any, fields ...string) bool {
+	return !slices.ContainsFunc(fields, func(f string) bool { return item[f] != nil })
 }
 
 func (c *Cluster) tierPeers(rule map[string]any, side Side, peer end) bool {

@@ -86,6 +86,9 @@ func (g *generator) networkPolicyPort() object {
 func (g *generator) addTiers() {
 	for i := range g.IntN(4) {
 		spec := object{"priority": 10 + i*pick(g, 1, 7), "subject": g.tierPods()}
+		if g.chance(3) { // a newer schema's
+			spec["subject"] = object{"galaxies": object{}}
+		}
 		g.tier(fmt.Sprintf("admin%d", i), "Admin", spec)
 	}
 	if g.chance(60) {

@@ -100,7 +100,7 @@ func (g *generator) cluster() {
 		g.c.Services = append(g.c.Services, g.service(i))
 	}
 	for _, a := range []string{"192.0.2.65", "203.0.113.9"} {
-		if g.chance(20) && g.v4 {
+		if g.chance(40) && g.v4 {
 			g.c.Externals = append(g.c.Externals, reference.External{IP: a, KubeAPIServer: g.chance(70)})
 		}
 	}
