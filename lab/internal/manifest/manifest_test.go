@@ -5,6 +5,7 @@ package manifest_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -193,6 +194,10 @@ func TestParseKeys(t *testing.T) {
 	keys, err := manifest.ParseKeys("f.yaml", []byte("apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: b}\nspec: {nonsense: true}\n"))
 	if want := (object.Key{Kind: "Pod", Namespace: "b", Name: "a"}); err != nil || len(keys) != 1 || keys[0] != want {
 		t.Errorf("%v, %v, want %v", keys, err, want)
+	}
+	keys, err = manifest.ParseKeys("f.yaml", []byte("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a, namespace: b}\n---\napiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {name: c}\n"))
+	if want := []object.Key{{Kind: "NetworkPolicy", Namespace: "b", Name: "a"}, {Kind: "CiliumClusterwideNetworkPolicy", Name: "c"}}; err != nil || !slices.Equal(keys, want) {
+		t.Errorf("got %v, %v, want %v", keys, err, want)
 	}
 }
 

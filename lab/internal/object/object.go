@@ -113,7 +113,7 @@ var kinds = byName(
 )
 
 func rawKind(name, version string, namespaced bool) Kind {
-	return Kind{Name: name, APIVersion: version, Namespaced: namespaced, Raw: true, New: func() Object { return new(Raw) }}
+	return Kind{Name: name, APIVersion: version, Namespaced: namespaced, Raw: true, New: func() Object { return &Raw{TypeMeta: metav1.TypeMeta{Kind: name}} }}
 }
 
 func byName(all ...Kind) map[string]Kind {
