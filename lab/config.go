@@ -24,7 +24,7 @@ type Config struct {
 	Nodes int
 	// Manifests are files and folders of Kubernetes manifests, which the lab follows; default none.
 	Manifests []string
-	// ObserverListen is where the observer's API is on the host; default 127.0.0.1:4245.
+	// ObserverListen is where the observer's API is on the host; default 127.0.0.1:4245. Port 0 is any that is free.
 	ObserverListen string
 	// Separate runs each of the central services, and NATS, as a process of its own instead of all in one.
 	Separate bool

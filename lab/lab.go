@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -87,6 +89,9 @@ func (l *Lab) Run(ctx context.Context, ready func()) (err error) {
 	if err := clean(l.config.Name); err != nil {
 		return err
 	}
+	if err := l.pickPort(); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(RunDir(l.config.Name), 0o700); err != nil {
 		return fmt.Errorf("make the lab's folder: %w", err)
 	}
@@ -135,10 +140,9 @@ func (l *Lab) run(ctx context.Context, ready func()) error {
 		return err
 	}
 
-	// The parts outlive everything else: pods are unplugged and flows flushed with their help.
-	partsCtx, stopParts := context.WithCancel(context.WithoutCancel(ctx))
-	defer l.parts.Wait()
-	defer stopParts()
+	// The parts outlive everything else: pods are unplugged and flows flushed with their help; the agents' by way of the central ones.
+	partsCtx := context.WithoutCancel(ctx)
+	defer l.parts.End(func(d part.Definition) bool { return strings.HasPrefix(d.Name, agentPrefix) })
 	group, groupCtx := errgroup.WithContext(ctx)
 	for _, s := range serve {
 		group.Go(func() error { return s(groupCtx) })
@@ -152,6 +156,20 @@ func (l *Lab) run(ctx context.Context, ready func()) error {
 	}
 	l.say("lab %s ends", l.config.Name)
 	return err
+}
+
+// pickPort chooses the observer's port when any will do: the same for the whole life of the lab.
+func (l *Lab) pickPort() error {
+	host, port, err := net.SplitHostPort(l.config.ObserverListen)
+	if err != nil || port != "0" {
+		return nil
+	}
+	listener, err := net.Listen("tcp", l.config.ObserverListen)
+	if err != nil {
+		return fmt.Errorf("find a port for the observer: %w", err)
+	}
+	l.config.ObserverListen = net.JoinHostPort(host, strconv.Itoa(listener.Addr().(*net.TCPAddr).Port))
+	return listener.Close()
 }
 
 // start starts the parts, then the pods, and says when each are ready.

@@ -118,7 +118,7 @@ func (l *Lab) process(name, namespace string, args []string, sockets ...string) 
 // separate are the central services as processes of their own.
 func (l *Lab) separate() ([]part.Definition, error) {
 	var all []part.Definition
-	add := func(service, name, program string, args []string) error {
+	add := func(service, name, program string, args []string, further ...string) error {
 		files, err := l.certs.issue(service, "")
 		if err != nil {
 			return err
@@ -127,6 +127,8 @@ func (l *Lab) separate() ([]part.Definition, error) {
 		args = append([]string{filepath.Join(l.config.BinDir, program)}, args...)
 		args = append(args, tlsArgs(files)...)
 		args = append(args, "--socket", socket, "--log-level", l.config.LogLevel, "--cluster-name", l.config.ClusterName)
+		// Last, so that they count.
+		args = append(args, further...)
 		if program == "weir-lab" {
 			args[0] = l.config.Self
 		}
@@ -138,23 +140,23 @@ func (l *Lab) separate() ([]part.Definition, error) {
 		"nats", "--listen", hostPort(l.config.central(1), natsPort), "--store-dir", filepath.Join(l.stateDir(), "nats"),
 	}))
 	for n := range l.config.Brokers {
-		errs = append(errs, add("identity", replicaName("identity", n+1), "weir-identity", append([]string{
+		errs = append(errs, add("identity", replicaName("identity", n+1), "weir-identity", []string{
 			"--listen", hostPort(l.config.central(n+1), identityPort), "--nats", l.config.natsURL(),
-		}, l.config.IdentityArgs...)))
+		}, l.config.IdentityArgs...))
 	}
 	for n := range l.config.Policies {
-		errs = append(errs, add("policy", replicaName("policy", n+1), "weir-policy", append([]string{
+		errs = append(errs, add("policy", replicaName("policy", n+1), "weir-policy", []string{
 			"--listen", hostPort(l.config.central(n+1), policyPort), "--source", l.config.sourceAddress(), "--identity", l.config.addresses(l.config.Brokers, identityPort),
-		}, l.config.PolicyArgs...)))
+		}, l.config.PolicyArgs...))
 	}
 	for n := range l.config.Relays {
-		errs = append(errs, add("relay", replicaName("relay", n+1), "weir-relay", append([]string{
+		errs = append(errs, add("relay", replicaName("relay", n+1), "weir-relay", []string{
 			"--listen", hostPort(l.config.central(n+1), relayPort), "--nats", l.config.natsURL(), "--instance", replicaName("relay", n+1),
-		}, l.config.RelayArgs...)))
+		}, l.config.RelayArgs...))
 	}
-	errs = append(errs, add("observer", "observer", "weir-observer", append([]string{
+	errs = append(errs, add("observer", "observer", "weir-observer", []string{
 		"--listen-fd", strconv.Itoa(launch.SpecFD + 1), "--nats", l.config.natsURL(), "--instance", "observer",
-	}, l.config.ObserverArgs...)))
+	}, l.config.ObserverArgs...))
 	all[len(all)-1].Files = l.observerListener
 	return all, errors.Join(errs...)
 }
@@ -173,6 +175,9 @@ func (l *Lab) observerListener() ([]*os.File, error) {
 	}
 	return []*os.File{file}, nil
 }
+
+// agentPrefix is how names of agents begin.
+const agentPrefix = "agent/"
 
 func (l *Lab) agent(node cluster.NodeConfig) (part.Definition, error) {
 	files, err := l.certs.issue("agent", node.Name)
@@ -198,7 +203,7 @@ func (l *Lab) agent(node cluster.NodeConfig) (part.Definition, error) {
 		}
 		args = append(args, arg)
 	}
-	return l.process("agent/"+node.Name, l.config.nodeNetns(node.Name), args, socket), nil
+	return l.process(agentPrefix+node.Name, l.config.nodeNetns(node.Name), args, socket), nil
 }
 
 // awaitParts waits until every part says that it is ready.

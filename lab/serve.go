@@ -75,7 +75,7 @@ func (l *Lab) servers(end func()) ([]func(context.Context) error, error) {
 			sourcev1.SourceService_AcquireLease_FullMethodName: {"policy", "operator"},
 		},
 	})
-	sourcev1.RegisterSourceServiceServer(objects.GRPC(), source.New(l.cluster))
+	sourcev1.RegisterSourceServiceServer(objects.GRPC(), source.New(l.cluster, objects.Draining()))
 	objects.SetServing("", true)
 	var listener net.Listener
 	err = netns.Do(netns.Path(l.config.centralNetns()), func() (err error) {

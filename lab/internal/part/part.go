@@ -79,6 +79,8 @@ type part struct {
 	definition Definition
 	output     *logfile.File
 	commands   chan command
+	stop       context.CancelFunc
+	ended      chan struct{}
 
 	mu     sync.Mutex
 	status Status
@@ -101,16 +103,19 @@ func (m *Manager) Start(ctx context.Context, definition Definition) error {
 	if err != nil {
 		return err
 	}
-	p := &part{definition: definition, output: output, commands: make(chan command)}
+	ctx, stop := context.WithCancel(ctx)
+	p := &part{definition: definition, output: output, commands: make(chan command), stop: stop, ended: make(chan struct{})}
 	p.status = Status{Definition: definition, State: Waiting}
 	first, err := m.launch(p)
 	if err != nil {
+		stop()
 		return errors.Join(fmt.Errorf("start %s: %w", definition.Name, err), output.Close())
 	}
 	m.mu.Lock()
 	m.parts = append(m.parts, p)
 	m.mu.Unlock()
 	m.wait.Go(func() {
+		defer close(p.ended)
 		defer output.Close()
 		m.keep(ctx, p, first)
 	})
@@ -119,6 +124,23 @@ func (m *Manager) Start(ctx context.Context, definition Definition) error {
 
 // Wait waits until all parts have ended, after the context of Start did.
 func (m *Manager) Wait() { m.wait.Wait() }
+
+// End stops all parts, those first of which first says so: what they still have to tell the others finds them there.
+func (m *Manager) End(first func(Definition) bool) {
+	m.mu.Lock()
+	parts := slices.Clone(m.parts)
+	m.mu.Unlock()
+	for _, now := range []bool{true, false} {
+		chosen := slices.DeleteFunc(slices.Clone(parts), func(p *part) bool { return first(p.definition) != now })
+		for _, p := range chosen {
+			p.stop()
+		}
+		for _, p := range chosen {
+			<-p.ended
+		}
+	}
+	m.wait.Wait()
+}
 
 func (m *Manager) launch(p *part) (*process.Process, error) {
 	c := process.Command{Self: m.self, Launch: p.definition.Launch, Output: p.output}

@@ -31,7 +31,7 @@ type prober struct {
 // A probe's period when the manifest gives none: Kubernetes' own once the container is ready, and short before, since somebody waits.
 const (
 	defaultPeriod = 10 * time.Second
-	eagerPeriod   = 250 * time.Millisecond
+	eagerPeriod   = 100 * time.Millisecond
 )
 
 func seconds(n int32, otherwise time.Duration) time.Duration {

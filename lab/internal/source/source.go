@@ -22,11 +22,14 @@ import (
 // Server is weir.source.v1.SourceService over a cluster.
 type Server struct {
 	sourcev1.UnimplementedSourceServiceServer
-	cluster *cluster.Cluster
+	cluster  *cluster.Cluster
+	draining <-chan struct{}
 }
 
-// New serves c.
-func New(c *cluster.Cluster) *Server { return &Server{cluster: c} }
+// New serves c. Watches end when draining is closed.
+func New(c *cluster.Cluster, draining <-chan struct{}) *Server {
+	return &Server{cluster: c, draining: draining}
+}
 
 // Watch sends what exists, then what changes, until the client goes or falls behind.
 func (s *Server) Watch(request *sourcev1.WatchRequest, stream grpc.ServerStreamingServer[sourcev1.WatchResponse]) error {
@@ -37,10 +40,22 @@ func (s *Server) Watch(request *sourcev1.WatchRequest, stream grpc.ServerStreami
 	}
 	watch := s.cluster.Watch(request.GetKinds()...)
 	defer watch.Close()
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	go func() {
+		select {
+		case <-s.draining:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	for {
-		events, err := watch.Next(stream.Context())
+		events, err := watch.Next(ctx)
 		if errors.Is(err, cluster.ErrBehind) {
 			return status.Error(codes.Unavailable, "the watch fell behind: watch again, from the start")
+		}
+		if err != nil && stream.Context().Err() == nil {
+			return status.Error(codes.Unavailable, "the source ends")
 		}
 		if err != nil {
 			return status.FromContextError(err).Err()

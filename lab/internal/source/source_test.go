@@ -68,7 +68,7 @@ func fixture(t *testing.T, c *cluster.Cluster, service string) sourcev1.SourceSe
 		Name: "source", Log: slog.New(slog.DiscardHandler), TLS: identity(t, ca, spiffe.ID{TrustDomain: "weir.lab", Service: "source"}),
 		Authorize: server.Table{"/" + sourcev1.SourceService_ServiceDesc.ServiceName + "/": {"policy"}}, Drain: time.Millisecond,
 	})
-	sourcev1.RegisterSourceServiceServer(s.GRPC(), source.New(c))
+	sourcev1.RegisterSourceServiceServer(s.GRPC(), source.New(c, s.Draining()))
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -153,6 +153,41 @@ func TestWatch(t *testing.T) {
 	next(sourcev1.WatchResponse_TYPE_MODIFIED, "Pod", "web")
 	c.PodGone(web.UID)
 	next(sourcev1.WatchResponse_TYPE_DELETED, "Pod", "web")
+}
+
+func TestStatusAndLease(t *testing.T) {
+	c := newCluster(0)
+	apply(t, c, "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny}\nspec: {podSelector: {}}\n")
+	client := fixture(t, c, "policy")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for _, tt := range []struct {
+		name    string
+		request *sourcev1.UpdateStatusRequest
+		want    codes.Code
+	}{
+		{"whichever", &sourcev1.UpdateStatusRequest{Kind: "NetworkPolicy", Namespace: "default", Name: "deny", Status: []byte(`{"a": 1}`)}, codes.OK},
+		{"another uid", &sourcev1.UpdateStatusRequest{Kind: "NetworkPolicy", Namespace: "default", Name: "deny", Uid: "x", Status: []byte(`{}`)}, codes.NotFound},
+		{"nobody", &sourcev1.UpdateStatusRequest{Kind: "NetworkPolicy", Namespace: "default", Name: "nobody", Status: []byte(`{}`)}, codes.NotFound},
+		{"unknown kind", &sourcev1.UpdateStatusRequest{Kind: "Job", Namespace: "default", Name: "deny", Status: []byte(`{}`)}, codes.InvalidArgument},
+		{"no patch", &sourcev1.UpdateStatusRequest{Kind: "NetworkPolicy", Namespace: "default", Name: "deny"}, codes.InvalidArgument},
+	} {
+		if _, err := client.UpdateStatus(ctx, tt.request); status.Code(err) != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, err, tt.want)
+		}
+	}
+	if got := cluster.List[*object.Raw](c)[0].Status; string(got) != `{"a":1}` {
+		t.Errorf("status %s", got)
+	}
+	for _, holder := range []string{"one", "two"} {
+		response, err := client.AcquireLease(ctx, &sourcev1.AcquireLeaseRequest{Name: "writer", Holder: holder, Seconds: 300})
+		if err != nil || response.GetHolder() != "one" || response.GetAcquired() != (holder == "one") {
+			t.Errorf("%s asks: %v, %v", holder, response, err)
+		}
+	}
+	if _, err := client.AcquireLease(ctx, &sourcev1.AcquireLeaseRequest{Name: "writer", Seconds: 300}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a lease for nobody: %v", err)
+	}
 }
 
 func TestRefusals(t *testing.T) {
