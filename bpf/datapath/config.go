@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
+
+	"github.com/weirmesh/weir/bpf/maglev"
 )
 
 // Aggregation says which packets of a connection make a record.
@@ -97,10 +99,20 @@ type Config struct {
 	IPCacheMax int
 	// EndpointsMax bounds addresses of local endpoints. Default 1024.
 	EndpointsMax int
-	// ServicesMax bounds service frontends. Default 8192.
+	// ServicesMax bounds service frontends. Default 65536.
 	ServicesMax int
-	// BackendsMax bounds the backends of all frontends; a change needs room for the old and the new set. Default 65536.
+	// BackendsMax bounds the backends of all sets; frontends with equal backends share one. A change needs room for the old and the new set.
+	// Default 262144.
 	BackendsMax int
+	// SourceRangesMax bounds the source ranges of all frontends. Default 65536.
+	SourceRangesMax int
+	// MaglevMax bounds Maglev tables; each takes two bytes a slot. Default 16384.
+	MaglevMax int
+	// MaglevTableSize is the number of slots of a table: a prime, 100 times the backends of a service or more for shares within one percent.
+	// Default 1021.
+	MaglevTableSize int
+	// AffinityMax bounds remembered clients of services with affinity; the longest unused are forgotten first. Default 65536.
+	AffinityMax int
 	// NATMax bounds masqueraded connections, two rows each; the longest unused are forgotten first. Default 65536 rows.
 	NATMax int
 	// FragmentsMax bounds fragmented datagrams under way; the longest unused are forgotten first. Default 8192.
@@ -111,6 +123,8 @@ type Config struct {
 	PolicyPeersMax int
 	// PolicyRangesMax bounds the port ranges of all different rows of policies together; 8 bytes each. Default 262144.
 	PolicyRangesMax int
+	// ServiceConnectionsMax bounds connections that are translated packet by packet; the longest unused are forgotten first. Default 65536.
+	ServiceConnectionsMax int
 	// Aggregation: default medium.
 	Aggregation Aggregation
 	// ReportInterval of a live connection, per direction. Default 5s.
@@ -143,12 +157,14 @@ func DefaultConfig() Config {
 		ConntrackMax:   262144,
 		IPCacheMax:     65536,
 		EndpointsMax:   1024,
-		ServicesMax:    8192,
-		BackendsMax:    65536,
+		ServicesMax:    65536,
+		BackendsMax:    262144,
+		AffinityMax:    65536,
 		NATMax:         65536,
 		FragmentsMax:   8192,
 		DropsMax:       16384,
 		PolicyPeersMax: 262144, PolicyRangesMax: 262144,
+		ServiceConnectionsMax: 65536, SourceRangesMax: 65536, MaglevMax: 16384, MaglevTableSize: 1021,
 		ReportInterval: 5 * time.Second,
 		Timeouts:       defaultTimeouts(),
 		NATPortMin:     61000,
@@ -206,12 +222,19 @@ func (c Config) Validate() error {
 		{"nat max", c.NATMax, 2, 1 << 24},
 		{"fragments max", c.FragmentsMax, 1, 1 << 24},
 		{"drops max", c.DropsMax, 1, 1 << 24},
+		{"source ranges max", c.SourceRangesMax, 1, 1 << 24},
+		{"maglev tables max", c.MaglevMax, 1, 1 << 20},
+		{"service connections max", c.ServiceConnectionsMax, 1, 1 << 23},
+		{"affinity max", c.AffinityMax, 1, 1 << 24},
 		{"policy peers max", c.PolicyPeersMax, 1, 1 << 24},
 		{"policy ranges max", c.PolicyRangesMax, 1, 1 << 24},
 	} {
 		if f.value < f.min || f.value > f.max {
 			errs = append(errs, fmt.Errorf("%s %d: want %d to %d", f.name, f.value, f.min, f.max))
 		}
+	}
+	if !maglev.ValidSize(c.MaglevTableSize) {
+		errs = append(errs, fmt.Errorf("maglev table size %d: want a prime, %d at most", c.MaglevTableSize, maglev.MaxSize))
 	}
 	if c.ReportInterval <= 0 {
 		errs = append(errs, fmt.Errorf("report interval %v: want more than 0", c.ReportInterval))

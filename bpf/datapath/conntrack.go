@@ -214,10 +214,13 @@ func (c *Conntrack) walk(f func(k *tcCtKey, e *tcCtConn) bool) error {
 	}
 }
 
+// kindICMP is KIND_ICMP of lib/packet.h.
+const kindICMP = 1
+
 func connOf(k *tcCtKey, e *tcCtConn) Conn {
 	lo := netip.AddrPortFrom(k.Lo.netip(), port16(k.LoPort))
 	hi := netip.AddrPortFrom(k.Hi.netip(), port16(k.HiPort))
-	if k.Kind != 0 {
+	if k.Kind == kindICMP {
 		lo, hi = netip.AddrPortFrom(lo.Addr(), 0), netip.AddrPortFrom(hi.Addr(), 0)
 	}
 	c := Conn{

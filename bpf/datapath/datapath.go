@@ -74,7 +74,7 @@ func (d *Datapath) load() error {
 	d.ipcache = &IPCache{m: maps[tcMapIpcache]}
 	d.conntrack = newConntrack(maps[tcMapCt], d.coll.Programs[tcProgSweep])
 	var err error
-	if d.services, err = newServices(maps[tcMapServices], maps[tcMapBackends]); err != nil {
+	if d.services, err = newServices(d.serviceMaps()); err != nil {
 		return err
 	}
 	d.policies, err = newPolicies(maps[tcMapPolicyEndpoints], maps[tcMapPolicyPeers], maps[tcMapPolicyRanges], maps[tcMapPolicyGeneration])
@@ -92,6 +92,14 @@ func (d *Datapath) load() error {
 		err = d.adoptRest(old)
 	}
 	return errors.Join(err, old.close())
+}
+
+func (d *Datapath) serviceMaps() serviceMaps {
+	maps := d.coll.Maps
+	return serviceMaps{
+		services: maps[tcMapServices], backends: maps[tcMapBackends], members: maps[tcMapMembers], ranges: maps[tcMapSourceRanges],
+		maglev: maps[tcMapMaglev], maglevSize: d.cfg.MaglevTableSize,
+	}
 }
 
 // Close lets go of maps and programs; what is pinned or attached stays. Nobody may use the Datapath any more, Rings above all: their memory

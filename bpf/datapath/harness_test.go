@@ -47,6 +47,8 @@ func smallConfig(pin string) Config {
 	cfg.EndpointsMax = 64
 	cfg.ServicesMax = 64
 	cfg.BackendsMax = 256
+	cfg.SourceRangesMax, cfg.MaglevMax, cfg.MaglevTableSize, cfg.AffinityMax = 64, 16, 251, 64
+	cfg.ServiceConnectionsMax = 256
 	cfg.DropsMax = 64
 	return cfg
 }

@@ -21,6 +21,8 @@ const (
 	IPCacheServices = IPCacheFlags(tcIpcacheFlagsIPCACHE_SERVICES)
 	// IPCacheNoMasquerade marks addresses outside of the cluster that see the pods' own addresses.
 	IPCacheNoMasquerade = IPCacheFlags(tcIpcacheFlagsIPCACHE_NO_MASQUERADE)
+	// IPCacheNode marks an address of a node whose identity is neither 1 nor 6: node ports are served there.
+	IPCacheNode = IPCacheFlags(tcIpcacheFlagsIPCACHE_NODE)
 )
 
 // IPCacheEntry is what is known of a prefix.

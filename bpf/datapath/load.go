@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
 )
 
 // layouts gives the layout version of every pinned map. A change of a key or value type raises the number, so that two versions never share a
@@ -22,8 +24,8 @@ var layouts = map[string]int{
 	tcMapInterfaces: 2,
 	tcMapIpcache:    2,
 	tcMapDrops:      1,
-	tcMapServices:   1,
-	tcMapBackends:   1,
+	tcMapServices:   2,
+	tcMapBackends:   2,
 	tcMapSvcconn:    1,
 	tcMapFrags:      1,
 	tcMapNetns:      1,
@@ -32,6 +34,13 @@ var layouts = map[string]int{
 	tcMapMetrics:    2,
 	tcMapEvents:     1,
 	tcMapFlowstate:  1,
+
+	tcMapMembers:      1,
+	tcMapSourceRanges: 1,
+	tcMapMaglev:       1,
+	tcMapAffinity:     1,
+	tcMapChoices:      1,
+	tcMapLb:           1,
 
 	tcMapPolicyEndpoints:  1,
 	tcMapPolicyPeers:      1,
@@ -74,7 +83,7 @@ func (d *Datapath) loadCollections() error {
 	for name, m := range spec.Maps {
 		if have := d.coll.Maps[name]; have != nil && layouts[name] != 0 {
 			shared[name] = have
-			m.MaxEntries = have.MaxEntries()
+			m.MaxEntries, m.ValueSize = have.MaxEntries(), have.ValueSize()
 			if m.InnerMap != nil {
 				m.InnerMap.MaxEntries = uint32(ringBytes(d.cfg.RingBytes, ebpf.MustPossibleCPU()))
 			}
@@ -148,6 +157,8 @@ func (d *Datapath) configure(spec *ebpf.CollectionSpec) error {
 		tcVarCfgNatPortMax:     uint32(d.cfg.NATPortMax),
 		tcVarCfgTunnelIfindex:  tunnelDevice,
 		tcVarCfgTunnelPort:     tunnelPort,
+		tcVarCfgMaglevSize:     uint32(d.cfg.MaglevTableSize),
+		sockVarCfgSetRetval:    flag(features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval) == nil),
 		tcVarCfgNodeV4:         node4,
 		tcVarCfgNodeV6:         node6,
 	} {
@@ -176,16 +187,23 @@ func (d *Datapath) setSizes(spec *ebpf.CollectionSpec) error {
 		tcMapNetns:      d.cfg.EndpointsMax,
 		tcMapServices:   d.cfg.ServicesMax,
 		tcMapBackends:   d.cfg.BackendsMax,
-		tcMapFrags:      d.cfg.FragmentsMax,
-		tcMapDrops:      d.cfg.DropsMax,
-		tcMapNat:        d.cfg.NATMax,
-		tcMapEvents:     cpus,
+		tcMapMembers:    d.cfg.BackendsMax,
+
+		tcMapSourceRanges: d.cfg.SourceRangesMax,
+		tcMapMaglev:       d.cfg.MaglevMax,
+		tcMapAffinity:     d.cfg.AffinityMax,
+		tcMapLb:           2 * d.cfg.ServiceConnectionsMax,
+		tcMapFrags:        d.cfg.FragmentsMax,
+		tcMapDrops:        d.cfg.DropsMax,
+		tcMapNat:          d.cfg.NATMax,
+		tcMapEvents:       cpus,
 
 		tcMapPolicyPeers:  d.cfg.PolicyPeersMax,
 		tcMapPolicyRanges: d.cfg.PolicyRangesMax,
 	} {
 		spec.Maps[name].MaxEntries = uint32(size)
 	}
+	spec.Maps[tcMapMaglev].ValueSize = uint32(2 * d.cfg.MaglevTableSize)
 	spec.Maps[tcMapEvents].InnerMap.MaxEntries = uint32(ringBytes(d.cfg.RingBytes, cpus))
 	return nil
 }
@@ -200,6 +218,10 @@ func (d *Datapath) pinMap(name string, m *ebpf.MapSpec) error {
 	}
 	if err != nil {
 		return fmt.Errorf("pinned map %s: %w", m.Name, err)
+	}
+	if name == tcMapMaglev && pinned.ValueSize() != m.ValueSize {
+		// Tables of another size: they are made anew, and the programs that have the old map are replaced.
+		return errors.Join(pinned.Unpin(), pinned.Close())
 	}
 	if have := pinned.MaxEntries(); have != m.MaxEntries {
 		d.log.Warn("pinned map keeps its size", "map", m.Name, "size", have, "configured", m.MaxEntries)

@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 func TestEndpoints(t *testing.T) {
@@ -115,77 +113,6 @@ func TestIPCache(t *testing.T) {
 	}
 	if err := c.Upsert(netip.Prefix{}, IPCacheEntry{}); err == nil {
 		t.Error("took an invalid prefix")
-	}
-}
-
-func TestServices(t *testing.T) {
-	pin := bpffs(t)
-	d := load(t, smallConfig(pin))
-	f4, f6 := Frontend{vip4, 80, unix.IPPROTO_TCP}, Frontend{vip6, 53, unix.IPPROTO_UDP}
-	for _, svc := range []Service{
-		{f4, 1, []netip.AddrPort{at(podA4, 8080)}},
-		{f4, 1, []netip.AddrPort{at(podA4, 8080), at(podB4, 8080)}},
-		{f6, 2, nil},
-	} {
-		if err := d.Services().Upsert(svc); err != nil {
-			t.Fatal(err)
-		}
-	}
-	check := func(d *Datapath, want ...string) {
-		t.Helper()
-		list, err := d.Services().List()
-		if err != nil {
-			t.Fatal(err)
-		}
-		var got []string
-		for _, s := range list {
-			got = append(got, fmt.Sprint(s))
-		}
-		slices.Sort(got)
-		slices.Sort(want)
-		if !slices.Equal(got, want) {
-			t.Errorf("services %v, want %v", got, want)
-		}
-	}
-	backends := func(d *Datapath) (n int) {
-		var k tcBackendKey
-		var v tcBackend
-		it := d.coll.Maps[tcMapBackends].Iterate()
-		for it.Next(&k, &v) {
-			n++
-		}
-		return n
-	}
-	all := []string{fmt.Sprint(Service{f4, 1, []netip.AddrPort{at(podA4, 8080), at(podB4, 8080)}}), fmt.Sprint(Service{f6, 2, nil})}
-	check(d, all...)
-	if n := backends(d); n != 2 {
-		t.Errorf("%d backends, want 2: the old set goes", n)
-	}
-	// What a process left half done when it died goes with the next Load.
-	if err := d.coll.Maps[tcMapBackends].Put(tcBackendKey{Set: 999, Slot: 0}, tcBackend{}); err != nil {
-		t.Fatal(err)
-	}
-	again := load(t, smallConfig(pin))
-	if n := backends(again); n != 2 {
-		t.Errorf("%d backends after a restart, want 2", n)
-	}
-	check(again, all...)
-	if err := again.Services().Upsert(Service{f4, 1, []netip.AddrPort{at(podB4, 1)}}); err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range []Frontend{f6, f4, f4} {
-		if err := again.Services().Delete(f); err != nil {
-			t.Fatal(err)
-		}
-	}
-	check(again)
-	if n := backends(again); n != 0 {
-		t.Errorf("%d backends left", n)
-	}
-	for _, bad := range []Service{{f4, 0, nil}, {Frontend{}, 1, nil}, {f4, 1, []netip.AddrPort{at(podA6, 1)}}} {
-		if err := again.Services().Upsert(bad); err == nil {
-			t.Errorf("took %+v", bad)
-		}
 	}
 }
 

@@ -209,7 +209,7 @@ func TestMasqueradeRefusals(t *testing.T) {
 		{first, actOK, 0},
 		{udp(t, at(podA4, 1001), at(out4, 53), 10), actShot, DropNoNATPort},
 		{udp(t, at(podA4, 1001), at(other, 53), 10), actOK, 0},
-		{rawIP(t, podA4, out4, unix.IPPROTO_SCTP, make([]byte, 16), nil), actShot, DropNATProtocol},
+		{rawIP(t, podA4, out4, unix.IPPROTO_ICMP, append([]byte{17}, make([]byte, 15)...), nil), actShot, DropNATProtocol},
 	} {
 		b.records()
 		v := leave(c.packet)

@@ -96,6 +96,8 @@ const (
 	DropNoNATPort        = uint8(tcDropReasonDROP_NO_NAT_PORT)
 	DropNATProtocol      = uint8(tcDropReasonDROP_NAT_PROTOCOL)
 	DropIsClusterIP      = uint8(tcDropReasonDROP_IS_CLUSTER_IP)
+	DropSourceRange      = uint8(tcDropReasonDROP_SOURCE_RANGE)
+	DropNoRoute          = uint8(tcDropReasonDROP_NO_ROUTE)
 	DropUnknownFragment  = uint8(tcDropReasonDROP_UNKNOWN_FRAGMENT)
 	DropForbiddenICMPv6  = uint8(tcDropReasonDROP_FORBIDDEN_ICMP6)
 	DropTTLExceeded      = uint8(tcDropReasonDROP_TTL_EXCEEDED)

@@ -48,13 +48,26 @@ static __always_inline void target_write6(struct bpf_sock_addr *ctx, const struc
 	((volatile struct bpf_sock_addr *)ctx)->user_port = port;
 }
 
+// refuse makes the call fail as one to a closed port does, where the kernel lets us choose; else with EPERM.
+static __always_inline int refuse(void)
+{
+	if (cfg_set_retval)
+		bpf_set_retval(-ECONNREFUSED);
+	return SOCK_REFUSE;
+}
+
 static __always_inline int forward4(struct bpf_sock_addr *ctx, bool datagram)
 {
 	struct target t = {};
 
 	target_read4(ctx, &t);
-	if (sock_translate(ctx, &t, datagram))
+	switch (sock_translate(ctx, &t, datagram)) {
+	case SOCK_TRANSLATED:
 		target_write4(ctx, &t);
+		break;
+	case SOCK_REFUSED:
+		return refuse();
+	}
 	return SOCK_ALLOW;
 }
 
@@ -63,8 +76,13 @@ static __always_inline int forward6(struct bpf_sock_addr *ctx, bool datagram)
 	struct target t = {};
 
 	target_read6(ctx, &t);
-	if (sock_translate(ctx, &t, datagram))
+	switch (sock_translate(ctx, &t, datagram)) {
+	case SOCK_TRANSLATED:
 		target_write6(ctx, &t);
+		break;
+	case SOCK_REFUSED:
+		return refuse();
+	}
 	return SOCK_ALLOW;
 }
 

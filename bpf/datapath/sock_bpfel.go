@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	sockMapAffinity          = "affinity"
 	sockMapBackends          = "backends"
 	sockMapChoices           = "choices"
 	sockMapCt                = "ct"
@@ -25,6 +26,8 @@ const (
 	sockMapFlowstate         = "flowstate"
 	sockMapInterfaces        = "interfaces"
 	sockMapIpcache           = "ipcache"
+	sockMapMaglev            = "maglev"
+	sockMapMembers           = "members"
 	sockMapMetrics           = "metrics"
 	sockMapNetns             = "netns"
 	sockMapPolicyEndpoints   = "policy_endpoints"
@@ -33,6 +36,7 @@ const (
 	sockMapPolicyRanges      = "policy_ranges"
 	sockMapServices          = "services"
 	sockMapSockrev           = "sockrev"
+	sockMapSourceRanges      = "source_ranges"
 	sockMapSvcconn           = "svcconn"
 	sockProgConnect4         = "connect4"
 	sockProgConnect6         = "connect6"
@@ -45,12 +49,14 @@ const (
 	sockProgSockOps          = "sock_ops"
 	sockVarCfgEveryPacket    = "cfg_every_packet"
 	sockVarCfgIcmp           = "cfg_icmp"
+	sockVarCfgMaglevSize     = "cfg_maglev_size"
 	sockVarCfgMasquerade     = "cfg_masquerade"
 	sockVarCfgNatPortMax     = "cfg_nat_port_max"
 	sockVarCfgNatPortMin     = "cfg_nat_port_min"
 	sockVarCfgNodeV4         = "cfg_node_v4"
 	sockVarCfgNodeV6         = "cfg_node_v6"
 	sockVarCfgReportInterval = "cfg_report_interval"
+	sockVarCfgSetRetval      = "cfg_set_retval"
 	sockVarCfgTcpClosed      = "cfg_tcp_closed"
 	sockVarCfgTcpClosing     = "cfg_tcp_closing"
 	sockVarCfgTcpEstablished = "cfg_tcp_established"
@@ -121,6 +127,7 @@ type sockProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockMapSpecs struct {
+	Affinity         *ebpf.MapSpec `ebpf:"affinity"`
 	Backends         *ebpf.MapSpec `ebpf:"backends"`
 	Choices          *ebpf.MapSpec `ebpf:"choices"`
 	Ct               *ebpf.MapSpec `ebpf:"ct"`
@@ -130,6 +137,8 @@ type sockMapSpecs struct {
 	Flowstate        *ebpf.MapSpec `ebpf:"flowstate"`
 	Interfaces       *ebpf.MapSpec `ebpf:"interfaces"`
 	Ipcache          *ebpf.MapSpec `ebpf:"ipcache"`
+	Maglev           *ebpf.MapSpec `ebpf:"maglev"`
+	Members          *ebpf.MapSpec `ebpf:"members"`
 	Metrics          *ebpf.MapSpec `ebpf:"metrics"`
 	Netns            *ebpf.MapSpec `ebpf:"netns"`
 	PolicyEndpoints  *ebpf.MapSpec `ebpf:"policy_endpoints"`
@@ -138,6 +147,7 @@ type sockMapSpecs struct {
 	PolicyRanges     *ebpf.MapSpec `ebpf:"policy_ranges"`
 	Services         *ebpf.MapSpec `ebpf:"services"`
 	Sockrev          *ebpf.MapSpec `ebpf:"sockrev"`
+	SourceRanges     *ebpf.MapSpec `ebpf:"source_ranges"`
 	Svcconn          *ebpf.MapSpec `ebpf:"svcconn"`
 }
 
@@ -147,12 +157,14 @@ type sockMapSpecs struct {
 type sockVariableSpecs struct {
 	CfgEveryPacket    *ebpf.VariableSpec `ebpf:"cfg_every_packet"`
 	CfgIcmp           *ebpf.VariableSpec `ebpf:"cfg_icmp"`
+	CfgMaglevSize     *ebpf.VariableSpec `ebpf:"cfg_maglev_size"`
 	CfgMasquerade     *ebpf.VariableSpec `ebpf:"cfg_masquerade"`
 	CfgNatPortMax     *ebpf.VariableSpec `ebpf:"cfg_nat_port_max"`
 	CfgNatPortMin     *ebpf.VariableSpec `ebpf:"cfg_nat_port_min"`
 	CfgNodeV4         *ebpf.VariableSpec `ebpf:"cfg_node_v4"`
 	CfgNodeV6         *ebpf.VariableSpec `ebpf:"cfg_node_v6"`
 	CfgReportInterval *ebpf.VariableSpec `ebpf:"cfg_report_interval"`
+	CfgSetRetval      *ebpf.VariableSpec `ebpf:"cfg_set_retval"`
 	CfgTcpClosed      *ebpf.VariableSpec `ebpf:"cfg_tcp_closed"`
 	CfgTcpClosing     *ebpf.VariableSpec `ebpf:"cfg_tcp_closing"`
 	CfgTcpEstablished *ebpf.VariableSpec `ebpf:"cfg_tcp_established"`
@@ -186,6 +198,7 @@ func (o *sockObjects) Close() error {
 //
 // It can be passed to loadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockMaps struct {
+	Affinity         *ebpf.Map `ebpf:"affinity"`
 	Backends         *ebpf.Map `ebpf:"backends"`
 	Choices          *ebpf.Map `ebpf:"choices"`
 	Ct               *ebpf.Map `ebpf:"ct"`
@@ -195,6 +208,8 @@ type sockMaps struct {
 	Flowstate        *ebpf.Map `ebpf:"flowstate"`
 	Interfaces       *ebpf.Map `ebpf:"interfaces"`
 	Ipcache          *ebpf.Map `ebpf:"ipcache"`
+	Maglev           *ebpf.Map `ebpf:"maglev"`
+	Members          *ebpf.Map `ebpf:"members"`
 	Metrics          *ebpf.Map `ebpf:"metrics"`
 	Netns            *ebpf.Map `ebpf:"netns"`
 	PolicyEndpoints  *ebpf.Map `ebpf:"policy_endpoints"`
@@ -203,11 +218,13 @@ type sockMaps struct {
 	PolicyRanges     *ebpf.Map `ebpf:"policy_ranges"`
 	Services         *ebpf.Map `ebpf:"services"`
 	Sockrev          *ebpf.Map `ebpf:"sockrev"`
+	SourceRanges     *ebpf.Map `ebpf:"source_ranges"`
 	Svcconn          *ebpf.Map `ebpf:"svcconn"`
 }
 
 func (m *sockMaps) Close() error {
 	return _SockClose(
+		m.Affinity,
 		m.Backends,
 		m.Choices,
 		m.Ct,
@@ -217,6 +234,8 @@ func (m *sockMaps) Close() error {
 		m.Flowstate,
 		m.Interfaces,
 		m.Ipcache,
+		m.Maglev,
+		m.Members,
 		m.Metrics,
 		m.Netns,
 		m.PolicyEndpoints,
@@ -225,6 +244,7 @@ func (m *sockMaps) Close() error {
 		m.PolicyRanges,
 		m.Services,
 		m.Sockrev,
+		m.SourceRanges,
 		m.Svcconn,
 	)
 }
@@ -235,12 +255,14 @@ func (m *sockMaps) Close() error {
 type sockVariables struct {
 	CfgEveryPacket    *ebpf.Variable `ebpf:"cfg_every_packet"`
 	CfgIcmp           *ebpf.Variable `ebpf:"cfg_icmp"`
+	CfgMaglevSize     *ebpf.Variable `ebpf:"cfg_maglev_size"`
 	CfgMasquerade     *ebpf.Variable `ebpf:"cfg_masquerade"`
 	CfgNatPortMax     *ebpf.Variable `ebpf:"cfg_nat_port_max"`
 	CfgNatPortMin     *ebpf.Variable `ebpf:"cfg_nat_port_min"`
 	CfgNodeV4         *ebpf.Variable `ebpf:"cfg_node_v4"`
 	CfgNodeV6         *ebpf.Variable `ebpf:"cfg_node_v6"`
 	CfgReportInterval *ebpf.Variable `ebpf:"cfg_report_interval"`
+	CfgSetRetval      *ebpf.Variable `ebpf:"cfg_set_retval"`
 	CfgTcpClosed      *ebpf.Variable `ebpf:"cfg_tcp_closed"`
 	CfgTcpClosing     *ebpf.Variable `ebpf:"cfg_tcp_closing"`
 	CfgTcpEstablished *ebpf.Variable `ebpf:"cfg_tcp_established"`

@@ -81,8 +81,8 @@ func serviceWorld(t testing.TB) (w *world, client, server *pod) {
 		w.do(w.IPCache().Upsert(netip.MustParsePrefix(p), IPCacheEntry{Flags: IPCacheServices}))
 	}
 	for _, proto := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
-		w.do(w.Services().Upsert(Service{Frontend{vip4, 80, proto}, serviceID, []netip.AddrPort{at(podB4, 8080)}}))
-		w.do(w.Services().Upsert(Service{Frontend{vip6, 80, proto}, serviceID, []netip.AddrPort{at(podB6, 8080)}}))
+		w.do(w.Services().Upsert(Service{Frontend: Frontend{vip4, 80, proto}, ID: serviceID, Backends: backends(at(podB4, 8080))}))
+		w.do(w.Services().Upsert(Service{Frontend: Frontend{vip6, 80, proto}, ID: serviceID, Backends: backends(at(podB6, 8080))}))
 	}
 	return w, client, server
 }
@@ -319,7 +319,7 @@ func TestServiceChanges(t *testing.T) {
 			return err
 		}
 		for _, backend := range []uint16{8080, 8081, 8080} {
-			if err := w.Services().Upsert(Service{f, serviceID, []netip.AddrPort{at(podB4, backend)}}); err != nil {
+			if err := w.Services().Upsert(Service{Frontend: f, ID: serviceID, Backends: backends(at(podB4, backend))}); err != nil {
 				return err
 			}
 			w.records()

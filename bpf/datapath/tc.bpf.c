@@ -9,6 +9,7 @@
 #include "exported.h"
 #include "frags.h"
 #include "host.h"
+#include "inbound_service.h"
 #include "overlay.h"
 #include "sweep.h"
 #include "upgrade.h"
@@ -38,6 +39,20 @@ static __always_inline bool icmp6_control(const struct packet *p, int *verdict, 
 		*reason = DROP_FORBIDDEN_ICMP6;
 	}
 	return false;
+}
+
+// local_peer finds the endpoint of this node that a pod's packet goes to, and notes it in scratch.
+static __always_inline struct endpoint *local_peer(struct packet *p, struct pass *o, const struct endpoint *src)
+{
+	struct endpoint *dst = endpoint_find(&p->dst);
+
+	if (dst) {
+		o->local_peer = 1;
+		o->peer_identity = dst->identity;
+		o->peer = endpoint_peer(dst);
+		o->hairpin = dst->id == src->id;
+	}
+	return dst;
 }
 
 // from_pod: everything that a pod sends, at the ingress of the host side of its veth pair.
@@ -89,18 +104,42 @@ int from_pod(struct __sk_buff *skb)
 		reason = frags_resolve();
 	if (reason)
 		goto refuse;
-	dst = endpoint_find(&p->dst);
-	if (dst) {
-		o->local_peer = 1;
-		o->peer_identity = dst->identity;
-		o->peer = endpoint_peer(dst);
-		o->hairpin = dst->id == src->id;
+	if (p->proto == IPPROTO_UDP && lb_moved(skb)) {
+		reason = CT_TRANSLATE;
+	} else if (p->icmp_error) {
+		reason = lb_forward_error(skb);
+		if (reason > 0)
+			goto refuse;
 	}
-	reason = ct_update(skb);
+	if (reason != CT_TRANSLATE) {
+		dst = local_peer(p, o, src);
+		reason = ct_update(skb);
+	}
+	if (reason == CT_TRANSLATE) {
+		reason = lb_outbound(skb);
+		if (reason == LB_HAIRPIN_DONE) {
+			skb->cb[0] = src->ifindex;
+			return bpf_redirect_peer(src->ifindex, 0);
+		}
+		if (!reason) {
+			dst = local_peer(p, o, src);
+			reason = ct_update(skb);
+		}
+	}
 	if (reason)
 		goto refuse;
 	if (dst)
 		return deliver(skb, s, dst, src, false);
+	if (lb_is_answer(s)) {
+		reason = lb_answer(skb, p);
+		if (reason == LB_TRANSLATED) {
+			reason = -lb_send(skb);
+			if (reason <= 0)
+				return -reason;
+		}
+		if (reason)
+			goto refuse;
+	}
 	if (o->point == POINT_TO_HOST && host_enforced()) {
 		reason = host_check(skb, 0, 0, 0);
 		return reason ? drop(skb, reason) : TC_ACT_OK;
@@ -128,7 +167,8 @@ refuse:
 	dst = endpoint_find(&p->dst);
 	if (dst)
 		o->peer_identity = dst->identity;
-	return drop(skb, reason);
+	verdict = drop(skb, reason);
+	return p->translated == TRANSLATED_REFUSED ? answer_unreachable(skb) : verdict;
 }
 
 // inbound delivers what comes from the uplink or from the node's own stack to a local endpoint.
@@ -137,7 +177,7 @@ static __always_inline int inbound(struct __sk_buff *skb, struct scratch *s, boo
 	struct packet *p = &s->packet;
 	struct ipcache_entry *range;
 	struct endpoint *dst;
-	int reason;
+	int reason, verdict;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
 		return TC_ACT_OK;
@@ -159,20 +199,19 @@ static __always_inline int inbound(struct __sk_buff *skb, struct scratch *s, boo
 		return drop(skb, reason);
 	}
 	if (from_uplink) {
-		const volatile struct addr *own = p->v4 ? &cfg_node_v4 : &cfg_node_v6;
+		const volatile struct addr *node = p->v4 ? &cfg_node_v4 : &cfg_node_v6;
+		bool own = p->dst.hi == node->hi && p->dst.lo == node->lo;
 
-		if (p->dst.hi == own->hi && p->dst.lo == own->lo) {
-			if (!cfg_masquerade || reason)
-				return host_inbound(skb, reason);
-			reason = nat_in(skb);
-			if (reason == NAT_NOT_OURS)
-				return host_inbound(skb, 0);
-			dst = endpoint_find(&p->dst);
-			if (dst && reason == NAT_TRANSLATED)
-				return deliver(skb, s, dst, NULL, true);
-			inbound_fault(s, dst);
-			return drop(skb, reason == NAT_TRANSLATED ? DROP_UNROUTABLE : reason);
-		}
+		if (!reason && p->fragment != FRAGMENT_LATER)
+			reason = packet_l4(skb);
+		if (!reason && p->fragment)
+			reason = frags_resolve();
+		if (!reason && own && inbound_claimed(skb, s, &verdict))
+			return verdict;
+		if (!reason && !host_exempt(p) && inbound_service(skb, s, &verdict))
+			return verdict;
+		if (own)
+			return host_inbound(skb, reason);
 	} else if (!p->v4 && (p->dst.lo || p->dst.hi) && (bpf_ntohl((__u32)p->dst.hi) >> 24) == 0xff) {
 		metric_add(METRIC_MULTICAST_CONTROL, 1, p->bytes);
 		return TC_ACT_SHOT;

@@ -54,11 +54,27 @@ const (
 	tcAdoptResultADOPT_FAILED tcAdoptResult = 2
 )
 
+type tcAffinityEntry struct {
+	_       structs.HostLayout
+	Backend tcAddr
+	Time    uint64
+	Port    uint16
+	Pad     [6]uint8
+}
+
+type tcAffinityKey struct {
+	_      structs.HostLayout
+	Client tcAddr
+	Group  uint32
+	Pad    uint32
+}
+
 type tcBackend struct {
 	_    structs.HostLayout
 	Addr tcAddr
 	Port uint16
-	Pad  [6]uint8
+	Pad  [2]uint8
+	Set  uint32
 }
 
 type tcBackendKey struct {
@@ -117,6 +133,7 @@ const (
 	tcCtFlagsCT_V4          tcCtFlags = 8
 	tcCtFlagsCT_LO_IS_LOCAL tcCtFlags = 16
 	tcCtFlagsCT_ANSWERED    tcCtFlags = 32
+	tcCtFlagsCT_TRANSLATED  tcCtFlags = 64
 )
 
 type tcCtKey struct {
@@ -180,9 +197,11 @@ const (
 	tcDropReasonDROP_NO_TUNNEL_ENDPOINT tcDropReason = 160
 	tcDropReasonDROP_NO_NAT_PORT        tcDropReason = 167
 	tcDropReasonDROP_NAT_PROTOCOL       tcDropReason = 168
+	tcDropReasonDROP_NO_ROUTE           tcDropReason = 169
 	tcDropReasonDROP_IS_CLUSTER_IP      tcDropReason = 174
 	tcDropReasonDROP_UNKNOWN_FRAGMENT   tcDropReason = 175
 	tcDropReasonDROP_FORBIDDEN_ICMP6    tcDropReason = 176
+	tcDropReasonDROP_SOURCE_RANGE       tcDropReason = 177
 	tcDropReasonDROP_POLICY_DENY        tcDropReason = 181
 	tcDropReasonDROP_TTL_EXCEEDED       tcDropReason = 196
 )
@@ -259,6 +278,7 @@ const (
 	tcIpcacheFlagsIPCACHE_LOCAL_PODS    tcIpcacheFlags = 1
 	tcIpcacheFlagsIPCACHE_SERVICES      tcIpcacheFlags = 2
 	tcIpcacheFlagsIPCACHE_NO_MASQUERADE tcIpcacheFlags = 4
+	tcIpcacheFlagsIPCACHE_NODE          tcIpcacheFlags = 8
 )
 
 type tcIpcacheKey struct {
@@ -274,6 +294,33 @@ const (
 	tcKnownBitsKNOWN_SRTT            tcKnownBits = 2
 	tcKnownBitsKNOWN_RETRANSMISSIONS tcKnownBits = 4
 )
+
+type tcLbEntry struct {
+	_       structs.HostLayout
+	Addr    tcAddr
+	Expires uint64
+	Service uint32
+	Set     uint32
+	Port    uint16
+	Flags   uint8
+	Pad     [5]uint8
+}
+
+type tcLbScratch struct {
+	_       structs.HostLayout
+	Service tcService
+	Entry   tcLbEntry
+	Kind    uint32
+	Pad     uint32
+}
+
+type tcMemberKey struct {
+	_    structs.HostLayout
+	Addr tcAddr
+	Set  uint32
+	Port uint16
+	Pad  [2]uint8
+}
 
 type tcMetric uint32
 
@@ -360,6 +407,13 @@ const (
 	tcPolicyVerdictPOLICY_DEFAULT_DENY tcPolicyVerdict = 2
 	tcPolicyVerdictPOLICY_DENY         tcPolicyVerdict = 3
 )
+
+type tcRangeKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Service   uint32
+	Addr      [16]uint8
+}
 
 type tcRecord struct {
 	_               structs.HostLayout
@@ -456,9 +510,11 @@ type tcScratch struct {
 		V4             uint8
 		Starts         uint8
 		IcmpError      uint8
-		Pad            uint8
+		Translated     uint8
 		Cpu            uint32
 		TunnelIdentity uint32
+		Service        uint32
+		_              [4]byte
 	}
 	Pass struct {
 		_               structs.HostLayout
@@ -483,7 +539,8 @@ type tcScratch struct {
 		PolicyDirection uint8
 		Decided         uint8
 		Hairpin         uint8
-		Pad             [3]uint8
+		Translated      uint8
+		Pad             [2]uint8
 	}
 	Decision struct {
 		_               structs.HostLayout
@@ -511,12 +568,32 @@ type tcScratch struct {
 }
 
 type tcService struct {
-	_     structs.HostLayout
-	Id    uint32
-	Set   uint32
-	Count uint32
-	Flags uint32
+	_                structs.HostLayout
+	Id               uint32
+	Set              uint32
+	Ready            uint32
+	ReadyLocal       uint32
+	TerminatingLocal uint32
+	Total            uint32
+	Group            uint32
+	Affinity         uint32
+	Flags            uint32
+	Kind             uint32
+	Check            uint64
 }
+
+type tcServiceFlags uint32
+
+const (
+	tcServiceFlagsSERVICE_LOCAL          tcServiceFlags = 1
+	tcServiceFlagsSERVICE_LOCAL_OUTSIDE  tcServiceFlags = 2
+	tcServiceFlagsSERVICE_RANGES         tcServiceFlags = 4
+	tcServiceFlagsSERVICE_MAGLEV         tcServiceFlags = 8
+	tcServiceFlagsSERVICE_MAGLEV_LOCAL   tcServiceFlags = 16
+	tcServiceFlagsSERVICE_GIVEN_MAGLEV   tcServiceFlags = 256
+	tcServiceFlagsSERVICE_GIVEN_INTERNAL tcServiceFlags = 512
+	tcServiceFlagsSERVICE_GIVEN_EXTERNAL tcServiceFlags = 1024
+)
 
 type tcServiceKey struct {
 	_     structs.HostLayout
@@ -524,6 +601,17 @@ type tcServiceKey struct {
 	Port  uint16
 	Proto uint8
 	Pad   [5]uint8
+}
+
+type tcSockChoice struct {
+	_           structs.HostLayout
+	Vip         tcAddr
+	Backend     tcAddr
+	VipPort     uint16
+	BackendPort uint16
+	Service     uint32
+	Set         uint32
+	Connected   uint32
 }
 
 type tcSvcconnKey struct {
@@ -576,7 +664,9 @@ type tcTraffic struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	tcMapAdoptNotes        = "adopt_notes"
+	tcMapAffinity          = "affinity"
 	tcMapBackends          = "backends"
+	tcMapChoices           = "choices"
 	tcMapCt                = "ct"
 	tcMapDrops             = "drops"
 	tcMapEndpoints         = "endpoints"
@@ -585,6 +675,10 @@ const (
 	tcMapFrags             = "frags"
 	tcMapInterfaces        = "interfaces"
 	tcMapIpcache           = "ipcache"
+	tcMapLb                = "lb"
+	tcMapLbScratch         = "lb_scratch"
+	tcMapMaglev            = "maglev"
+	tcMapMembers           = "members"
 	tcMapMetrics           = "metrics"
 	tcMapNat               = "nat"
 	tcMapNetns             = "netns"
@@ -594,6 +688,7 @@ const (
 	tcMapPolicyRanges      = "policy_ranges"
 	tcMapScratch           = "scratch"
 	tcMapServices          = "services"
+	tcMapSourceRanges      = "source_ranges"
 	tcMapSvcconn           = "svcconn"
 	tcProgAdopt            = "adopt"
 	tcProgFromHost         = "from_host"
@@ -606,12 +701,14 @@ const (
 	tcProgToPod            = "to_pod"
 	tcVarCfgEveryPacket    = "cfg_every_packet"
 	tcVarCfgIcmp           = "cfg_icmp"
+	tcVarCfgMaglevSize     = "cfg_maglev_size"
 	tcVarCfgMasquerade     = "cfg_masquerade"
 	tcVarCfgNatPortMax     = "cfg_nat_port_max"
 	tcVarCfgNatPortMin     = "cfg_nat_port_min"
 	tcVarCfgNodeV4         = "cfg_node_v4"
 	tcVarCfgNodeV6         = "cfg_node_v6"
 	tcVarCfgReportInterval = "cfg_report_interval"
+	tcVarCfgSetRetval      = "cfg_set_retval"
 	tcVarCfgTcpClosed      = "cfg_tcp_closed"
 	tcVarCfgTcpClosing     = "cfg_tcp_closing"
 	tcVarCfgTcpEstablished = "cfg_tcp_established"
@@ -684,7 +781,9 @@ type tcProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcMapSpecs struct {
 	AdoptNotes       *ebpf.MapSpec `ebpf:"adopt_notes"`
+	Affinity         *ebpf.MapSpec `ebpf:"affinity"`
 	Backends         *ebpf.MapSpec `ebpf:"backends"`
+	Choices          *ebpf.MapSpec `ebpf:"choices"`
 	Ct               *ebpf.MapSpec `ebpf:"ct"`
 	Drops            *ebpf.MapSpec `ebpf:"drops"`
 	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
@@ -693,6 +792,10 @@ type tcMapSpecs struct {
 	Frags            *ebpf.MapSpec `ebpf:"frags"`
 	Interfaces       *ebpf.MapSpec `ebpf:"interfaces"`
 	Ipcache          *ebpf.MapSpec `ebpf:"ipcache"`
+	Lb               *ebpf.MapSpec `ebpf:"lb"`
+	LbScratch        *ebpf.MapSpec `ebpf:"lb_scratch"`
+	Maglev           *ebpf.MapSpec `ebpf:"maglev"`
+	Members          *ebpf.MapSpec `ebpf:"members"`
 	Metrics          *ebpf.MapSpec `ebpf:"metrics"`
 	Nat              *ebpf.MapSpec `ebpf:"nat"`
 	Netns            *ebpf.MapSpec `ebpf:"netns"`
@@ -702,6 +805,7 @@ type tcMapSpecs struct {
 	PolicyRanges     *ebpf.MapSpec `ebpf:"policy_ranges"`
 	Scratch          *ebpf.MapSpec `ebpf:"scratch"`
 	Services         *ebpf.MapSpec `ebpf:"services"`
+	SourceRanges     *ebpf.MapSpec `ebpf:"source_ranges"`
 	Svcconn          *ebpf.MapSpec `ebpf:"svcconn"`
 }
 
@@ -711,12 +815,14 @@ type tcMapSpecs struct {
 type tcVariableSpecs struct {
 	CfgEveryPacket    *ebpf.VariableSpec `ebpf:"cfg_every_packet"`
 	CfgIcmp           *ebpf.VariableSpec `ebpf:"cfg_icmp"`
+	CfgMaglevSize     *ebpf.VariableSpec `ebpf:"cfg_maglev_size"`
 	CfgMasquerade     *ebpf.VariableSpec `ebpf:"cfg_masquerade"`
 	CfgNatPortMax     *ebpf.VariableSpec `ebpf:"cfg_nat_port_max"`
 	CfgNatPortMin     *ebpf.VariableSpec `ebpf:"cfg_nat_port_min"`
 	CfgNodeV4         *ebpf.VariableSpec `ebpf:"cfg_node_v4"`
 	CfgNodeV6         *ebpf.VariableSpec `ebpf:"cfg_node_v6"`
 	CfgReportInterval *ebpf.VariableSpec `ebpf:"cfg_report_interval"`
+	CfgSetRetval      *ebpf.VariableSpec `ebpf:"cfg_set_retval"`
 	CfgTcpClosed      *ebpf.VariableSpec `ebpf:"cfg_tcp_closed"`
 	CfgTcpClosing     *ebpf.VariableSpec `ebpf:"cfg_tcp_closing"`
 	CfgTcpEstablished *ebpf.VariableSpec `ebpf:"cfg_tcp_established"`
@@ -752,7 +858,9 @@ func (o *tcObjects) Close() error {
 // It can be passed to loadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcMaps struct {
 	AdoptNotes       *ebpf.Map `ebpf:"adopt_notes"`
+	Affinity         *ebpf.Map `ebpf:"affinity"`
 	Backends         *ebpf.Map `ebpf:"backends"`
+	Choices          *ebpf.Map `ebpf:"choices"`
 	Ct               *ebpf.Map `ebpf:"ct"`
 	Drops            *ebpf.Map `ebpf:"drops"`
 	Endpoints        *ebpf.Map `ebpf:"endpoints"`
@@ -761,6 +869,10 @@ type tcMaps struct {
 	Frags            *ebpf.Map `ebpf:"frags"`
 	Interfaces       *ebpf.Map `ebpf:"interfaces"`
 	Ipcache          *ebpf.Map `ebpf:"ipcache"`
+	Lb               *ebpf.Map `ebpf:"lb"`
+	LbScratch        *ebpf.Map `ebpf:"lb_scratch"`
+	Maglev           *ebpf.Map `ebpf:"maglev"`
+	Members          *ebpf.Map `ebpf:"members"`
 	Metrics          *ebpf.Map `ebpf:"metrics"`
 	Nat              *ebpf.Map `ebpf:"nat"`
 	Netns            *ebpf.Map `ebpf:"netns"`
@@ -770,13 +882,16 @@ type tcMaps struct {
 	PolicyRanges     *ebpf.Map `ebpf:"policy_ranges"`
 	Scratch          *ebpf.Map `ebpf:"scratch"`
 	Services         *ebpf.Map `ebpf:"services"`
+	SourceRanges     *ebpf.Map `ebpf:"source_ranges"`
 	Svcconn          *ebpf.Map `ebpf:"svcconn"`
 }
 
 func (m *tcMaps) Close() error {
 	return _TcClose(
 		m.AdoptNotes,
+		m.Affinity,
 		m.Backends,
+		m.Choices,
 		m.Ct,
 		m.Drops,
 		m.Endpoints,
@@ -785,6 +900,10 @@ func (m *tcMaps) Close() error {
 		m.Frags,
 		m.Interfaces,
 		m.Ipcache,
+		m.Lb,
+		m.LbScratch,
+		m.Maglev,
+		m.Members,
 		m.Metrics,
 		m.Nat,
 		m.Netns,
@@ -794,6 +913,7 @@ func (m *tcMaps) Close() error {
 		m.PolicyRanges,
 		m.Scratch,
 		m.Services,
+		m.SourceRanges,
 		m.Svcconn,
 	)
 }
@@ -804,12 +924,14 @@ func (m *tcMaps) Close() error {
 type tcVariables struct {
 	CfgEveryPacket    *ebpf.Variable `ebpf:"cfg_every_packet"`
 	CfgIcmp           *ebpf.Variable `ebpf:"cfg_icmp"`
+	CfgMaglevSize     *ebpf.Variable `ebpf:"cfg_maglev_size"`
 	CfgMasquerade     *ebpf.Variable `ebpf:"cfg_masquerade"`
 	CfgNatPortMax     *ebpf.Variable `ebpf:"cfg_nat_port_max"`
 	CfgNatPortMin     *ebpf.Variable `ebpf:"cfg_nat_port_min"`
 	CfgNodeV4         *ebpf.Variable `ebpf:"cfg_node_v4"`
 	CfgNodeV6         *ebpf.Variable `ebpf:"cfg_node_v6"`
 	CfgReportInterval *ebpf.Variable `ebpf:"cfg_report_interval"`
+	CfgSetRetval      *ebpf.Variable `ebpf:"cfg_set_retval"`
 	CfgTcpClosed      *ebpf.Variable `ebpf:"cfg_tcp_closed"`
 	CfgTcpClosing     *ebpf.Variable `ebpf:"cfg_tcp_closing"`
 	CfgTcpEstablished *ebpf.Variable `ebpf:"cfg_tcp_established"`

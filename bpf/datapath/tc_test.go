@@ -218,7 +218,7 @@ func rawIP6(t testing.TB, src, dst netip.Addr, next uint8, payload []byte) []byt
 
 func TestDrops(t *testing.T) {
 	b := newBench(t, nil)
-	if err := b.Services().Upsert(Service{Frontend{vip4, 80, unix.IPPROTO_TCP}, 5, nil}); err != nil {
+	if err := b.Services().Upsert(Service{Frontend: Frontend{vip4, 80, unix.IPPROTO_TCP}, ID: 5}); err != nil {
 		t.Fatal(err)
 	}
 	hop := func(next uint8) []byte { return []byte{next, 0, 0, 0, 0, 0, 0, 0} }
@@ -277,8 +277,12 @@ func TestDrops(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			before := dropRows(t, b)
-			if v := b.run(c.program, c.ifindex, c.packet); v.code != actShot {
-				t.Fatalf("verdict %d, want drop", v.code)
+			code := uint32(actShot)
+			if c.reason == DropNoBackend {
+				code = actRedirect // an answer
+			}
+			if v := b.run(c.program, c.ifindex, c.packet); v.code != code {
+				t.Fatalf("verdict %d, want %d", v.code, code)
 			}
 			records := b.records()
 			if len(records) != 1 {

@@ -39,4 +39,9 @@ volatile const __u32 cfg_tunnel_port = 0;
 volatile const __u32 cfg_nat_port_min = 61000;
 volatile const __u32 cfg_nat_port_max = 65535;
 
+/* Slots of a Maglev table: a prime, MAGLEV_SLOTS at most. */
+volatile const __u32 cfg_maglev_size = 1021;
+/* The kernel lets a socket hook choose the error of the call that it refuses. */
+volatile const __u32 cfg_set_retval = 0;
+
 #endif

@@ -8,12 +8,14 @@
 #include "identity.h"
 #include "policy.h"
 #include "scratch.h"
+#include "lb_state.h"
 
 #define CT_MISS	      -1
 #define CT_RETRY      -2
 #define CT_RECLASSIFY -3
 #define CT_ADMIT      -4 /* a connection would begin: may it? */
 #define CT_DECIDE     -5 /* policy has changed since the connection was decided */
+#define CT_TRANSLATE  -6 /* the packet goes to a service */
 #define CT_TRIES      6
 
 #define EEXIST 17
@@ -76,7 +78,7 @@ static __always_inline void ct_init(struct ct_conn *e, const struct packet *p, c
 	e->self_identity = o->self_identity;
 	e->peer_identity = o->peer_identity;
 	e->service = 0;
-	if (sent && e->direction == DIRECTION_EGRESS)
+	if (e->direction == (sent ? DIRECTION_EGRESS : DIRECTION_INGRESS))
 		e->service = o->service;
 	e->ifindex = o->ifindex;
 	e->handshake_us = e->srtt_us = e->retransmissions = 0;
@@ -98,6 +100,8 @@ static __always_inline void ct_init(struct ct_conn *e, const struct packet *p, c
 	}
 	if (o->related)
 		e->flags |= CT_RELATED;
+	if (o->translated)
+		e->flags |= CT_TRANSLATED;
 	if (sent && o->masquerade && e->direction == DIRECTION_EGRESS)
 		e->flags |= CT_MASQUERADE;
 	ct_decided(e, o);
@@ -362,13 +366,9 @@ __noinline int ct_classify(void)
 		return 0; /* the stack has routed it */
 	if (flags & IPCACHE_LOCAL_PODS)
 		return DROP_UNROUTABLE;
-	if (flags & IPCACHE_SERVICES) {
-		struct service_key key = {.addr = p->dst, .port = p->dport, .proto = p->proto};
-
-		/* Sockets are translated before they send: what still has a service address met no backend, or is no
-		 * socket's. */
-		return bpf_map_lookup_elem(&services, &key) ? DROP_NO_BACKEND : DROP_IS_CLUSTER_IP;
-	}
+	/* A service's port is translated before it comes here. */
+	if (flags & IPCACHE_SERVICES)
+		return DROP_IS_CLUSTER_IP;
 	o->masquerade = cfg_masquerade && identity_is_outside(o->peer_identity) && !(flags & IPCACHE_NO_MASQUERADE) &&
 			(p->v4 ? cfg_node_v4.lo : cfg_node_v6.lo);
 	return 0;
@@ -484,6 +484,8 @@ __noinline int ct_admit(struct __sk_buff *skb)
 	if (o->local_peer) {
 		o->point = POINT_FROM_ENDPOINT;
 	} else if (o->sent) {
+		if (o->endpoint != HOST_ENDPOINT && lb_find(0))
+			return CT_TRANSLATE;
 		reason = ct_classify();
 		if (reason)
 			return reason;
@@ -502,7 +504,9 @@ __noinline int ct_admit(struct __sk_buff *skb)
 			o->point = POINT_TO_OVERLAY;
 		o->classified = 1;
 	}
-	if (o->sent)
+	if (p->service)
+		o->service = p->service;
+	else if (o->sent)
 		o->service = ct_service();
 	if (p->icmp_error)
 		o->related = ct_related(skb);
@@ -682,6 +686,8 @@ __noinline int ct_hit(struct __sk_buff *skb, __u32 src_is_lo)
 	v->emit = ct_count(e, p, d);
 	if (v->emit)
 		ct_snapshot(&s->record, e);
+	if (o->translated)
+		e->flags |= CT_TRANSLATED;
 	v->flags = e->flags;
 	v->connection = e->connection;
 	bpf_spin_unlock(&entry->lock);

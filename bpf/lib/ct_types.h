@@ -22,6 +22,7 @@ enum ct_flags {
 	CT_V4 = 8,
 	CT_LO_IS_LOCAL = 16, /* the key's lo side is the endpoint */
 	CT_ANSWERED = 32,    /* packets went both ways */
+	CT_TRANSLATED = 64,  /* the responder has another address for the originator: answers are translated here */
 };
 
 #define CT_AUDITED 0x80 /* in ct_conn.verdict */
@@ -36,7 +37,7 @@ struct ct_key {
 	__be16 hi_port;
 	__u16 endpoint;
 	__u8 proto;
-	__u8 kind; /* 0; 1 = ICMP that is not echo */
+	__u8 kind; /* enum kind */
 };
 
 /* ct_conn: [0] is originator to responder, [1] is back. Everything in it changes under the entry's lock, except

@@ -5,6 +5,7 @@
 
 #include "ct.h"
 #include "drop.h"
+#include "lb.h"
 
 /* deliver counts the packet in scratch at dst's observation point and hands it over. src is the sending endpoint of
  * this node, or NULL. */
@@ -26,7 +27,13 @@ static __always_inline int deliver(struct __sk_buff *skb, struct scratch *s, con
 		o->peer = endpoint_peer(src);
 		o->hairpin = src->id == dst->id;
 	}
+	o->translated = s->packet.translated && !src;
 	reason = ct_update(skb);
+	if (!reason && lb_is_answer(s)) {
+		reason = lb_answer(skb, &s->packet);
+		if (reason == LB_TRANSLATED)
+			reason = 0;
+	}
 	if (reason)
 		return drop(skb, reason);
 	skb->cb[0] = ifindex; /* seen by tests; nothing in the kernel reads it */

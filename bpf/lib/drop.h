@@ -88,6 +88,7 @@ __noinline int drop(struct __sk_buff *skb, __u32 reason)
 	r->tcp_flags = p->tcp_flags;
 	r->icmp_type = p->icmp_type;
 	r->icmp_code = p->icmp_code;
+	r->service = p->service;
 	r->rule = by_policy ? o->rule : 0;
 	r->flags = p->fragment ? RECORD_FRAGMENT : 0;
 	if (by_policy) {

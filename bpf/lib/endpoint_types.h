@@ -17,6 +17,7 @@ enum ipcache_flags {
 	IPCACHE_LOCAL_PODS = 1,	   /* a range of local pod addresses: no endpoint there means that nobody is */
 	IPCACHE_SERVICES = 2,	   /* a range of service addresses */
 	IPCACHE_NO_MASQUERADE = 4, /* reached with the pod's own address */
+	IPCACHE_NODE = 8,	   /* an address of a node, whatever its identity: node ports are served there */
 };
 
 struct ipcache_key {

@@ -8,6 +8,7 @@
 #include "endpoint_types.h"
 #include "metrics.h"
 #include "policy_types.h"
+#include "service_types.h"
 #include "upgrade.h"
 
 struct exported {
@@ -26,6 +27,7 @@ struct exported {
 	enum identity identity;
 	enum metric metric;
 	enum policy_verdict policy_verdict;
+	enum service_flags service_flags;
 	struct adopt_request adopt_request;
 	enum adopt_kind adopt_kind;
 	enum adopt_result adopt_result;

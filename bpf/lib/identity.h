@@ -3,36 +3,8 @@
 #ifndef WEIR_IDENTITY_H
 #define WEIR_IDENTITY_H
 
-#include "config.h"
-#include "maps.h"
+#include "ipcache.h"
 #include "scratch.h"
-
-static __always_inline struct endpoint *endpoint_find(const struct addr *a)
-{
-	return bpf_map_lookup_elem(&endpoints, a);
-}
-
-static __always_inline struct ipcache_entry *ipcache_find(const struct addr *a)
-{
-	struct ipcache_key key = {.prefixlen = 128};
-
-	__builtin_memcpy(key.addr, a, sizeof(key.addr));
-	return bpf_map_lookup_elem(&ipcache, &key);
-}
-
-static __always_inline __u32 identity_world(const struct addr *a)
-{
-	return addr_is_v4(a) ? cfg_world_v4 : cfg_world_v6;
-}
-
-static __always_inline __u32 identity_find(const struct addr *a)
-{
-	struct ipcache_entry *entry = ipcache_find(a);
-
-	if (entry && entry->identity)
-		return entry->identity;
-	return identity_world(a);
-}
 
 /* identity_is_outside: world, or a CIDR identity. */
 static __always_inline bool identity_is_outside(__u32 identity)

@@ -49,22 +49,6 @@ struct {
 } drops SEC(".maps"); /* written: tc programs; read: datapath.Counters */
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 8192); /* sized */
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct service_key);
-	__type(value, struct service);
-} services SEC(".maps"); /* written: datapath.Services; read: socket hooks, from_pod */
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536); /* sized */
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct backend_key);
-	__type(value, struct backend);
-} backends SEC(".maps"); /* written: datapath.Services; read: socket hooks */
-
-struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
 	__type(key, struct svcconn_key);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Masquerading of TCP, UDP, ICMP echo, and of the ICMP errors about them. A claim lives as long as the connection's ct
+/* Masquerading of TCP, UDP, SCTP, ICMP echo, and of the ICMP errors about them. A claim lives as long as the connection's ct
  * entry. */
 #ifndef WEIR_NAT_H
 #define WEIR_NAT_H
@@ -9,6 +9,7 @@
 #include "frags.h"
 #include "nat_types.h"
 #include "scratch.h"
+#include "sctp.h"
 
 #define NAT_TRIES 32
 
@@ -53,7 +54,7 @@ static __always_inline int nat_address(struct __sk_buff *skb, struct packet *p, 
 	if (p->v4) {
 		__be32 was = addr_v4(old), is = addr_v4(now);
 
-		if (has_l4 && p->proto != IPPROTO_ICMP && bpf_l4_csum_replace(skb, checksum, was, is, flags | 4))
+		if (has_l4 && p->proto != IPPROTO_ICMP && p->proto != IPPROTO_SCTP && bpf_l4_csum_replace(skb, checksum, was, is, flags | 4))
 			return DROP_WRITE_ERROR;
 		if (bpf_l3_csum_replace(skb, ETH_HLEN + 10, was, is, 4) ||
 		    bpf_skb_store_bytes(skb, ETH_HLEN + (source ? 12 : 16), &is, 4, 0))
@@ -61,13 +62,32 @@ static __always_inline int nat_address(struct __sk_buff *skb, struct packet *p, 
 	} else {
 		__s64 diff = bpf_csum_diff((__be32 *)old, sizeof(*old), (__be32 *)now, sizeof(*now), 0);
 
-		if (has_l4 && bpf_l4_csum_replace(skb, checksum, 0, diff, flags))
+		if (has_l4 && p->proto != IPPROTO_SCTP && bpf_l4_csum_replace(skb, checksum, 0, diff, flags))
 			return DROP_WRITE_ERROR;
-		if (bpf_skb_store_bytes(skb, ETH_HLEN + (source ? 8 : 24), now, sizeof(*now), 0))
+		if (bpf_skb_store_bytes(skb, ETH_HLEN + (source ? 8 : 24), now, sizeof(*now),
+					p->proto == IPPROTO_SCTP ? BPF_F_RECOMPUTE_CSUM : 0))
 			return DROP_WRITE_ERROR;
 	}
 	*old = *now;
 	return 0;
+}
+
+/* nat_sctp_ports replaces a port of SCTP. The checksum of a GSO packet is not made yet. */
+static __always_inline int nat_sctp_ports(struct __sk_buff *skb, struct packet *p, bool source, __be16 now)
+{
+	__u32 change = (__u32)((source ? p->sport : p->dport) ^ now) << (source ? 0 : 16);
+	__u32 checksum;
+
+	if (p->fragment)
+		return DROP_NAT_PROTOCOL; /* the rest of the packet is needed */
+	if (!skb->gso_size) {
+		if (bpf_skb_load_bytes(skb, p->l4 + 8, &checksum, sizeof(checksum)))
+			return DROP_WRITE_ERROR;
+		checksum ^= sctp_checksum_change(change, p->length + ETH_HLEN - p->l4);
+		if (bpf_skb_store_bytes(skb, p->l4 + 8, &checksum, sizeof(checksum), BPF_F_RECOMPUTE_CSUM))
+			return DROP_WRITE_ERROR;
+	}
+	return bpf_skb_store_bytes(skb, p->l4 + (source ? 0 : 2), &now, 2, BPF_F_RECOMPUTE_CSUM) ? DROP_WRITE_ERROR : 0;
 }
 
 /* nat_port replaces the packet's source or destination port, or the id of an echo. */
@@ -79,6 +99,14 @@ static __always_inline int nat_port(struct __sk_buff *skb, struct packet *p, boo
 	__u32 offset = p->l4 + (icmp ? 4 : source ? 0 : 2);
 
 	if (p->fragment != FRAGMENT_LATER && *old != now) {
+		if (p->proto == IPPROTO_SCTP) {
+			int reason = nat_sctp_ports(skb, p, source, now);
+
+			if (reason)
+				return reason;
+			*old = now;
+			return 0;
+		}
 		if (bpf_l4_csum_replace(skb, checksum, *old, now, nat_checksum_flags(p->proto) | 2) ||
 		    bpf_skb_store_bytes(skb, offset, &now, 2, 0))
 			return DROP_WRITE_ERROR;
@@ -269,8 +297,7 @@ __noinline int nat_out(struct __sk_buff *skb)
 	p = &s->packet;
 	if (p->icmp_error)
 		return nat_out_error(skb);
-	if (p->kind || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP && p->proto != IPPROTO_ICMP &&
-			p->proto != IPPROTO_ICMPV6))
+	if (p->kind)
 		return DROP_NAT_PROTOCOL;
 	out.src = p->src;
 	out.dst = p->dst;
@@ -326,7 +353,7 @@ __noinline int nat_in_error(struct __sk_buff *skb)
 	return reason ? reason : NAT_TRANSLATED;
 }
 
-/* nat_in turns an answer to the node's address, which is in scratch, into the pod's: NAT_NOT_OURS, NAT_TRANSLATED or a
+/* nat_in turns an answer to the node's address, which is in scratch, into the pod's or client's: NAT_NOT_OURS, NAT_TRANSLATED or a
  * drop reason. */
 __noinline int nat_in(struct __sk_buff *skb)
 {
@@ -342,10 +369,6 @@ __noinline int nat_in(struct __sk_buff *skb)
 	if (!s)
 		return NAT_NOT_OURS;
 	p = &s->packet;
-	if (p->fragment != FRAGMENT_LATER && packet_l4(skb))
-		return NAT_NOT_OURS; /* the node's stack knows what to do with it */
-	if (p->fragment && frags_resolve())
-		return NAT_NOT_OURS;
 	if (p->icmp_error)
 		return nat_in_error(skb);
 	port = bpf_ntohs(p->dport);

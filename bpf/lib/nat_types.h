@@ -8,6 +8,8 @@
 enum nat_kind {
 	NAT_OUT = 0, /* the pod's packet before translation */
 	NAT_IN = 1,  /* the answer before translation; making this row is claiming the port */
+	LB_FORWARD = 2, /* see struct lb_entry */
+	LB_REVERSE = 3,
 };
 
 /* nat_key: a tuple as a packet has it. A claim is two rows, one of each kind. ICMP echo: the asking side's port is the

@@ -4,7 +4,7 @@
 #ifndef WEIR_OVERLAY_H
 #define WEIR_OVERLAY_H
 
-#include "deliver.h"
+#include "claimed.h"
 #include "host.h"
 
 /* overlay_key names the other node and who sends: 0 or a drop reason. */
@@ -97,6 +97,12 @@ static __always_inline int overlay_inbound(struct __sk_buff *skb, struct scratch
 		return drop(skb, fault);
 	}
 	if (host_owns(&p->dst)) {
+		if (!fault && p->fragment != FRAGMENT_LATER)
+			fault = packet_l4(skb);
+		if (!fault && p->fragment)
+			fault = frags_resolve();
+		if (!fault && inbound_claimed(skb, s, &reason))
+			return reason;
 		/* The stack takes no packet that was for another MAC. */
 		bpf_skb_change_type(skb, PACKET_HOST);
 		return host_inbound(skb, fault);

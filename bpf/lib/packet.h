@@ -22,6 +22,19 @@ enum fragment {
 	FRAGMENT_LATER = 2,
 };
 
+/* kind of a ct_key. */
+enum kind {
+	KIND_CONNECTION = 0,
+	KIND_ICMP = 1,	  /* ICMP that is not echo */
+	KIND_HAIRPIN = 2, /* a pod and the service that led back to it */
+};
+
+enum translated {
+	TRANSLATED_NO = 0,
+	TRANSLATED_FORWARD = 1, /* from a service to its backend */
+	TRANSLATED_REFUSED = 2, /* the service has no backend at all */
+};
+
 struct packet {
 	struct addr src;
 	struct addr dst;
@@ -47,9 +60,10 @@ struct packet {
 	__u8 v4;
 	__u8 starts; /* begins a connection: TCP SYN, SCTP INIT */
 	__u8 icmp_error;
-	__u8 pad;
+	__u8 translated; /* enum translated */
 	__u32 cpu;
 	__u32 tunnel_identity; /* who sends it, as the tunnel says; 0 = it came by none */
+	__u32 service; /* to which it went before it was translated */
 };
 
 static __always_inline int packet_v4(struct __sk_buff *skb, struct packet *p)
@@ -210,7 +224,7 @@ static __always_inline void packet_icmp_ports(struct packet *p, __u8 type, __u8 
 	} else if (answer) {
 		p->dport = id;
 	} else {
-		p->kind = 1;
+		p->kind = KIND_ICMP;
 		p->dport = bpf_htons((__u16)type << 8 | code);
 		p->icmp_error = error;
 	}

@@ -73,9 +73,11 @@ enum drop_reason {
 	DROP_NO_TUNNEL_ENDPOINT = 160,
 	DROP_NO_NAT_PORT = 167,
 	DROP_NAT_PROTOCOL = 168,
+	DROP_NO_ROUTE = 169,
 	DROP_IS_CLUSTER_IP = 174,
 	DROP_UNKNOWN_FRAGMENT = 175,
 	DROP_FORBIDDEN_ICMP6 = 176,
+	DROP_SOURCE_RANGE = 177, /* the service is not for this client */
 	DROP_POLICY_DENY = 181, /* a rule denies it */
 	DROP_TTL_EXCEEDED = 196,
 };

@@ -30,7 +30,8 @@ struct pass {
 	__u8 policy_direction; /* enum direction: which policy decided */
 	__u8 decided;	       /* enum decided */
 	__u8 hairpin;	       /* a pod talks to itself by a service: no policy */
-	__u8 pad[3];
+	__u8 translated;       /* the packet was translated at this observation point */
+	__u8 pad[2];
 };
 
 enum decided {

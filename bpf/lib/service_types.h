@@ -12,20 +12,79 @@ struct service_key {
 	__u8 pad[5];
 };
 
-struct service {
-	__u32 id;    /* the agent's number of the service */
-	__u32 set;   /* backend set: changes with every change of the backends */
-	__u32 count; /* backends in the set */
-	__u32 flags;
+enum service_flags {
+	SERVICE_LOCAL = 1,	   /* backends of this node only */
+	SERVICE_LOCAL_OUTSIDE = 2, /* the same, for clients outside of the cluster */
+	SERVICE_RANGES = 4,	   /* clients must be in source_ranges */
+	SERVICE_MAGLEV = 8,	   /* packets choose by table */
+	SERVICE_MAGLEV_LOCAL = 16, /* there is a table of the local backends too */
+	/* What datapath.Services was given, for the next process. */
+	SERVICE_GIVEN_MAGLEV = 256,
+	SERVICE_GIVEN_INTERNAL = 512,
+	SERVICE_GIVEN_EXTERNAL = 1024,
 };
+
+/* service: a frontend, and how its set of backends lies: the ready ones first, then those that are terminating; in each
+ * part those of this node first. */
+struct service {
+	__u32 id;  /* the agent's number of the frontend */
+	__u32 set; /* backend set: another one after every change of the backends */
+	__u32 ready;
+	__u32 ready_local;
+	__u32 terminating_local;
+	__u32 total;
+	__u32 group;	/* of affinity */
+	__u32 affinity; /* seconds; 0 = none */
+	__u32 flags;	/* enum service_flags */
+	__u32 kind;	/* datapath.FrontendKind */
+	__u64 check;	/* service_check of the key: an element that was freed and used again shows in it */
+};
+
+static __always_inline __u64 service_check(const struct service_key *k)
+{
+	return k->addr.hi * 31 ^ k->addr.lo ^ ((__u64)k->port << 16 | k->proto);
+}
 
 struct backend_key {
 	__u32 set;
-	__u32 slot; /* 0 .. count-1 */
+	__u32 slot; /* 0 .. total-1 */
 };
 
 struct backend {
 	struct addr addr;
+	__be16 port;
+	__u8 pad[2];
+	__u32 set; /* of the key, for the same reason as service.check */
+};
+
+/* member_key: is an address in a set, and at which slot. */
+struct member_key {
+	struct addr addr;
+	__u32 set;
+	__be16 port;
+	__u8 pad[2];
+};
+
+struct range_key {
+	__u32 prefixlen; /* 32 + that of the mapped address */
+	__be32 service;
+	__u8 addr[16];
+};
+
+struct maglev_key {
+	__u32 set;
+	__u32 local;
+};
+
+struct affinity_key {
+	struct addr client; /* a pod's address; of a socket of the node: cookie of its network namespace and 0 */
+	__u32 group;
+	__u32 pad;
+};
+
+struct affinity_entry {
+	struct addr backend;
+	__u64 time; /* CLOCK_MONOTONIC ns, of the last connection */
 	__be16 port;
 	__u8 pad[6];
 };
@@ -38,7 +97,7 @@ struct sock_choice {
 	__be16 backend_port;
 	__u32 service;
 	__u32 set;
-	__u32 pad;
+	__u32 connected; /* UDP: no hook sees what it sends */
 };
 
 /* sockrev_key: which service address an unconnected UDP socket used when it got to this backend. */

@@ -7,15 +7,11 @@
 #include "ct_key.h"
 #include "events.h"
 #include "maps.h"
+#include "drop_types.h"
+#include "service.h"
 
-#define SOCK_ALLOW 1
-
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct sock_choice);
-} choices SEC(".maps"); /* written and read: socket hooks, sockops */
+#define SOCK_REFUSE 0
+#define SOCK_ALLOW  1
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -31,22 +27,23 @@ struct target {
 	__u8 proto;
 };
 
-/* svc_select picks any backend of a service. */
-static __always_inline struct backend *svc_select(const struct service *svc)
+static __always_inline bool sock_find(const struct target *t, struct service *svc)
 {
-	struct backend_key key = {.set = svc->set};
-
-	if (!svc->count)
-		return NULL;
-	key.slot = bpf_get_prandom_u32() % svc->count;
-	return bpf_map_lookup_elem(&backends, &key);
+	return service_find(&t->addr, t->port, t->proto, false, svc);
 }
 
-static __always_inline struct service *svc_find(const struct target *t)
+/* sock_client says who a socket is to services: its pod by address, so that packets and sockets of a pod are one client;
+ * else its network namespace. */
+static __always_inline struct netns_endpoint *sock_client(struct bpf_sock_addr *ctx, bool v4, struct addr *client)
 {
-	struct service_key key = {.addr = t->addr, .port = t->port, .proto = t->proto};
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+	struct netns_endpoint *owner = bpf_map_lookup_elem(&netns, &cookie);
 
-	return bpf_map_lookup_elem(&services, &key);
+	client->hi = cookie;
+	client->lo = 0;
+	if (owner)
+		*client = v4 ? owner->v4 : owner->v6;
+	return owner;
 }
 
 /* sock_report writes a translation record: src may be unknown. */
@@ -103,51 +100,124 @@ static __always_inline void sock_report_udp(struct bpf_sock_addr *ctx, const str
 	sock_report(&key.local, local_port, owner, choice, IPPROTO_UDP, bpf_get_socket_cookie(ctx));
 }
 
-/* sock_translate replaces a service address by a backend's; it returns whether it did. */
-static __always_inline bool sock_translate(struct bpf_sock_addr *ctx, struct target *t, bool datagram)
+/* sock_refused tells of a call to a service that has no backend for this client. No packet will: the call fails. */
+static __always_inline void sock_refused(struct bpf_sock_addr *ctx, const struct target *t, const struct service *svc,
+					 __u32 reason)
+{
+	struct drop_value zero = {}, *row;
+	struct drop_key key = {};
+	struct netns_endpoint *owner;
+	__u32 cpu = bpf_get_smp_processor_id();
+	void *ring = bpf_map_lookup_elem(&events, &cpu);
+	struct addr client;
+	struct record *r;
+
+	owner = sock_client(ctx, addr_is_v4(&t->addr), &client);
+	key.peer_identity = identity_find(&t->addr);
+	key.endpoint = owner ? owner->id : 0;
+	key.port = t->port;
+	key.direction = DIRECTION_EGRESS;
+	key.proto = t->proto;
+	key.reason = reason;
+	row = bpf_map_lookup_elem(&drops, &key);
+	if (!row) {
+		bpf_map_update_elem(&drops, &key, &zero, BPF_NOEXIST);
+		row = bpf_map_lookup_elem(&drops, &key);
+	}
+	if (row) {
+		__sync_fetch_and_add(&row->records, 1);
+		__sync_fetch_and_add(&row->packets, 1);
+	} else {
+		metric_add(METRIC_DROPS_OVERFLOW, 1, 0);
+	}
+	r = ring ? bpf_ringbuf_reserve(ring, sizeof(*r), 0) : NULL;
+	if (!r) {
+		metric_add(METRIC_LOST_DROP, 1, 0);
+		return;
+	}
+	__builtin_memset(r, 0, sizeof(*r));
+	r->time = bpf_ktime_get_ns();
+	r->type = RECORD_DROP;
+	r->dst = t->addr;
+	r->dport = bpf_ntohs(t->port);
+	r->service = svc->id;
+	r->socket_cookie = bpf_get_socket_cookie(ctx);
+	r->cgroup_id = bpf_get_current_cgroup_id();
+	r->direction = DIRECTION_EGRESS;
+	r->reason = reason;
+	r->proto = t->proto;
+	r->ip_version = addr_is_v4(&t->addr) ? 4 : 6;
+	r->dst_identity = key.peer_identity;
+	r->forward.packets = 1;
+	r->forward.first = r->forward.last = r->time;
+	if (owner) {
+		r->src = client;
+		r->endpoint = owner->id;
+		r->src_identity = owner->identity;
+		r->ifindex = owner->ifindex;
+	}
+	bpf_ringbuf_submit(r, BPF_RB_NO_WAKEUP);
+	metric_add(METRIC_WRITTEN_DROP, 1, 0);
+}
+
+enum sock_result {
+	SOCK_AS_IS = 0,
+	SOCK_TRANSLATED = 1,
+	SOCK_REFUSED = 2,
+};
+
+/* sock_translate replaces a service address by a backend's. */
+static __always_inline int sock_translate(struct bpf_sock_addr *ctx, struct target *t, bool datagram)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct sock_choice *choice;
-	struct service *svc;
-	struct backend *b;
+	struct service svc;
+	struct addr client = {};
+	struct choice got = {};
 	bool again = false;
 	__u16 local_port;
+	int i, reason = DROP_NO_BACKEND;
 
 	if (!sk)
-		return false;
+		return SOCK_AS_IS;
 	choice = bpf_sk_storage_get(&choices, sk, NULL, 0);
-	svc = svc_find(t);
-	if (!svc) {
+	if (!sock_find(t, &svc)) {
 		if (choice && !datagram)
 			bpf_sk_storage_delete(&choices, sk);
-		return false;
+		return SOCK_AS_IS;
 	}
 	if (!choice)
 		choice = bpf_sk_storage_get(&choices, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!choice)
-		return false;
-	/* An unconnected socket stays with its backend while the set is what it was. */
-	if (datagram && choice->set == svc->set && choice->vip_port == t->port && addr_equal(&choice->vip, &t->addr)) {
+		return SOCK_AS_IS;
+	/* An unconnected socket stays with its backend while that is in the set. */
+	if (datagram && choice->service == svc.id && choice->vip_port == t->port &&
+	    addr_equal(&choice->vip, &t->addr) &&
+	    (choice->set == svc.set || service_member(&svc, &choice->backend, choice->backend_port))) {
+		choice->set = svc.set;
 		again = true;
 	} else {
-		b = svc_select(svc);
-		if (!b) {
-			/* The set was replaced between the two looks: the new one is there by now. */
-			svc = svc_find(t);
-			b = svc ? svc_select(svc) : NULL;
+		if (svc.affinity || (svc.flags & SERVICE_RANGES))
+			sock_client(ctx, addr_is_v4(&t->addr), &client);
+#pragma clang loop unroll(disable)
+		for (i = 0; i < SERVICE_TRIES; i++) {
+			reason = service_select(&svc, &client, false, 0, &got);
+			if (reason != SERVICE_STALE || !sock_find(t, &svc))
+				break;
 		}
-		if (!b) {
-			/* No backend: the packet keeps the service address, and from_pod drops it with that reason. */
+		if (reason) {
 			choice->set = 0;
 			choice->service = 0;
-			return false;
+			sock_refused(ctx, t, &svc, reason == SERVICE_STALE ? DROP_NO_BACKEND : reason);
+			return SOCK_REFUSED;
 		}
 		choice->vip = t->addr;
 		choice->vip_port = t->port;
-		choice->backend = b->addr;
-		choice->backend_port = b->port;
-		choice->service = svc->id;
-		choice->set = svc->set;
+		choice->backend = got.addr;
+		choice->backend_port = got.port;
+		choice->service = svc.id;
+		choice->set = svc.set;
+		choice->connected = !datagram && t->proto == IPPROTO_UDP;
 	}
 	if (datagram && !again) {
 		struct sockrev_key key = {
@@ -163,7 +233,7 @@ static __always_inline bool sock_translate(struct bpf_sock_addr *ctx, struct tar
 	}
 	t->addr = choice->backend;
 	t->port = choice->backend_port;
-	return true;
+	return SOCK_TRANSLATED;
 }
 
 /* sock_reverse shows the service address instead of the backend's. A connected UDP socket can be asked for a datagram's

@@ -29,8 +29,8 @@ type IPCache interface {
 
 // Services are the maps of services (datapath.Services).
 type Services interface {
-	Upsert(datapath.Service) error
-	Delete(datapath.Frontend) error
+	Upsert(...datapath.Service) error
+	Delete(...datapath.Frontend) error
 	List() ([]datapath.Service, error)
 }
 

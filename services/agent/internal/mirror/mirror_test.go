@@ -58,8 +58,20 @@ type fakeServices struct {
 	rows map[datapath.Frontend]datapath.Service
 }
 
-func (m *fakeServices) Upsert(s datapath.Service) error  { m.rows[s.Frontend] = s; return nil }
-func (m *fakeServices) Delete(f datapath.Frontend) error { delete(m.rows, f); return nil }
+func (m *fakeServices) Upsert(list ...datapath.Service) error {
+	for _, s := range list {
+		m.rows[s.Frontend] = s
+	}
+	return nil
+}
+
+func (m *fakeServices) Delete(list ...datapath.Frontend) error {
+	for _, f := range list {
+		delete(m.rows, f)
+	}
+	return nil
+}
+
 func (m *fakeServices) List() ([]datapath.Service, error) {
 	var rows []datapath.Service
 	for _, s := range m.rows {

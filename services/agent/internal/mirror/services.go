@@ -157,14 +157,22 @@ func frontendsOf(s *desired.Service) []datapath.Service {
 			row := datapath.Service{Frontend: datapath.Frontend{Addr: ip, Port: p.Port, Proto: p.Proto}}
 			for _, b := range p.Backends {
 				if b.Addr.Addr().Is4() == ip.Is4() && !b.Terminating {
-					row.Backends = append(row.Backends, b.Addr)
+					row.Backends = append(row.Backends, datapath.Backend{AddrPort: b.Addr})
 				}
 			}
-			slices.SortFunc(row.Backends, netip.AddrPort.Compare)
+			slices.SortFunc(row.Backends, func(a, b datapath.Backend) int { return a.Compare(b.AddrPort) })
 			all = append(all, row)
 		}
 	}
 	return all
+}
+
+func addressesOf(backends []datapath.Backend) []netip.AddrPort {
+	var list []netip.AddrPort
+	for _, b := range backends {
+		list = append(list, b.AddrPort)
+	}
+	return list
 }
 
 func (m *Mirror) flushServices(quiet bool) error {
@@ -195,7 +203,7 @@ func (m *Mirror) flushServices(quiet bool) error {
 		}
 		row.written, row.dirty = row.desired, false
 		if !quiet {
-			m.cfg.Events.ServiceUpserted(row.desired.ID, row.service.Namespace, row.service.Name, row.service.Type, at, row.desired.Backends)
+			m.cfg.Events.ServiceUpserted(row.desired.ID, row.service.Namespace, row.service.Name, row.service.Type, at, addressesOf(row.desired.Backends))
 		}
 	}
 	return errors.Join(errs...)

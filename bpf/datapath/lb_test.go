@@ -1,0 +1,645 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+	"golang.org/x/sys/unix"
+)
+
+// Addresses of services and of who uses them from outside.
+var (
+	lb4, lb6         = netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8:100::7")
+	farNode4         = netip.MustParseAddr("172.30.0.12")
+	farNode6         = netip.MustParseAddr("fd30::12")
+	any4, any6       = netip.IPv4Unspecified(), netip.IPv6Unspecified()
+	protocolsOfPorts = map[string]uint8{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP}
+)
+
+// lbBench is a bench whose node has routes: to another node's pods and to the world.
+func lbBench(t testing.TB, change func(*Config)) *bench {
+	t.Helper()
+	b := newBench(t, func(c *Config) {
+		c.NodeIPv4, c.NodeIPv6 = node4, node6
+		if change != nil {
+			change(c)
+		}
+	})
+	err := inside(b.ns, func() error {
+		for name, value := range map[string]string{
+			"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1", "net/ipv6/conf/default/accept_dad": "0",
+			"net/ipv6/conf/all/accept_dad": "0",
+		} {
+			sysctl(t, name, value)
+		}
+		return errors.Join(linkUp("lo"), linkUp("upp"), linkUp("up"), linkUp("wra"), linkUp("wrb"), running("up"),
+			addAddr("up", "172.30.0.11/24"), addAddr("up", "fd30::11/64"),
+			addRoute("10.244.2.0/24", "up", farNode4.String()), addRoute("fd00:10:244:2::/64", "up", farNode6.String()),
+			addRoute("192.0.2.0/24", "up", "172.30.0.1"), addRoute("2001:db8::/64", "up", "fd30::1"))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for prefix, entry := range map[string]IPCacheEntry{
+		"172.30.0.12/32": {Identity: IdentityRemoteNode}, "fd30::12/128": {Identity: IdentityRemoteNode},
+		"198.51.100.7/32": {Flags: IPCacheServices}, "2001:db8:100::7/128": {Flags: IPCacheServices},
+	} {
+		if err := b.IPCache().Upsert(netip.MustParsePrefix(prefix), entry); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b
+}
+
+func (b *bench) upsert(list ...Service) {
+	b.Helper()
+	if err := b.Services().Upsert(list...); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// tuple is who a packet is from and to.
+type tuple struct {
+	src, dst netip.AddrPort
+	proto    uint8
+}
+
+func (u tuple) reversed() tuple { return tuple{u.dst, u.src, u.proto} }
+
+// segment makes a packet of the tuple: flags of TCP, or an SCTP chunk type.
+func (u tuple) packet(t testing.TB, flags uint8, payload int) []byte {
+	t.Helper()
+	switch u.proto {
+	case unix.IPPROTO_TCP:
+		return tcp(t, u.src, u.dst, flags, 100, 200, payload)
+	case unix.IPPROTO_UDP:
+		return udp(t, u.src, u.dst, payload)
+	}
+	chunk := layers.SCTPChunkTypeData
+	if flags&syn != 0 {
+		chunk = layers.SCTPChunkTypeInit
+	}
+	l := &layers.SCTP{SrcPort: layers.SCTPPort(u.src.Port()), DstPort: layers.SCTPPort(u.dst.Port()), VerificationTag: 7}
+	body := append([]byte{byte(chunk), 3, 0, byte(4 + payload)}, make([]byte, payload)...)
+	return packet(t, ip(u.src.Addr(), u.dst.Addr(), layers.IPProtocolSCTP), l, gopacket.Payload(body))
+}
+
+// decode reads a packet and checks its checksums.
+func (b *bench) decode(packet []byte) gopacket.Packet {
+	b.Helper()
+	p := gopacket.NewPacket(packet, layers.LayerTypeEthernet, gopacket.Default)
+	for _, l := range p.Layers() {
+		if l, ok := l.(interface {
+			SetNetworkLayerForChecksum(gopacket.NetworkLayer) error
+		}); ok {
+			if err := l.SetNetworkLayerForChecksum(p.NetworkLayer()); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	if err, bad := p.VerifyChecksums(); err != nil || len(bad) != 0 {
+		b.Errorf("checksums: %v %+v", err, bad)
+	}
+	if l, ok := p.Layer(layers.LayerTypeSCTP).(*layers.SCTP); ok {
+		whole := append(slices.Clone(l.Contents), l.Payload...)
+		clear(whole[8:12])
+		if want := crc32.Checksum(whole, crc32.MakeTable(crc32.Castagnoli)); binary.LittleEndian.Uint32(l.Contents[8:]) != want {
+			b.Errorf("SCTP checksum %x, want %08x", l.Contents[8:12], want)
+		}
+	}
+	return p
+}
+
+// read says who a packet is from and to.
+func (b *bench) read(packet []byte) tuple {
+	b.Helper()
+	p := b.decode(packet)
+	var u tuple
+	var src, dst netip.Addr
+	switch l := p.NetworkLayer().(type) {
+	case *layers.IPv4:
+		src, _ = netip.AddrFromSlice(l.SrcIP)
+		dst, _ = netip.AddrFromSlice(l.DstIP)
+		u.proto = uint8(l.Protocol)
+	case *layers.IPv6:
+		src, _ = netip.AddrFromSlice(l.SrcIP)
+		dst, _ = netip.AddrFromSlice(l.DstIP)
+		u.proto = uint8(l.NextHeader)
+	default:
+		b.Fatalf("no IP packet: %v", p)
+	}
+	var sport, dport uint16
+	switch l := p.TransportLayer().(type) {
+	case *layers.TCP:
+		sport, dport = uint16(l.SrcPort), uint16(l.DstPort)
+	case *layers.UDP:
+		sport, dport = uint16(l.SrcPort), uint16(l.DstPort)
+	case *layers.SCTP:
+		sport, dport = uint16(l.SrcPort), uint16(l.DstPort)
+	}
+	u.src, u.dst = at(src, sport), at(dst, dport)
+	return u
+}
+
+// passes runs a packet through a program and returns how it left.
+func (b *bench) passes(program string, ifindex uint32, packet []byte, code, redirect uint32) tuple {
+	b.Helper()
+	v := b.run(program, ifindex, packet)
+	if v.code != code || v.redirect != redirect {
+		b.Fatalf("verdict %d to interface %d, want %d to %d; records %+v", v.code, v.redirect, code, redirect, b.records())
+	}
+	return b.read(v.out)
+}
+
+func (b *bench) same(what string, got, want tuple) {
+	b.Helper()
+	if got != want {
+		b.Errorf("%s: %v, want %v", what, got, want)
+	}
+}
+
+// lbFamilies has the addresses of the bench's world by family.
+var lbFamilies = map[string]struct{ a, b, far, out, node, farNode, vip, lb, any netip.Addr }{
+	"v4": {podA4, podB4, far4, out4, node4, farNode4, vip4, lb4, any4},
+	"v6": {podA6, podB6, far6, out6, node6, farNode6, vip6, lb6, any6},
+}
+
+// everyWay runs a test for both lbFamilies and all protocols with ports.
+func everyWay(t *testing.T, run func(t *testing.T, family string, proto uint8)) {
+	for family := range lbFamilies {
+		for name, proto := range protocolsOfPorts {
+			t.Run(family+" "+name, func(t *testing.T) { run(t, family, proto) })
+		}
+	}
+}
+
+// on gives the bench to a subtest.
+func (b *bench) on(t testing.TB) *bench {
+	c := *b
+	c.TB = t
+	return &c
+}
+
+// A pod's packets that still carry a service's address go to its backend, and the answers come from the service.
+func TestPodToService(t *testing.T) {
+	shared := lbBench(t, nil)
+	everyWay(t, func(t *testing.T, family string, proto uint8) {
+		b, f := shared.on(t), lbFamilies[family]
+		for i, c := range []struct {
+			name           string
+			service        Service
+			dial           netip.AddrPort
+			remote, hasRow bool
+		}{
+			{"cluster ip, far", Service{Frontend: Frontend{f.vip, 8080, proto}, Backends: backends(at(f.far, 8080))}, at(f.vip, 8080), true, true},
+			{"cluster ip, near", Service{Frontend: Frontend{f.vip, 8081, proto}, Backends: backends(at(f.b, 8081))}, at(f.vip, 8081), false, true},
+			{"node port here", Service{Frontend: Frontend{f.any, 30080, proto}, Kind: NodePort, Backends: backends(at(f.b, 30080))}, at(f.node, 30080), false, true},
+			{"node port there", Service{Frontend: Frontend{f.any, 30081, proto}, Kind: NodePort, ExternalLocal: true, Backends: backends(at(f.far, 30081))}, at(f.farNode, 30081), true, true},
+			{"load balancer", Service{Frontend: Frontend{f.lb, 8080, proto}, Kind: LoadBalancer, Backends: backends(at(f.far, 8080))}, at(f.lb, 8080), true, true},
+		} {
+			id := uint32(proto)*100 + uint32(i) + 1
+			b.records()
+			c.service.ID = id
+			b.upsert(c.service)
+			client := at(f.a, uint16(40000+i))
+			backend := c.service.Backends[0].AddrPort
+			asked := tuple{client, c.dial, proto}
+			direct := tuple{client, backend, proto}
+			for n := range 3 {
+				flags := uint8(ack)
+				if n == 0 {
+					flags = syn
+				}
+				if c.remote {
+					b.same(c.name, b.passes(tcProgFromPod, b.ifA, asked.packet(t, flags, 40), actOK, 0), direct)
+					b.same(c.name+": answer", b.passes(tcProgFromNetwork, b.uplink, direct.reversed().packet(t, ack, 40), actRedirect, b.ifA), asked.reversed())
+				} else {
+					b.same(c.name, b.passes(tcProgFromPod, b.ifA, asked.packet(t, flags, 40), actRedirect, b.ifB), direct)
+					b.same(c.name+": answer", b.passes(tcProgFromPod, b.ifB, direct.reversed().packet(t, ack, 40), actRedirect, b.ifA), asked.reversed())
+				}
+			}
+			named := 0
+			for _, r := range b.records() {
+				if r.Type == RecordTrace && r.Endpoint == epA {
+					named++
+					if r.Service != id {
+						t.Errorf("%s: record of service %d, want %d", c.name, r.Service, id)
+					}
+				}
+			}
+			if named == 0 {
+				t.Errorf("%s: no records", c.name)
+			}
+		}
+		// An undefined port of a service's address is nobody's, one of a node is the node's.
+		if v := b.run(tcProgFromPod, b.ifA, tuple{at(f.a, 1), at(f.vip, 9), proto}.packet(t, syn, 0)); v.code != actShot {
+			t.Errorf("undefined port of a ClusterIP: verdict %d", v.code)
+		}
+		b.passes(tcProgFromPod, b.ifA, tuple{at(f.a, 1), at(f.node, 22), proto}.packet(t, syn, 0), actOK, 0)
+	})
+}
+
+// Traffic from outside reaches backends of this node under the client's address, and those of other nodes under the node's.
+func TestOutsideToService(t *testing.T) {
+	shared := lbBench(t, nil)
+	everyWay(t, func(t *testing.T, family string, proto uint8) {
+		b, f := shared.on(t), lbFamilies[family]
+		for i, c := range []struct {
+			name    string
+			service Service
+			dial    netip.Addr
+		}{
+			{"node port", Service{Frontend: Frontend{f.any, 30080, proto}, Kind: NodePort}, f.node},
+			{"load balancer", Service{Frontend: Frontend{f.lb, 8080, proto}, Kind: LoadBalancer}, f.lb},
+			{"cluster ip", Service{Frontend: Frontend{f.vip, 8080, proto}}, f.vip},
+		} {
+			port := c.service.Frontend.Port
+			c.service.ID = uint32(proto)*100 + uint32(i) + 1
+			client := at(f.out, uint16(50000+i))
+			asked := tuple{client, at(c.dial, port), proto}
+
+			c.service.Backends = []Backend{{at(f.b, port), true, false}}
+			b.upsert(c.service)
+			direct := tuple{client, c.service.Backends[0].AddrPort, proto}
+			b.same(c.name, b.passes(tcProgFromNetwork, b.uplink, asked.packet(t, syn, 40), actRedirect, b.ifB), direct)
+			b.same(c.name+": answer", b.passes(tcProgFromPod, b.ifB, direct.reversed().packet(t, syn|ack, 40), actRedirect, b.uplink), asked.reversed())
+			b.same(c.name, b.passes(tcProgFromNetwork, b.uplink, asked.packet(t, ack, 40), actRedirect, b.ifB), direct)
+			for _, r := range b.records() {
+				if r.Type == RecordTrace && r.Service != c.service.ID {
+					t.Errorf("%s: record of service %d, want %d", c.name, r.Service, c.service.ID)
+				}
+			}
+
+			asked.src = at(f.out, uint16(51000+i))
+			c.service.Backends = backends(at(f.far, port))
+			b.upsert(c.service)
+			sent := b.passes(tcProgFromNetwork, b.uplink, asked.packet(t, syn, 40), actRedirect, b.uplink)
+			if sent.src.Addr() != f.node || sent.src.Port() < 61000 || sent.dst != at(f.far, port) {
+				t.Fatalf("%s: forwarded as %v", c.name, sent)
+			}
+			b.same(c.name+": far answer", b.passes(tcProgFromNetwork, b.uplink, sent.reversed().packet(t, syn|ack, 40), actRedirect, b.uplink), asked.reversed())
+			b.same(c.name+": again", b.passes(tcProgFromNetwork, b.uplink, asked.packet(t, ack, 40), actRedirect, b.uplink), sent)
+		}
+		// A node port is one of this node's addresses alone; other ports are the node's own.
+		for _, to := range []netip.AddrPort{at(f.farNode, 30080), at(f.node, 22)} {
+			asked := tuple{at(f.out, 1), to, proto}
+			b.same("not a node port", b.passes(tcProgFromNetwork, b.uplink, asked.packet(t, syn, 0), actOK, 0), asked)
+		}
+	})
+}
+
+// Where a backend's port is not the service's, ports are translated too; TTL goes down by one where the node routes.
+func TestServicePorts(t *testing.T) {
+	shared := lbBench(t, nil)
+	everyWay(t, func(t *testing.T, family string, proto uint8) {
+		b, f := shared.on(t), lbFamilies[family]
+		b.upsert(Service{Frontend: Frontend{f.vip, 80, proto}, ID: uint32(proto), Backends: backends(at(f.far, 8080))})
+		asked, direct := tuple{at(f.a, 40000), at(f.vip, 80), proto}, tuple{at(f.a, 40000), at(f.far, 8080), proto}
+		for _, size := range []int{0, 1, 3, 64, 1001} {
+			b.same("forward", b.passes(tcProgFromPod, b.ifA, asked.packet(t, syn, size&0xff), actOK, 0), direct)
+			b.same("answer", b.passes(tcProgFromNetwork, b.uplink, direct.reversed().packet(t, ack, size&0xff), actRedirect, b.ifA), asked.reversed())
+		}
+	})
+}
+
+// A pod may get itself as the backend of a service.
+func TestHairpin(t *testing.T) {
+	shared := lbBench(t, nil)
+	everyWay(t, func(t *testing.T, family string, proto uint8) {
+		b, f := shared.on(t), lbFamilies[family]
+		b.upsert(Service{Frontend: Frontend{f.vip, 8080, proto}, ID: uint32(proto), Backends: backends(at(f.a, 8080))})
+		// Policy says no to everything: it is not asked.
+		if err := b.Policies().SetEndpoint(epA, EndpointPolicy{Ingress: 1, Egress: 1}); err != nil {
+			t.Fatal(err)
+		}
+		asked := tuple{at(f.a, 40000), at(f.vip, 8080), proto}
+		inside := tuple{at(f.vip, 40000), at(f.a, 8080), proto}
+		for range 2 {
+			b.same("forward", b.passes(tcProgFromPod, b.ifA, asked.packet(t, syn, 8), actRedirect, b.ifA), inside)
+			b.same("answer", b.passes(tcProgFromPod, b.ifA, inside.reversed().packet(t, syn|ack, 8), actRedirect, b.ifA), asked.reversed())
+		}
+		found := 0
+		for _, c := range b.conns() {
+			if c.Proto == proto && c.Destination == asked.dst {
+				found++
+				if c.Source != asked.src || c.Forward.Packets != 2 || c.Reverse.Packets != 2 || c.Service != uint32(proto) {
+					t.Errorf("entry %+v", c)
+				}
+			}
+		}
+		if found != 1 {
+			t.Errorf("%d entries, want 1: %+v", found, b.conns())
+		}
+		if _, err := b.Conntrack().Purge(epA); err != nil {
+			t.Fatal(err)
+		}
+		b.records()
+	})
+}
+
+// unreachable checks that a packet says "port unreachable" about another.
+func (b *bench) unreachable(got []byte, about tuple) {
+	b.Helper()
+	p := b.decode(got)
+	outer := b.read(got)
+	if outer.src.Addr() != about.dst.Addr() || outer.dst.Addr() != about.src.Addr() {
+		b.Errorf("from %v to %v, want %v to %v", outer.src, outer.dst, about.dst, about.src)
+	}
+	var inner []byte
+	if l, ok := p.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4); ok {
+		if l.TypeCode != layers.CreateICMPv4TypeCode(3, 3) {
+			b.Errorf("ICMP %v", l.TypeCode)
+		}
+		inner = append([]byte{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0}, l.Payload...)
+	} else if l, ok := p.Layer(layers.LayerTypeICMPv6).(*layers.ICMPv6); ok {
+		if l.TypeCode != layers.CreateICMPv6TypeCode(1, 4) {
+			b.Errorf("ICMP %v", l.TypeCode)
+		}
+		inner = append([]byte{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x86, 0xdd}, l.Payload[4:]...)
+	} else {
+		b.Fatalf("no ICMP message: %v", p)
+	}
+	offset := 14 + 20
+	if about.src.Addr().Is6() {
+		offset = 14 + 40
+	}
+	if len(inner) < offset+8 {
+		b.Fatalf("only %d bytes of the packet", len(inner))
+	}
+	sport, dport := uint16(inner[offset])<<8|uint16(inner[offset+1]), uint16(inner[offset+2])<<8|uint16(inner[offset+3])
+	if sport != about.src.Port() || dport != about.dst.Port() {
+		b.Errorf("about ports %d and %d, want %v and %v", sport, dport, about.src, about.dst)
+	}
+}
+
+// Who asks for a service that nobody serves is told so; who may not ask, or asks the wrong node, is not answered.
+func TestServiceRefusals(t *testing.T) {
+	shared := lbBench(t, nil)
+	everyWay(t, func(t *testing.T, family string, proto uint8) {
+		b, f := shared.on(t), lbFamilies[family]
+		other := netip.MustParsePrefix("203.0.113.0/24")
+		mine := netip.PrefixFrom(f.out, f.out.BitLen()-8).Masked()
+		b.upsert(
+			Service{Frontend: Frontend{f.vip, 1, proto}, ID: 1 + uint32(proto)*10},
+			Service{Frontend: Frontend{f.any, 30001, proto}, Kind: NodePort, ID: 2 + uint32(proto)*10},
+			Service{Frontend: Frontend{f.any, 30002, proto}, Kind: NodePort, ID: 3 + uint32(proto)*10, ExternalLocal: true, Backends: backends(at(f.far, 30002))},
+			Service{Frontend: Frontend{f.vip, 2, proto}, ID: 4 + uint32(proto)*10, InternalLocal: true, Backends: backends(at(f.far, 2))},
+			Service{Frontend: Frontend{f.lb, 1, proto}, Kind: LoadBalancer, ID: 5 + uint32(proto)*10, SourceRanges: []netip.Prefix{other}, Backends: backends(at(f.far, 1))},
+			Service{Frontend: Frontend{f.lb, 2, proto}, Kind: LoadBalancer, ID: 6 + uint32(proto)*10, SourceRanges: []netip.Prefix{other, mine}, Backends: backends(at(f.b, 2))},
+		)
+		for i, c := range []struct {
+			name    string
+			program string
+			ifindex uint32
+			u       tuple
+			reason  uint8
+			answers bool
+		}{
+			{"pod, nobody", tcProgFromPod, b.ifA, tuple{at(f.a, 40001), at(f.vip, 1), proto}, DropNoBackend, true},
+			{"outside, nobody", tcProgFromNetwork, b.uplink, tuple{at(f.out, 40001), at(f.node, 30001), proto}, DropNoBackend, true},
+			{"outside, nobody here", tcProgFromNetwork, b.uplink, tuple{at(f.out, 40001), at(f.node, 30002), proto}, DropNoBackend, false},
+			{"pod, nobody here", tcProgFromPod, b.ifA, tuple{at(f.a, 40001), at(f.vip, 2), proto}, DropNoBackend, false},
+			{"outside, not in the ranges", tcProgFromNetwork, b.uplink, tuple{at(f.out, 40001), at(f.lb, 1), proto}, DropSourceRange, false},
+			{"pod, not in the ranges", tcProgFromPod, b.ifA, tuple{at(f.a, 40001), at(f.lb, 1), proto}, DropSourceRange, false},
+			{"outside, in the ranges", tcProgFromNetwork, b.uplink, tuple{at(f.out, 40001), at(f.lb, 2), proto}, 0, false},
+			{"pod, to a node port that is for this node's backends only for others", tcProgFromPod, b.ifA, tuple{at(f.a, 40001), at(f.node, 30002), proto}, 0, false},
+		} {
+			b.records()
+			v := b.run(c.program, c.ifindex, c.u.packet(t, syn, 32))
+			switch {
+			case c.reason == 0:
+				if v.code == actShot {
+					t.Errorf("%s: dropped", c.name)
+				}
+				continue
+			case c.answers:
+				if v.code != actRedirect || v.redirect != c.ifindex || v.mark&0xf00 != 0x800 {
+					t.Errorf("%s: verdict %d to %d mark %x, want an answer by %d", c.name, v.code, v.redirect, v.mark, c.ifindex)
+					continue
+				}
+				b.unreachable(v.out, c.u)
+			case v.code != actShot:
+				t.Errorf("%s: verdict %d", c.name, v.code)
+			}
+			r := b.records()
+			if len(r) != 1 || r[0].Type != RecordDrop || r[0].Reason != c.reason || r[0].Service/10 != uint32(proto) {
+				t.Errorf("%s (%d): records %+v, want a drop for %d", c.name, i, r, c.reason)
+			}
+		}
+	})
+}
+
+// forwardsTo sends a client's packet to a frontend and returns the backend that gets it.
+func (b *bench) forwardsTo(u tuple, flags uint8) netip.AddrPort {
+	b.Helper()
+	v := b.run(tcProgFromNetwork, b.uplink, u.packet(b, flags, 8))
+	if v.code != actRedirect {
+		b.Fatalf("%v: verdict %d: %+v", u, v.code, b.records())
+	}
+	return b.read(v.out).dst
+}
+
+// What lives stays with its backend while that is there: TCP even when it is not, UDP moves.
+func TestServiceStickiness(t *testing.T) {
+	shared := lbBench(t, func(c *Config) { c.ServiceConnectionsMax = 1 << 14 })
+	const clients = 40
+	for _, name := range []string{"tcp", "udp"} {
+		t.Run(name, func(t *testing.T) {
+			b, proto := shared.on(t), protocolsOfPorts[name]
+			svc := Service{Frontend: Frontend{lb4, 80, proto}, Kind: LoadBalancer, ID: uint32(proto)}
+			all := []Backend{{at(podA4, 80), true, false}, {at(podB4, 80), true, false}}
+			set := func(list ...Backend) { svc.Backends = list; b.upsert(svc) }
+			u := func(i int) tuple { return tuple{at(out4, uint16(20000+i)), at(lb4, 80), proto} }
+			set(all...)
+			first := map[int]netip.AddrPort{}
+			got := map[netip.AddrPort]int{}
+			for i := range clients {
+				first[i] = b.forwardsTo(u(i), syn)
+				got[first[i]]++
+			}
+			if len(got) != 2 {
+				t.Fatalf("all clients get %v", got)
+			}
+			check := func(step string, flags uint8, want func(i int) bool) {
+				t.Helper()
+				for i := range clients {
+					if now := b.forwardsTo(u(i), flags); !want(i) && now != first[i] || want(i) && now == first[i] {
+						t.Errorf("%s: client %d at %v, before at %v", step, i, now, first[i])
+					}
+				}
+			}
+			stays := func(int) bool { return false }
+			onA := func(i int) bool { return first[i] == all[0].AddrPort }
+			check("same set", ack, stays)
+			check("a SYN sent again", syn, stays)
+			terminating := all[0]
+			terminating.Terminating = true
+			set(terminating, all[1])
+			check("one terminates", ack, stays)
+			for i := range clients {
+				if at := b.forwardsTo(tuple{netip.AddrPortFrom(out4, uint16(30000+i)), at(lb4, 80), proto}, syn); at == all[0].AddrPort {
+					t.Error("a new connection goes to a backend that terminates")
+				}
+			}
+			set(all[1])
+			if name == "tcp" {
+				check("one is gone", ack, stays)
+				check("one is gone, a SYN", syn, onA)
+			} else {
+				check("one is gone", ack, onA)
+			}
+			b.records()
+			set(terminating)
+			if at := b.forwardsTo(tuple{at(out4, 35000), at(lb4, 80), proto}, syn); at != all[0].AddrPort {
+				t.Errorf("only one that terminates is left, and %v is chosen", at)
+			}
+		})
+	}
+	if err := shared.Services().Delete(Frontend{lb4, 80, unix.IPPROTO_TCP}, Frontend{lb4, 80, unix.IPPROTO_UDP}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Clients of a service with affinity keep their backend over connections, ports of the service and a change of other backends.
+func TestServiceAffinity(t *testing.T) {
+	b := lbBench(t, func(c *Config) { c.AffinityMax = 1024 })
+	list := []Backend{{at(podA4, 80), true, false}, {at(podB4, 80), true, false}}
+	one := Service{Frontend: Frontend{lb4, 80, 6}, Kind: LoadBalancer, ID: 1, Backends: list, Affinity: time.Hour, AffinityGroup: 7}
+	two := one
+	two.Frontend.Port, two.ID = 81, 2
+	b.upsert(one, two)
+	client := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}) }
+	first := map[int]netip.AddrPort{}
+	got := map[netip.AddrPort]int{}
+	for i := range 30 {
+		for n := range 6 {
+			to := b.forwardsTo(tuple{at(client(i), uint16(1000+n)), at(lb4, uint16(80+n%2)), 6}, syn)
+			if n == 0 {
+				first[i] = to
+				got[to]++
+			} else if to != first[i] {
+				t.Errorf("client %d: %v, before %v", i, to, first[i])
+			}
+		}
+	}
+	if len(got) != 2 {
+		t.Errorf("all clients get %v", got)
+	}
+	one.Backends = list[1:]
+	b.upsert(one)
+	for i := range 30 {
+		if to := b.forwardsTo(tuple{at(client(i), 2000), at(lb4, 80), 6}, syn); to != list[1].AddrPort {
+			t.Errorf("client %d goes to %v, which is gone", i, to)
+		}
+	}
+	// Nothing is remembered for longer than asked.
+	one.Backends, one.Affinity = list, time.Second
+	b.upsert(one)
+	var k tcAffinityKey
+	var v tcAffinityEntry
+	it := b.coll.Maps[tcMapAffinity].Iterate()
+	for it.Next(&k, &v) {
+		v.Time -= uint64(2 * time.Second)
+		if err := b.coll.Maps[tcMapAffinity].Put(k, v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got = map[netip.AddrPort]int{}
+	for i := range 30 {
+		got[b.forwardsTo(tuple{at(client(i), 3000), at(lb4, 80), 6}, syn)]++
+	}
+	if len(got) != 2 {
+		t.Errorf("an affinity that has ended still sends all to %v", got)
+	}
+}
+
+// Random and Maglev give every backend its share; Maglev chooses the same on every node, and for most connections after a change.
+func TestServiceDistribution(t *testing.T) {
+	b := lbBench(t, func(c *Config) { c.ServiceConnectionsMax, c.MaglevTableSize, c.ConntrackMax = 1<<15, 1021, 1<<15 })
+	const n, each = 8, 500
+	var list []Backend
+	for i := range n {
+		ep := netip.AddrFrom4([4]byte{10, 244, 1, byte(100 + i)})
+		list = append(list, Backend{at(ep, 80), i%2 == 0, false})
+		if err := b.Endpoints().Upsert(ep, Endpoint{ID: uint16(100 + i), Identity: idB, IfIndex: b.ifB}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	choose := func(port uint16, base int) map[int]netip.AddrPort {
+		out := map[int]netip.AddrPort{}
+		for i := range n * each {
+			out[i] = b.forwardsTo(tuple{at(netip.AddrFrom4([4]byte{192, 0, 2, byte(base)}), uint16(10000+i)), at(lb4, port), 6}, syn)
+		}
+		if _, err := b.Conntrack().Purge(0); err != nil {
+			t.Fatal(err)
+		}
+		for i := range n {
+			if _, err := b.Conntrack().Purge(uint16(100 + i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.records()
+		return out
+	}
+	for _, algorithm := range []Algorithm{Random, Maglev} {
+		svc := Service{Frontend: Frontend{lb4, 80 + uint16(algorithm), 6}, Kind: LoadBalancer, ID: 1 + uint32(algorithm), Backends: list, Algorithm: algorithm}
+		b.upsert(svc)
+		count := map[netip.AddrPort]int{}
+		for _, to := range choose(80+uint16(algorithm), 1) {
+			count[to]++
+		}
+		for _, x := range list {
+			// Six standard deviations of a binomial distribution.
+			if c := count[x.AddrPort]; c < each-130 || c > each+130 {
+				t.Errorf("algorithm %d: %v has %d of %d", algorithm, x, c, n*each)
+			}
+		}
+		if algorithm == Random {
+			continue
+		}
+		before := choose(81, 2)
+		// Another node has other local backends; a state is not shared. The choice is.
+		clearMap(t, b, tcMapLb)
+		for i := range list {
+			list[i].Local = !list[i].Local
+		}
+		svc.Backends = list
+		b.upsert(svc)
+		if elsewhere := choose(81, 2); fmt.Sprint(elsewhere) != fmt.Sprint(before) {
+			t.Error("two nodes choose differently")
+		}
+		clearMap(t, b, tcMapLb)
+		svc.Backends = list[1:]
+		b.upsert(svc)
+		moved := 0
+		for i, to := range choose(81, 2) {
+			if before[i] != list[0].AddrPort && to != before[i] {
+				moved++
+			}
+		}
+		if share := float64(moved) / (n * each); share > 0.1 {
+			t.Errorf("%.1f%% of the connections of backends that stayed have moved", 100*share)
+		}
+	}
+}
+
+func clearMap(t *testing.T, b *bench, name string) {
+	t.Helper()
+	var keys []tcNatKey
+	if err := walkMap(b.coll.Maps[name], func(k tcNatKey, _ tcLbEntry) { keys = append(keys, k) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := deleteAll(b.coll.Maps[name], keys); err != nil {
+		t.Fatal(err)
+	}
+}
