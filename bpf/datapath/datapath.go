@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"sync"
 
@@ -98,7 +99,8 @@ func (d *Datapath) serviceMaps() serviceMaps {
 	maps := d.coll.Maps
 	return serviceMaps{
 		services: maps[tcMapServices], backends: maps[tcMapBackends], members: maps[tcMapMembers], ranges: maps[tcMapSourceRanges],
-		maglev: maps[tcMapMaglev], maglevSize: d.cfg.MaglevTableSize,
+		maglev: maps[tcMapMaglev], connections: maps[tcMapLb], nat: maps[tcMapNat], host: maps[tcMapLbHost],
+		maglevSize: d.cfg.MaglevTableSize, node: []netip.Addr{d.cfg.NodeIPv4.Unmap(), d.cfg.NodeIPv6},
 	}
 }
 

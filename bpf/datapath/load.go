@@ -41,6 +41,7 @@ var layouts = map[string]int{
 	tcMapAffinity:     1,
 	tcMapChoices:      1,
 	tcMapLb:           1,
+	tcMapLbHost:       1,
 
 	tcMapPolicyEndpoints:  1,
 	tcMapPolicyPeers:      1,

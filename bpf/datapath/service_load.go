@@ -5,6 +5,7 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -13,10 +14,10 @@ import (
 )
 
 // newServices takes over what the maps hold, and removes what no frontend names: a process may have died between two steps of a change.
-func newServices(maps serviceMaps) (*Services, error) {
-	s := &Services{maps: maps, rows: map[Frontend]*serviceRow{}, sets: map[string]*backendSet{}, nextSet: 1}
+func newServices(m serviceMaps) (*Services, error) {
+	s := &Services{maps: m, rows: map[Frontend]*serviceRow{}, sets: map[string]*backendSet{}, nextSet: 1}
 	slots := map[uint32]map[uint32]tcBackend{}
-	err := walkMap(maps.backends, func(k tcBackendKey, v tcBackend) {
+	err := walkMap(m.backends, func(k tcBackendKey, v tcBackend) {
 		if slots[k.Set] == nil {
 			slots[k.Set] = map[uint32]tcBackend{}
 		}
@@ -31,13 +32,13 @@ func newServices(maps serviceMaps) (*Services, error) {
 		return nil, err
 	}
 	sets := map[uint32]*backendSet{}
-	err = walkMap(maps.services, func(k tcServiceKey, v tcService) {
+	err = walkMap(m.services, func(k tcServiceKey, v tcService) {
 		s.nextSet = max(s.nextSet, v.Set+1)
 		svc := serviceOf(k, v, slots[v.Set], ranges[v.Id])
 		set := sets[v.Set]
 		if set == nil {
 			set = newSet(v.Set, setKey(&svc), &svc)
-			set.makeTables(maps.maglevSize)
+			set.makeTables(m.maglevSize)
 			sets[v.Set] = set
 			if s.sets[set.key] == nil {
 				s.sets[set.key] = set
@@ -126,6 +127,7 @@ func (s *Services) reconcile(sets map[uint32]*backendSet, ranges map[uint32][]ne
 		have[key] = true
 	}
 	errs = append(errs, it.Err())
+	errs = append(errs, s.countHost(slices.Collect(maps.Values(sets)), 1))
 	for _, set := range sets {
 		s.backends += len(set.backends)
 		s.tables += len(set.tables)

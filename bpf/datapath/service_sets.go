@@ -22,6 +22,7 @@ type backendSet struct {
 	refs     int
 	backends []Backend // as slots lie: ready and terminating, in each part those of this node first
 	counts   setCounts
+	onHost   bool // some backend is a process of this node
 	tables   []setTable
 }
 
@@ -304,6 +305,9 @@ func (s *Services) writeSets(sets []*backendSet) error {
 		a, b, c, d := set.rowsOf()
 		slots, backends, members, places = append(slots, a...), append(backends, b...), append(members, c...), append(places, d...)
 	}
+	if err := s.countHost(sets, 1); err != nil {
+		return err
+	}
 	if err := updateAll(s.maps.backends, slots, backends); err != nil {
 		return fmt.Errorf("write backends: %w", fullError(s.maps.backends, tcMapBackends, err))
 	}
@@ -314,6 +318,26 @@ func (s *Services) writeSets(sets []*backendSet) error {
 		if err := s.writeTables(set); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// countHost notes whether sets that come or go have backends among this node's processes: only then to_network looks at what these send.
+func (s *Services) countHost(sets []*backendSet, by int) error {
+	was := s.onHost
+	for _, set := range sets {
+		if by > 0 {
+			set.onHost = slices.ContainsFunc(set.backends, func(b Backend) bool { return slices.Contains(s.maps.node, b.Addr()) })
+		}
+		if set.onHost {
+			s.onHost += uint32(by)
+		}
+	}
+	if s.onHost == was {
+		return nil
+	}
+	if err := s.maps.host.Put(uint32(0), s.onHost); err != nil {
+		return fmt.Errorf("count backends on this node: %w", err)
 	}
 	return nil
 }
@@ -353,7 +377,7 @@ func (s *Services) deleteSets(gone []*backendSet) error {
 		s.backends -= len(set.backends)
 		s.tables -= len(set.tables)
 	}
-	errs = append(errs, deleteAll(s.maps.backends, slots), deleteAll(s.maps.members, members))
+	errs = append(errs, deleteAll(s.maps.backends, slots), deleteAll(s.maps.members, members), s.countHost(gone, -1))
 	return errors.Join(errs...)
 }
 

@@ -102,13 +102,17 @@ type Services struct {
 	backends int // rows of the map, of all sets
 	tables   int
 	ranges   int
+	onHost   uint32 // sets with a backend that is a process of this node
+
+	tracked int // rows of connections at the last Sweep
 }
 
 // serviceMaps are the maps that Services writes.
 type serviceMaps struct {
-	services, backends, members, ranges, maglev *ebpf.Map
+	services, backends, members, ranges, maglev, connections, nat, host *ebpf.Map
 
 	maglevSize int
+	node       []netip.Addr // of this node
 }
 
 type serviceRow struct {
@@ -226,7 +230,8 @@ func (s *Services) List() ([]Service, error) {
 	return out, nil
 }
 
-// Usage returns how full the maps are that refuse what does not fit.
+// Usage returns how full the maps are. All refuse what does not fit, but for that of connections, which forgets the longest unused; its fill
+// is that of the last Sweep.
 func (s *Services) Usage() []MapUsage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -235,6 +240,7 @@ func (s *Services) Usage() []MapUsage {
 		{Map: tcMapBackends, Entries: s.backends, Max: int(s.maps.backends.MaxEntries())},
 		{Map: tcMapMaglev, Entries: s.tables, Max: int(s.maps.maglev.MaxEntries())},
 		{Map: tcMapSourceRanges, Entries: s.ranges, Max: int(s.maps.ranges.MaxEntries())},
+		{Map: tcMapLb, Entries: s.tracked, Max: int(s.maps.connections.MaxEntries())},
 	}
 }
 

@@ -253,8 +253,20 @@ int to_network(struct __sk_buff *skb)
 	s = scratch_get();
 	if (!s)
 		return TC_ACT_SHOT;
-	if (!cfg_masquerade || !(skb->mark & MARK_MASQUERADE))
-		return skb->mark & MARK_MASK ? TC_ACT_OK : host_outbound(skb, s);
+	if (!cfg_masquerade || !(skb->mark & MARK_MASQUERADE)) {
+		int verdict;
+
+		if (skb->mark & MARK_MASK)
+			return TC_ACT_OK;
+		verdict = host_outbound(skb, s);
+		if (verdict != TC_ACT_OK)
+			return verdict;
+		reason = outbound_answer(skb, s);
+		if (!reason)
+			return TC_ACT_OK;
+		inbound_fault(s, NULL);
+		return drop(skb, reason);
+	}
 	p = &s->packet;
 	reason = packet_l3(skb);
 	if (!reason && p->fragment != FRAGMENT_LATER)

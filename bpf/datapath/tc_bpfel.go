@@ -306,6 +306,13 @@ type tcLbEntry struct {
 	Pad     [5]uint8
 }
 
+type tcLbFlags uint32
+
+const (
+	tcLbFlagsLB_HAIRPIN tcLbFlags = 1
+	tcLbFlagsLB_CLOSING tcLbFlags = 2
+)
+
 type tcLbScratch struct {
 	_       structs.HostLayout
 	Service tcService
@@ -376,6 +383,15 @@ type tcNatKey struct {
 	Kind  uint8
 	Pad   [2]uint8
 }
+
+type tcNatKind uint32
+
+const (
+	tcNatKindNAT_OUT    tcNatKind = 0
+	tcNatKindNAT_IN     tcNatKind = 1
+	tcNatKindLB_FORWARD tcNatKind = 2
+	tcNatKindLB_REVERSE tcNatKind = 3
+)
 
 type tcNetnsEndpoint struct {
 	_        structs.HostLayout
@@ -676,6 +692,7 @@ const (
 	tcMapInterfaces        = "interfaces"
 	tcMapIpcache           = "ipcache"
 	tcMapLb                = "lb"
+	tcMapLbHost            = "lb_host"
 	tcMapLbScratch         = "lb_scratch"
 	tcMapMaglev            = "maglev"
 	tcMapMembers           = "members"
@@ -793,6 +810,7 @@ type tcMapSpecs struct {
 	Interfaces       *ebpf.MapSpec `ebpf:"interfaces"`
 	Ipcache          *ebpf.MapSpec `ebpf:"ipcache"`
 	Lb               *ebpf.MapSpec `ebpf:"lb"`
+	LbHost           *ebpf.MapSpec `ebpf:"lb_host"`
 	LbScratch        *ebpf.MapSpec `ebpf:"lb_scratch"`
 	Maglev           *ebpf.MapSpec `ebpf:"maglev"`
 	Members          *ebpf.MapSpec `ebpf:"members"`
@@ -870,6 +888,7 @@ type tcMaps struct {
 	Interfaces       *ebpf.Map `ebpf:"interfaces"`
 	Ipcache          *ebpf.Map `ebpf:"ipcache"`
 	Lb               *ebpf.Map `ebpf:"lb"`
+	LbHost           *ebpf.Map `ebpf:"lb_host"`
 	LbScratch        *ebpf.Map `ebpf:"lb_scratch"`
 	Maglev           *ebpf.Map `ebpf:"maglev"`
 	Members          *ebpf.Map `ebpf:"members"`
@@ -901,6 +920,7 @@ func (m *tcMaps) Close() error {
 		m.Interfaces,
 		m.Ipcache,
 		m.Lb,
+		m.LbHost,
 		m.LbScratch,
 		m.Maglev,
 		m.Members,

@@ -8,6 +8,7 @@
 #include "endpoint_types.h"
 #include "metrics.h"
 #include "policy_types.h"
+#include "lb_state.h"
 #include "service_types.h"
 #include "upgrade.h"
 
@@ -28,6 +29,8 @@ struct exported {
 	enum metric metric;
 	enum policy_verdict policy_verdict;
 	enum service_flags service_flags;
+	enum nat_kind nat_kind;
+	enum lb_flags lb_flags;
 	struct adopt_request adopt_request;
 	enum adopt_kind adopt_kind;
 	enum adopt_result adopt_result;

@@ -58,4 +58,25 @@ static __always_inline bool inbound_service(struct __sk_buff *skb, struct scratc
 	return true;
 }
 
+/* outbound_answer gives an answer of this node's processes, as backends of a service, the service's address: 0 or a drop
+ * reason. */
+static __always_inline int outbound_answer(struct __sk_buff *skb, struct scratch *s)
+{
+	const volatile struct addr *node;
+	struct packet *p = &s->packet;
+	__u32 zero = 0, *sets = bpf_map_lookup_elem(&lb_host, &zero);
+	int reason;
+
+	if (!sets || !*sets || (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)))
+		return 0;
+	reason = packet_l3(skb);
+	node = p->v4 ? &cfg_node_v4 : &cfg_node_v6;
+	if (reason || p->src.hi != node->hi || p->src.lo != node->lo)
+		return 0;
+	if ((p->fragment != FRAGMENT_LATER && packet_l4(skb)) || (p->fragment && frags_resolve()))
+		return 0;
+	reason = lb_answer(skb, p);
+	return reason > 0 ? reason : 0;
+}
+
 #endif

@@ -31,6 +31,14 @@ struct {
 	__type(value, struct lb_entry);
 } lb SEC(".maps"); /* written and read: tc programs; collected: datapath.Services */
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} lb_host SEC(".maps"); /* how many sets have a backend that is a process of this node; written: datapath.Services; read:
+			   to_network, which else has nothing to look up */
+
 enum lb_kind {
 	LB_NOTHING = 0,
 	LB_SERVICE = 1,	      /* the packet goes to a service, which is in scratch */
