@@ -211,3 +211,16 @@ func (l *Lab) Expect(ctx context.Context, wanted ...Wanted) {
 		return nil
 	})
 }
+
+// AskMany runs `e2e-traffic ask-many` in a pod, or in host/NAME, with further flags.
+func (l *Lab) AskMany(ctx context.Context, from string, to netip.AddrPort, flags ...string) (traffic.Asks, error) {
+	out, err := l.Exec(ctx, from, append(append([]string{"e2e-traffic", "ask-many"}, flags...), to.String())...)
+	var a traffic.Asks
+	if err != nil {
+		return a, err
+	}
+	if err := json.Unmarshal([]byte(out), &a); err != nil {
+		return a, fmt.Errorf("ask-many: answer %q: %w", out, err)
+	}
+	return a, nil
+}

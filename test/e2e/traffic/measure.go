@@ -3,7 +3,9 @@
 package traffic
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -48,12 +50,72 @@ func MeasureServe(ctx context.Context) error {
 			}
 		})
 	}
+	sink, err := net.ListenPacket("udp", fmt.Sprintf(":%d", echoPort))
+	if err != nil {
+		return fmt.Errorf("measure: %w", err)
+	}
+	context.AfterFunc(ctx, func() { sink.Close() })
+	wg.Go(func() { countDatagrams(sink) })
 	<-ctx.Done()
 	return nil
 }
 
+// report asks countDatagrams how many others came from the same socket.
+var report = []byte("report")
+
+// countDatagrams counts datagrams by their sender until the socket closes.
+func countDatagrams(sink net.PacketConn) {
+	_ = sink.(*net.UDPConn).SetReadBuffer(16 << 20)
+	counts := map[netip.AddrPort]uint64{}
+	b := make([]byte, 100)
+	for {
+		n, from, err := sink.(*net.UDPConn).ReadFromUDPAddrPort(b)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			continue
+		}
+		if bytes.Equal(b[:n], report) {
+			_, _ = sink.(*net.UDPConn).WriteToUDPAddrPort(binary.BigEndian.AppendUint64(nil, counts[from]), from)
+			continue
+		}
+		counts[from]++
+	}
+}
+
+// measurePackets sends datagrams as fast as it can and returns how many a second arrived.
+func measurePackets(to netip.Addr, d time.Duration) (float64, error) {
+	c, err := net.Dial("udp", netip.AddrPortFrom(to, echoPort).String())
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	start := time.Now()
+	for msg := make([]byte, 64); time.Since(start) < d; {
+		if _, err := c.Write(msg); err != nil {
+			return 0, err
+		}
+	}
+	took := time.Since(start)
+	answer := make([]byte, 8)
+	for range 20 { // a report may be lost as any packet
+		if _, err := c.Write(report); err != nil {
+			return 0, err
+		}
+		if err := c.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+			return 0, err
+		}
+		if _, err := io.ReadFull(c, answer); err == nil {
+			return float64(binary.BigEndian.Uint64(answer)) / took.Seconds(), nil
+		}
+	}
+	return 0, errors.New("no report of the datagrams that arrived")
+}
+
 // Measure takes one measurement of what ("rtt": median round trip in microseconds, "throughput": MB/s,
-// "connections": TCP connections made and ended per second, one after the other on each of two workers).
+// "connections": TCP connections made and ended per second, one after the other on each of two workers, "packets": UDP datagrams
+// that arrive per second).
 func Measure(what string, to netip.Addr, d time.Duration) (float64, error) {
 	switch what {
 	case "rtt":
@@ -62,8 +124,10 @@ func Measure(what string, to netip.Addr, d time.Duration) (float64, error) {
 		return measureThroughput(to, d)
 	case "connections":
 		return measureConnections(to, d)
+	case "packets":
+		return measurePackets(to, d)
 	}
-	return 0, fmt.Errorf("measure %q: want rtt, throughput or connections", what)
+	return 0, fmt.Errorf("measure %q: want rtt, throughput, connections or packets", what)
 }
 
 func dialMeasure(to netip.Addr, port uint16) (net.Conn, error) {

@@ -57,11 +57,14 @@ func run(ctx context.Context, args []string) error {
 			return probe(ctx, args[0], args[1:])
 		}
 	}
+	if len(args) > 0 && args[0] == "ask-many" {
+		return askMany(ctx, args[1:])
+	}
 	if len(args) == 2 && args[0] == "offload-off" {
 		return traffic.OffloadOff(args[1])
 	}
 	if len(args) == 0 || args[0] != "run" {
-		return errors.New("usage: e2e-traffic serve | ready PORT | run [flags] | offload-off INTERFACE | spoof|orphan-fragments|fill COUNT ADDRESS | measure-serve | load ADDRESS RATE DURATION | measure rtt|throughput|connections ADDRESS DURATION | " + probeUsage)
+		return errors.New("usage: e2e-traffic serve | ready PORT | run [flags] | offload-off INTERFACE | ask-many [flags] ADDRESS:PORT | spoof|orphan-fragments|fill COUNT ADDRESS | measure-serve | load ADDRESS RATE DURATION | measure rtt|throughput|connections|packets ADDRESS DURATION | " + probeUsage)
 	}
 	args = args[1:]
 	fs := flag.NewFlagSet("e2e-traffic", flag.ContinueOnError)
@@ -87,6 +90,23 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	return json.NewEncoder(os.Stdout).Encode(made)
+}
+
+func askMany(ctx context.Context, args []string) error {
+	fs := flag.NewFlagSet("e2e-traffic ask-many", flag.ContinueOnError)
+	network := fs.String("network", "tcp", "tcp, udp or udp-unconnected")
+	over := fs.Duration("over", 10*time.Second, "time to ask")
+	count := fs.Int("count", 0, "questions to ask; 0 = as many as fit")
+	limit := fs.Duration("limit", 5*time.Second, "time for one question")
+	parallel := fs.Int("parallel", 1, "questions at a time")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	to, err := netip.ParseAddrPort(fs.Arg(0))
+	if err != nil {
+		return fmt.Errorf("address %q: %w", fs.Arg(0), err)
+	}
+	return json.NewEncoder(os.Stdout).Encode(traffic.AskMany(ctx, *network, to, *over, *count, *limit, *parallel))
 }
 
 func addresses(list string) ([]netip.Addr, error) {
