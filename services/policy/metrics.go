@@ -19,6 +19,10 @@ type collector struct {
 	lag       *prometheus.Desc
 	numbers   *broker.Broker
 	failures  *prometheus.Desc
+	policies  *prometheus.Desc
+	work      *prometheus.Desc
+	commits   *prometheus.Desc
+	refusals  *prometheus.Desc
 }
 
 func newCollector(h *hub.Hub, numbers *broker.Broker) *collector {
@@ -28,6 +32,10 @@ func newCollector(h *hub.Hub, numbers *broker.Broker) *collector {
 		failures:  prometheus.NewDesc("weir_policy_broker_failures_total", "Calls of the identity broker that failed and were made again.", nil, nil),
 		resources: prometheus.NewDesc("weir_policy_resources", "Resources by kind.", []string{"kind"}, nil),
 		missing:   prometheus.NewDesc("weir_policy_label_sets_without_number", "Label sets in use that have no identity number.", nil, nil),
+		policies:  prometheus.NewDesc("weir_policy_objects", "Policy objects, by whether their newest version is valid.", []string{"valid"}, nil),
+		work:      prometheus.NewDesc("weir_policy_compiler_work_total", "Work of the compiler: policies resolved, selectors tried on peers, classes of peers decided.", []string{"kind"}, nil),
+		commits:   prometheus.NewDesc("weir_policy_commit_seconds", "Time that changes took to be computed.", nil, nil),
+		refusals:  prometheus.NewDesc("weir_policy_agent_refusals", "What a connected agent does not enforce.", []string{"node"}, nil),
 		revision:  prometheus.NewDesc("weir_policy_revision", "Revision of the state.", nil, nil),
 		lag:       prometheus.NewDesc("weir_policy_agent_lag", "Revisions that a connected agent does not hold yet.", []string{"node"}, nil),
 	}
@@ -42,6 +50,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for name, kind := range map[string]state.Kind{
 		"node": state.KindNode, "namespace": state.KindNamespace, "identity": state.KindIdentity,
 		"service": state.KindService, "pod": state.KindPod, "endpoint": state.KindEndpoint,
+		"selector": state.KindSelector, "policy": state.KindPolicy, "peer": state.KindPeer, "subject": state.KindSubject,
 	} {
 		ch <- prometheus.MustNewConstMetric(c.resources, prometheus.GaugeValue, float64(st.Snapshot.Count(kind)), name)
 	}
@@ -49,7 +58,14 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(c.revision, prometheus.GaugeValue, float64(st.Revision))
 	_, failures := c.numbers.Status()
 	ch <- prometheus.MustNewConstMetric(c.failures, prometheus.CounterValue, float64(failures))
+	ch <- prometheus.MustNewConstMetric(c.policies, prometheus.GaugeValue, float64(st.Policies-st.Invalid), "true")
+	ch <- prometheus.MustNewConstMetric(c.policies, prometheus.GaugeValue, float64(st.Invalid), "false")
+	for kind, n := range map[string]uint64{"resolved": st.Compiler.Resolved, "matched": st.Compiler.Matched, "decided": st.Compiler.Decided} {
+		ch <- prometheus.MustNewConstMetric(c.work, prometheus.CounterValue, float64(n), kind)
+	}
+	ch <- prometheus.MustNewConstSummary(c.commits, st.Commits, st.CommitTime.Seconds(), nil)
 	for _, a := range st.Agents {
+		ch <- prometheus.MustNewConstMetric(c.refusals, prometheus.GaugeValue, float64(len(a.Refusals)), a.Node)
 		ch <- prometheus.MustNewConstMetric(c.lag, prometheus.GaugeValue, float64(st.Revision-min(a.Held, st.Revision)), a.Node)
 	}
 }

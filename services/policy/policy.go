@@ -178,6 +178,10 @@ func details(st hub.Status, numbers *broker.Broker) []status.Detail {
 		{Name: "identities", Value: strconv.Itoa(st.Snapshot.Count(state.KindIdentity))},
 		{Name: "services", Value: strconv.Itoa(st.Snapshot.Count(state.KindService))},
 		{Name: "namespaces", Value: strconv.Itoa(st.Snapshot.Count(state.KindNamespace))},
+		{Name: "policies", Value: fmt.Sprintf("%d, %d of them not valid", st.Policies, st.Invalid)},
+		{Name: "resolved policies", Value: fmt.Sprintf("%d, with %d selectors, for %d endpoints", st.Snapshot.Count(state.KindPolicy),
+			st.Snapshot.Count(state.KindSelector), st.Snapshot.Count(state.KindSubject))},
+		{Name: "last change computed in", Value: st.LastCommit.Round(time.Microsecond).String()},
 		{Name: "label sets without number", Value: strconv.Itoa(st.MissingNumbers)},
 		{Name: "identity broker", Value: fmt.Sprintf("%s, %d calls made again", identity, failures)},
 		{Name: "agents", Value: strconv.Itoa(len(st.Agents))},
@@ -187,6 +191,9 @@ func details(st hub.Status, numbers *broker.Broker) []status.Detail {
 			a.Unacknowledged, time.Since(a.Since).Round(time.Second))
 		if !a.Synced {
 			value += ", first state under way"
+		}
+		if n := len(a.Refusals); n > 0 {
+			value += fmt.Sprintf(", does not enforce %d resources", n)
 		}
 		d = append(d, status.Detail{Name: "agent " + a.Node, Value: value})
 	}

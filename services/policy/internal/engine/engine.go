@@ -62,6 +62,7 @@ type Engine struct {
 	nodes       map[string]*node
 
 	resolutions map[string]*resolution
+	idle        map[*resolution]struct{} // used by no class
 	terms       map[string]*term
 	anchored    map[string]map[*term]struct{} // by label
 	unanchored  map[*term]struct{}
@@ -107,7 +108,7 @@ func New(o policy.Options) *Engine {
 	e := &Engine{
 		options: o, objects: map[string]map[object.Key]*policy.Object{}, classes: map[string]*class{},
 		byNamespace: map[string]map[*class]struct{}{}, dirty: map[*class]struct{}{}, selected: map[object.Key]int{}, nodes: map[string]*node{},
-		resolutions: map[string]*resolution{}, terms: map[string]*term{}, anchored: map[string]map[*term]struct{}{}, unanchored: map[*term]struct{}{},
+		resolutions: map[string]*resolution{}, idle: map[*resolution]struct{}{}, terms: map[string]*term{}, anchored: map[string]map[*term]struct{}{}, unanchored: map[*term]struct{}{},
 		peers: map[string]*peer{}, byLabel: map[string]map[*peer]struct{}{}, prefixes: map[netip.Prefix]int{}, networks: map[netip.Prefix]int{},
 		names: map[string]int{}, apiServers: map[netip.Addr]struct{}{}, changed: newChanged(),
 		view: &View{

@@ -41,7 +41,9 @@ func (e *Engine) acquire(resolved *policy.Resolved) *resolution {
 		return nil
 	}
 	if r := e.resolutions[resolved.Key]; r != nil {
-		r.refs++
+		if r.refs++; r.refs == 1 {
+			delete(e.idle, r)
+		}
 		return r
 	}
 	r := &resolution{resolved: resolved, refs: 1, classes: map[string]*peerClass{}, stale: true}
@@ -78,13 +80,18 @@ func (e *Engine) acquire(resolved *policy.Resolved) *resolution {
 	return r
 }
 
+// release gives a resolution back. It stays until the end of Compile, in case another class comes to the same.
 func (e *Engine) release(r *resolution) {
 	if r == nil {
 		return
 	}
-	if r.refs--; r.refs > 0 {
-		return
+	if r.refs--; r.refs == 0 {
+		e.idle[r] = struct{}{}
 	}
+}
+
+// drop forgets a resolution that no class uses.
+func (e *Engine) drop(r *resolution) {
 	delete(e.resolutions, r.resolved.Key)
 	delete(e.changed.resolutions, r)
 	e.changed.gonePolicy[r.resolved.Key] = struct{}{}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/weirmesh/weir/internal/status"
+	"github.com/weirmesh/weir/services/policy/internal/engine"
 	"github.com/weirmesh/weir/services/policy/internal/label"
 	"github.com/weirmesh/weir/services/policy/internal/state"
 )
@@ -73,6 +74,7 @@ type Hub struct {
 	synced   bool
 	complete bool
 	missing  int
+	work     Work
 	sessions map[string]*Session
 }
 
@@ -137,7 +139,10 @@ func (h *Hub) Run(ctx context.Context, st *state.State) error {
 
 func (h *Hub) publish(st *state.State) {
 	h.askNumbers(st)
+	started := time.Now()
 	snapshot, change := st.Commit()
+	took := time.Since(started)
+	policies, invalid := st.Policies()
 	if st.Complete() {
 		h.report.Done(readyTask)
 	}
@@ -145,6 +150,9 @@ func (h *Hub) publish(st *state.State) {
 	defer h.mu.Unlock()
 	if snapshot != h.current {
 		h.current, h.last = snapshot, change
+	}
+	h.work = Work{
+		Policies: policies, Invalid: invalid, Compiler: st.Counters(), Commits: h.work.Commits + 1, CommitTime: h.work.CommitTime + took, LastCommit: took,
 	}
 	h.synced, h.complete, h.missing = st.Synced(), st.Complete(), st.MissingNumbers()
 	h.broadcastLocked()
@@ -263,13 +271,24 @@ type Status struct {
 	MissingNumbers int
 	Snapshot       *state.Snapshot
 	Agents         []Agent
+	Work
+}
+
+// Work is what the compiler has and did.
+type Work struct {
+	// Policies counts policy objects, Invalid those whose newest version is not valid.
+	Policies, Invalid int
+	Compiler          engine.Counters
+	// Commits were made in CommitTime together; LastCommit is the time of the last one.
+	Commits                uint64
+	CommitTime, LastCommit time.Duration
 }
 
 // Status returns the present state, agents by node.
 func (h *Hub) Status() Status {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	st := Status{Revision: h.current.Revision, Complete: h.complete, MissingNumbers: h.missing, Snapshot: h.current}
+	st := Status{Revision: h.current.Revision, Complete: h.complete, MissingNumbers: h.missing, Snapshot: h.current, Work: h.work}
 	for _, node := range slices.Sorted(maps.Keys(h.sessions)) {
 		s := h.sessions[node]
 		st.Agents = append(st.Agents, Agent{

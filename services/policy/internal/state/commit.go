@@ -103,8 +103,12 @@ func (s *State) buildIdentities() map[string]Resource {
 		r := Identity{Number: number, Labels: u.labels}
 		all[r.Key().Name] = r
 	}
-	for name := range s.apiServers {
-		r := Identity{Number: reserved.Host, Labels: label.Set{labelHost, labelAPIServer}, Node: name}
+	// Each node has its own host. One for all nodes, so that none is ever gone.
+	for name := range s.nodes {
+		r := Identity{Number: reserved.Host, Labels: label.Set{labelHost}, Node: name}
+		if s.apiServers[name] {
+			r.Labels = label.Set{labelHost, labelAPIServer}
+		}
 		all[r.Key().Name] = r
 	}
 	return all

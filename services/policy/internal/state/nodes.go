@@ -92,8 +92,12 @@ func (s *State) tellNodes() {
 		})
 		s.engine.SetSubject(engine.SubjectID{Node: name, Key: SubjectHealth}, &policy.Subject{Labels: label.Set{labelHealth}, Node: s.nodeLabels(name)})
 	}
+	if len(s.subjectNodes) != len(s.nodes) {
+		s.touch(KindIdentity)
+	}
 	for name := range s.subjectNodes {
 		if s.nodes[name] == nil {
+			s.touch(KindIdentity)
 			s.engine.DeleteSubject(engine.SubjectID{Node: name, Key: SubjectHost})
 			s.engine.DeleteSubject(engine.SubjectID{Node: name, Key: SubjectHealth})
 			delete(s.subjectNodes, name)

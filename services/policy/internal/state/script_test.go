@@ -35,6 +35,8 @@ var update = flag.Bool("update", false, "write what the scripts in testdata prod
 //	unregister NODE  lines "UID"
 //	want             the whole state
 //	change [NODE]    what the steps since the last want or change made of it, all or as a node sees it
+//	rest             time passes: what nobody needs any more rests
+//	policies         how things stand with policy objects
 //	complete         "true" or "false"
 func TestScripts(t *testing.T) {
 	paths, err := filepath.Glob("testdata/*.txtar")
@@ -119,6 +121,15 @@ func (r *runner) step(f *txtar.File) {
 		}
 		r.last = snapshot
 		r.compare(f, dump(change))
+	case "rest":
+		r.state.Rest()
+	case "policies":
+		r.commit()
+		var b strings.Builder
+		for _, p := range r.state.PolicyStatuses() {
+			fmt.Fprintf(&b, "%s generation=%d in-force=%d waiting=%t selected=%d fault=%v\n", p.Object.Key(), p.Object.Generation, p.Generation, p.Waiting, p.Selected, p.Fault)
+		}
+		r.compare(f, b.String())
 	case "complete":
 		r.commit()
 		r.compare(f, fmt.Sprintln(r.state.Complete()))
@@ -266,8 +277,18 @@ func describe(resource Resource) string {
 	case Service:
 		field("type", r.Type, true)
 		field("ips", r.ClusterIPs, true)
+		field("external", r.ExternalIPs, len(r.ExternalIPs) > 0)
+		field("load-balancer", r.LoadBalancerIPs, len(r.LoadBalancerIPs) > 0)
+		field("clients", r.SourceRanges, len(r.SourceRanges) > 0)
+		field("affinity", r.Affinity, r.Affinity > 0)
+		field("external-local", r.ExternalLocal, r.ExternalLocal)
+		field("health-port", r.HealthCheckNodePort, r.HealthCheckNodePort > 0)
+		field("algorithm", r.Algorithm, r.Algorithm != 0)
 		for _, p := range r.Ports {
 			fmt.Fprintf(&b, " %s/%d%s->", p.Protocol, p.Port, strings.TrimSuffix(":"+p.Name, ":"))
+			if p.NodePort > 0 {
+				fmt.Fprintf(&b, "(%d)", p.NodePort)
+			}
 			for _, backend := range p.Backends {
 				fmt.Fprintf(&b, "[%s]@%s", netip.AddrPortFrom(backend.Address, backend.Port), backend.Node)
 				if backend.Terminating {

@@ -43,6 +43,8 @@ func (s *Snapshot) Policy() *engine.View {
 // Count returns how many resources of a kind there are.
 func (s *Snapshot) Count(kind Kind) int {
 	switch v := s.Policy(); kind {
+	case KindIdentity:
+		return len(s.parts[kind].get()) - len(s.parts[KindNode].get()) // each node's host is one
 	case KindSelector:
 		return len(v.Selectors)
 	case KindPolicy:
