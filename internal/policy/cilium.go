@@ -104,12 +104,12 @@ func namesInit(q requirement) bool { return q.source == reservedSource && q.key 
 func (r *reader) subject(n node) (s *Selector, host bool) {
 	endpoints, nodes := n.child("endpointSelector"), n.child("nodeSelector")
 	switch {
-	case !nodes.absent() && r.ref.Namespace != "":
-		r.fail(nodes, "rule cannot have NodeSelector")
 	case endpoints.absent() && nodes.absent():
 		r.fail(n, "rule must have one of EndpointSelector or NodeSelector")
 	case !endpoints.absent() && !nodes.absent():
 		r.fail(nodes, "rule cannot have both EndpointSelector and NodeSelector")
+	case !nodes.absent() && r.ref.Namespace != "":
+		r.fail(nodes, "rule cannot have NodeSelector")
 	case !nodes.absent():
 		if !r.o.HostFirewall {
 			r.warn(nodes, "the host firewall is off: the policy has no effect")

@@ -82,7 +82,11 @@ func (r *reader) podPeers(pods, namespaces node) *Selector {
 		of, _ := r.requirements(namespaces, namespaceKeys)
 		all = append(append(all, of...), inAnyNamespace())
 	}
-	return r.clusterScope(newSelector(all))
+	s := newSelector(all)
+	if s.mentions(namesCluster) {
+		return s
+	}
+	return s.with(r.inLocalCluster()) // whatever AllClusters says (spec 13)
 }
 
 func (r *reader) ipBlock(n node) cidrItem {

@@ -93,6 +93,7 @@ var refusals = []struct{ name, doc, field, message string }{
 	{"null selector", cnp("{endpointSelector: null, ingress: [{}]}"), "spec", "rule must have one of EndpointSelector or NodeSelector"},
 	{"both selectors", ccnp("{endpointSelector: {}, nodeSelector: {}, ingress: [{}]}"), "spec.nodeSelector",
 		"Invalid CiliumClusterwideNetworkPolicy spec: rule cannot have both EndpointSelector and NodeSelector"},
+	{"both selectors in CNP", cnp("{endpointSelector: {}, nodeSelector: {}, ingress: [{}]}"), "spec.nodeSelector", inCNP + "rule cannot have both EndpointSelector and NodeSelector"},
 	{"node selector in CNP", cnp("{nodeSelector: {}, ingress: [{}]}"), "spec.nodeSelector", inCNP + "rule cannot have NodeSelector"},
 	{"no lists", cnp("{endpointSelector: {}}"), "spec", inCNP + "rule must have at least one of Ingress, IngressDeny, Egress, EgressDeny"},
 	{"empty lists", cnp("{endpointSelector: {}, ingress: [], egressDeny: []}"), "spec", "rule must have at least one of"},

@@ -241,3 +241,16 @@ func TestKeys(t *testing.T) {
 		t.Errorf("key %q", got)
 	}
 }
+
+// TestClustersOfKubernetes: peers of a NetworkPolicy are of the local cluster unless the pod selector names clusters, whatever the option says (spec 13).
+func TestClustersOfKubernetes(t *testing.T) {
+	mesh := &Peer{Labels: labelset.Set{"k8s:app=web", "k8s:io.cilium.k8s.policy.cluster=west", "k8s:io.kubernetes.pod.namespace=shop"}}
+	for selector, want := range map[string]bool{
+		"{}": false, "{matchExpressions: [{key: io.cilium.k8s.policy.cluster, operator: Exists}]}": true,
+	} {
+		doc := "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: shop}\nspec: {podSelector: {}, ingress: [{from: [{podSelector: " + selector + "}]}]}"
+		if got := parse(t, doc, Options{AllClusters: true}).Rules[0].peers.terms[0].Matches(mesh); got != want {
+			t.Errorf("%s matches a pod of another cluster: %v, want %v", selector, got, want)
+		}
+	}
+}
