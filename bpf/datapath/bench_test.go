@@ -8,6 +8,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
 )
 
 // Program runs come at the loopback interface unless told otherwise, and the timed kind cannot be told.
@@ -94,6 +95,53 @@ func BenchmarkPacket(b *testing.B) {
 		w := benchWorld(b, func(c *Config) { c.Masquerade, c.NodeIPv4 = true, node4 })
 		measure(b, w, w.coll.Programs[tcProgToNetwork], tcp(b, at(podA4, 1), at(out4, 2), ack, 1, 1, 100))
 	})
+}
+
+// The cost of deciding, by the number of rows of the policy, and of ports in the row. The packet is an ICMP error about nothing, which is decided
+// each time and makes no record; the first line is the same packet where nothing is enforced. After these, a packet of a live connection, which is
+// not decided.
+func BenchmarkPolicy(b *testing.B) {
+	message := func(t testing.TB) []byte {
+		return rawIP(t, far4, podA4, unix.IPPROTO_ICMP, append([]byte{5, 0, 0, 0, 0, 0, 0, 0}, make([]byte, 40)...), nil)
+	}
+	segment := func(t testing.TB) []byte { return tcp(t, at(far4, 2), at(podA4, 1), ack, 1, 1, 100) }
+	for _, c := range []struct {
+		name        string
+		packet      func(testing.TB) []byte
+		rows, ports int
+	}{
+		{"decided, not enforced", message, 0, 0},
+		{"decided, empty policy", message, 1, 0},
+		{"decided, 10 rows", message, 10, 1},
+		{"decided, 1000 rows", message, 1000, 1},
+		{"decided, 60000 rows", message, 60000, 1},
+		{"decided, 60000 rows, 1000 ports", message, 60000, 1000},
+		{"live, not enforced", segment, 0, 0},
+		{"live, 60000 rows", segment, 60000, 1},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			w := benchWorld(b, nil)
+			for i := range c.rows {
+				peer := uint32(0)
+				ranges := []PolicyRange{everything[0]}
+				if i > 0 {
+					peer = idFar + uint32(i) - 1
+					for port := range c.ports {
+						ranges = append(ranges, allowPort(unix.IPPROTO_UDP, uint16(1+2*port), uint32(port)))
+					}
+				}
+				if err := w.Policies().SetPeer(5, peer, ranges); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if c.rows > 0 {
+				if err := w.Policies().SetEndpoint(epA, EndpointPolicy{Ingress: 5}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			measure(b, w, w.coll.Programs[tcProgFromNetwork], c.packet(b))
+		})
+	}
 }
 
 // What the verifier counted for each program.

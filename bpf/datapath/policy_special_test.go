@@ -3,7 +3,9 @@
 package datapath
 
 import (
+	"fmt"
 	"net/netip"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -200,6 +202,26 @@ func policyRow(t *testing.T, b *bench, policy, peer uint32) tcPolicyPeer {
 		t.Fatal(err)
 	}
 	return row
+}
+
+// The programs load, whatever they are configured for.
+func TestLoadConfigurations(t *testing.T) {
+	pin := bpffs(t)
+	inNetns(t)
+	for i := range 8 {
+		cfg := smallConfig(filepath.Join(filepath.Dir(pin), fmt.Sprintf("node%d", i)))
+		cfg.Masquerade = i&1 != 0
+		if i&2 != 0 {
+			cfg.NodeIPv4, cfg.NodeIPv6 = node4, node6
+		}
+		if i&4 != 0 {
+			cfg.Routing, cfg.OverlayIfIndex = RoutingVXLAN, loopback
+		}
+		if i&1 != 0 {
+			cfg.Aggregation = AggregationNone
+		}
+		load(t, cfg)
+	}
 }
 
 // While rows of other peers come, change and go, and blocks with them, a peer that is denied is denied every time.
