@@ -31,6 +31,9 @@ import (
 	"github.com/weirmesh/weir/lab/internal/source"
 )
 
+// maxMessage is for the manifests and the objects of large clusters.
+const maxMessage = 64 << 20
+
 // servers opens the lab's own ports: its unix socket, and the source of objects in the central namespace. The functions serve them.
 func (l *Lab) servers(end func()) ([]func(context.Context) error, error) {
 	socket, err := server.ListenUnix(Socket(l.config.Name))
@@ -46,7 +49,7 @@ func (l *Lab) servers(end func()) ([]func(context.Context) error, error) {
 		}
 	})
 	own := server.New(server.Config{
-		Name: "lab", Log: l.log, Drain: 500 * time.Millisecond,
+		Name: "lab", Log: l.log, Drain: 500 * time.Millisecond, Options: []grpc.ServerOption{grpc.MaxRecvMsgSize(maxMessage)},
 		Authorize: server.Table{
 			"/" + labv1.LabService_ServiceDesc.ServiceName + "/":       {server.Local},
 			"/" + statusv1.StatusService_ServiceDesc.ServiceName + "/": {server.Local},
@@ -93,7 +96,8 @@ func (l *Lab) servers(end func()) ([]func(context.Context) error, error) {
 
 // policies asks the policy service, on its unix socket, where the policy objects are in force.
 func (l *Lab) policies(ctx context.Context) ([]*policyv1.PolicyObject, error) {
-	conn, err := grpc.NewClient("unix:"+l.runPath("policy.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix:"+l.runPath("policy.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
 	if err != nil {
 		return nil, fmt.Errorf("ask the policy service: %w", err)
 	}

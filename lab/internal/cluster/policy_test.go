@@ -264,3 +264,31 @@ func TestSlices(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 }
+
+// FuzzUpdateStatus: whatever a patch holds, the object's content and generation stay, and the same patch again changes nothing.
+func FuzzUpdateStatus(f *testing.F) {
+	for _, patch := range []string{`{}`, `null`, `{"a": {"b": null, "c": [1, {}]}}`, `{"conditions": [{"type": "Valid"}]}`, `{"a": 1e999}`, `[`} {
+		f.Add([]byte(patch))
+	}
+	f.Fuzz(func(t *testing.T, patch []byte) {
+		c := newCluster(t)
+		apply(t, c, denyYAML("{podSelector: {}}"))
+		if err := c.UpdateStatus(denyKey, "", patch); err != nil {
+			return
+		}
+		first := deny(t, c)
+		if err := c.UpdateStatus(denyKey, "", patch); err != nil {
+			t.Fatalf("the second time: %v", err)
+		}
+		second := deny(t, c)
+		if second.ResourceVersion != first.ResourceVersion {
+			t.Errorf("the same patch changed %s to %s", first.Status, second.Status)
+		}
+		if first.Generation != 1 || string(first.Fields["spec"]) != `{"podSelector":{}}` {
+			t.Errorf("generation %d, spec %s", first.Generation, first.Fields["spec"])
+		}
+		if _, err := object.JSON(second); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -55,7 +55,9 @@ func (c *Cluster) UpdateStatus(key object.Key, uid types.UID, patch json.RawMess
 		return err
 	}
 	c.put(changed)
-	c.reconcile()
+	if _, raw := changed.(*object.Raw); !raw {
+		c.reconcile()
+	}
 	return nil
 }
 

@@ -225,6 +225,9 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("apiVersion: v1\nkind: Pod\nmetadata: {<<: {name: x}}\n"))
 	f.Add([]byte("apiVersion: lab.weir.dev/v1\nkind: Host\nmetadata: {name: a}\nspec: {addresses: ['1.2.3.4/33']}\n"))
 	f.Add([]byte("apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 1, targetPort: {}}]}\n"))
+	f.Add([]byte("apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nKind: Pod\nmetadata: {name: a}\nspec: {a: [], b: {}, c: ~, d: 1e400, e: .inf, f: 0x10, g: '<', h: !!int x}\nstatus: 1\n"))
+	f.Add([]byte("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a, namespace: b}\n? [x]\n: y\n"))
+	f.Add([]byte("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a}\naddressType: IPv4\nports: [{port: 9}]\nendpoints: [{addresses: [192.0.2.1]}]\n"))
 	files, err := filepath.Glob("../../../examples/*/manifests/*.yaml")
 	if err != nil {
 		f.Fatal(err)

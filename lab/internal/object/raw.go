@@ -31,12 +31,12 @@ func NewRaw(data []byte) (*Raw, error) {
 		return nil, fmt.Errorf("read object: %w", err)
 	}
 	r := &Raw{Fields: fields}
-	if err := json.Unmarshal(data, &r.TypeMeta); err != nil {
-		return nil, fmt.Errorf("read object: %w", err)
-	}
-	if metadata, ok := fields["metadata"]; ok {
-		if err := json.Unmarshal(metadata, &r.ObjectMeta); err != nil {
-			return nil, fmt.Errorf("read metadata: %w", err)
+	// Field by field: names count as they are written, which encoding/json does not mind for whole structs.
+	for name, target := range map[string]any{"apiVersion": &r.APIVersion, "kind": &r.Kind, "metadata": &r.ObjectMeta} {
+		if value, ok := fields[name]; ok {
+			if err := json.Unmarshal(value, target); err != nil {
+				return nil, fmt.Errorf("read %s: %w", name, err)
+			}
 		}
 	}
 	for _, name := range own {
