@@ -31,6 +31,7 @@ import (
 	"github.com/weirmesh/weir/services/agent/internal/endpoint"
 	"github.com/weirmesh/weir/services/agent/internal/event"
 	"github.com/weirmesh/weir/services/agent/internal/flow"
+	"github.com/weirmesh/weir/services/agent/internal/healthport"
 	"github.com/weirmesh/weir/services/agent/internal/mirror"
 	"github.com/weirmesh/weir/services/agent/internal/monitor"
 	"github.com/weirmesh/weir/services/agent/internal/netdev"
@@ -70,6 +71,7 @@ func (s *Service) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer n.healthPorts.Close()
 	defer func() {
 		if err := n.datapath.Close(); err != nil {
 			s.log.Warn("datapath was not closed", "error", err)
@@ -92,6 +94,9 @@ type node struct {
 	policies  *policymap.Engine
 	policy    *policysync.Client
 	endpoints *endpoint.Manager
+
+	healthPorts *healthport.Server
+
 	monitor   *monitor.Hub
 	spool     *spool.Spool
 	pipeline  *pipeline.Pipeline
@@ -106,7 +111,7 @@ type node struct {
 // setUp brings the kernel side into place and restores what an earlier agent left, in the order in which the parts need each other.
 func (s *Service) setUp() (_ *node, err error) {
 	n := &node{Service: s, clock: clock.New(s.config.ClockOffset), store: desired.NewStore(), monitor: monitor.New(), spool: spool.New(s.config.SpoolBytes),
-		pressed: map[string]bool{}}
+		pressed: map[string]bool{}, healthPorts: healthport.New(s.log)}
 	if n.uplink, err = netdev.FindUplink(s.config.Uplink); err != nil {
 		return nil, err
 	}
@@ -152,14 +157,14 @@ func (s *Service) setUp() (_ *node, err error) {
 		Node: s.config.Node, WorldIPv4: worldIPv4, WorldIPv6: worldIPv6, IPCache: n.datapath.IPCache(), Services: n.datapath.Services(),
 		Routes:   func(r []netdev.Route) error { return netdev.SyncRoutes(n.uplink, r) },
 		NodeIPv4: n.uplink.IPv4, NodeIPv6: n.uplink.IPv6, Directory: n.directory, Events: n.events, ServiceIDs: ids, Log: s.log,
-		Peers: n.policies, PeersChanged: func(uid string) { n.endpoints.PeersChanged(uid) },
+		HealthPorts: n.healthPorts, Peers: n.policies, PeersChanged: func(uid string) { n.endpoints.PeersChanged(uid) },
 		NodeChanged: func(d *desired.Node) { n.pipeline.SetNode(n.flowNode(d)) },
 		PodChanged:  func(p *desired.Pod) { n.endpoints.PodChanged(p) },
 	})
 	instance := time.Now().UTC().Format("20060102T150405.000000000")
 	n.policy = policysync.New(policysync.Config{
 		Node: s.config.Node, Version: version.Version, Instance: instance, Addresses: s.config.Policy, Dial: s.dialer("policy"),
-		StateFile: s.path("policy-state"), Store: n.store, Sink: sink{n.policies, n.mirror}, Refusals: n.policies.Refusals, Changed: n.policyChanged, Now: time.Now, Log: s.log,
+		StateFile: s.path("policy-state"), Store: n.store, Sink: sink{n.policies, n.mirror}, Refusals: n.refusals, Changed: n.policyChanged, Now: time.Now, Log: s.log,
 	})
 	n.endpoints = endpoint.New(endpoint.Config{
 		Node: s.config.Node, StateFile: s.path("endpoints"), MTU: n.uplink.PodMTU, Store: n.store, Programs: programs{n.datapath}, Table: n.datapath.Endpoints(),

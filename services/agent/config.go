@@ -41,6 +41,8 @@ type Config struct {
 	Routing string
 	// PolicyPeersMax bounds the rows of policies, PolicyRangesMax their port ranges, IPCacheMax the prefixes with an identity.
 	PolicyPeersMax, PolicyRangesMax, IPCacheMax int
+	// ServicesMax bounds service frontends, BackendsMax the backends of all.
+	ServicesMax, BackendsMax int
 	// Masquerade gives pods' packets that leave the cluster the node's address.
 	Masquerade bool
 	// ForceClsact uses clsact filters even where the kernel has tcx.
@@ -56,7 +58,7 @@ func DefaultConfig() Config {
 		Common:   flags.Default(""),
 		StateDir: "/var/lib/weir", BPFFS: "/sys/fs/bpf/weir", Uplink: "eth0", Aggregation: "medium",
 		ReportInterval: d.ReportInterval, RingBytes: d.RingBytes, ConntrackMax: d.ConntrackMax, SpoolBytes: 32 << 20,
-		Routing: d.Routing.String(), PolicyPeersMax: d.PolicyPeersMax, PolicyRangesMax: d.PolicyRangesMax, IPCacheMax: d.IPCacheMax,
+		Routing: d.Routing.String(), PolicyPeersMax: d.PolicyPeersMax, PolicyRangesMax: d.PolicyRangesMax, IPCacheMax: d.IPCacheMax, ServicesMax: d.ServicesMax, BackendsMax: d.BackendsMax,
 		Masquerade: true,
 	}
 }
@@ -81,6 +83,8 @@ func (c *Config) Add(set *pflag.FlagSet) {
 	set.IntVar(&c.PolicyPeersMax, "policy-peers-max", c.PolicyPeersMax, "`number` of rows of policies: one for each policy and peer that it tells apart")
 	set.IntVar(&c.PolicyRangesMax, "policy-ranges-max", c.PolicyRangesMax, "`number` of port ranges of all different rows of policies")
 	set.IntVar(&c.IPCacheMax, "ipcache-max", c.IPCacheMax, "`number` of prefixes with an identity")
+	set.IntVar(&c.ServicesMax, "services-max", c.ServicesMax, "`number` of service frontends (address, port and protocol)")
+	set.IntVar(&c.BackendsMax, "backends-max", c.BackendsMax, "`number` of backends of all frontends that differ")
 	set.BoolVar(&c.Masquerade, "masquerade", c.Masquerade, "give packets of pods that leave the cluster the node's address")
 	set.BoolVar(&c.ForceClsact, "force-clsact", c.ForceClsact, "attach by clsact even where the kernel has tcx")
 	set.DurationVar(&c.ClockOffset, "clock-offset", c.ClockOffset, "shift of all reported times (tests)")
@@ -140,6 +144,7 @@ func (c *Config) datapath() (datapath.Config, error) {
 	if d.Routing == datapath.RoutingVXLAN {
 		d.OverlayIfIndex = 1 // until the device is there
 	}
+	d.ServicesMax, d.BackendsMax = c.ServicesMax, c.BackendsMax
 	d.PolicyPeersMax, d.PolicyRangesMax, d.IPCacheMax = c.PolicyPeersMax, c.PolicyRangesMax, c.IPCacheMax
 	d.PinPath, d.RingBytes, d.ConntrackMax = c.BPFFS, c.RingBytes, c.ConntrackMax
 	d.Aggregation, d.ReportInterval, d.Masquerade, d.ForceClsact = aggregation, c.ReportInterval, c.Masquerade, c.ForceClsact

@@ -38,6 +38,7 @@ const (
 // sweeps is what the conntrack collector last saw.
 type sweeps struct {
 	live, halfOpen, left, failed atomic.Int64
+	services                     atomic.Int64 // connections that are translated packet by packet
 	collected                    atomic.Uint64
 }
 
@@ -171,13 +172,15 @@ func (n *node) retry(ctx context.Context) error {
 				}
 			}
 			n.warnOfPressure()
-			changed, err := n.policies.Retry()
-			if err != nil {
+			if st, err := n.datapath.Services().Sweep(); err != nil {
+				n.log.Error("connections of services were not collected", "error", err)
+			} else {
+				n.sweeps.services.Store(int64(st.Live))
+			}
+			if _, err := n.policies.Retry(); err != nil {
 				n.log.Error("policies were not written", "error", err)
 			}
-			if changed {
-				n.policy.RefusalsChanged()
-			}
+			n.policy.RefusalsChanged()
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/weirmesh/weir/internal/status"
+	"github.com/weirmesh/weir/services/agent/internal/desired"
 )
 
 // pressureWarn is the fill of a map, in percent, from which it is warned of. What does not fit is refused later, by name.
@@ -35,6 +36,18 @@ func (n *node) usage() []mapUsage {
 	}
 	for _, u := range n.policies.Stats().Usage {
 		all = append(all, mapUsage{u.Map, u.Entries, u.Max})
+	}
+	for _, u := range n.datapath.Services().Usage() {
+		all = append(all, mapUsage{u.Map, u.Entries, u.Max})
+	}
+	return all
+}
+
+// refusals is all that is not in force on this node, and why.
+func (n *node) refusals() map[desired.Key]string {
+	all := n.policies.Refusals()
+	for key, reason := range n.mirror.Refused() {
+		all[desired.Key{Kind: desired.KindService, Name: key}] = reason
 	}
 	return all
 }
@@ -64,8 +77,12 @@ func (n *node) policyDetails() []status.Detail {
 		words += fmt.Sprintf(", %d NOT in force", st.Refused)
 	}
 	details := []status.Detail{{Name: "policies", Value: words}}
-	for key, reason := range n.policies.Refusals() {
-		details = append(details, status.Detail{Name: "policy refused " + n.policies.Describe(key), Value: reason})
+	for key, reason := range n.refusals() {
+		name := "policy refused " + n.policies.Describe(key)
+		if key.Kind == desired.KindService {
+			name = "service refused " + key.Name
+		}
+		details = append(details, status.Detail{Name: name, Value: reason})
 	}
 	now := time.Now()
 	for subject, p := range n.policies.Pauses() {

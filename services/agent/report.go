@@ -53,7 +53,7 @@ func (n *node) details() []status.Detail {
 		{Name: "kernel path", Value: strings.Join(n.datapath.Path(), ", ")},
 		{Name: "policy", Value: policyWords(p, len(n.config.Policy), time.Now())},
 		{Name: "identities", Value: fmt.Sprint(n.store.Count(desired.KindIdentity))},
-		{Name: "services", Value: fmt.Sprint(len(n.mirror.ServiceRows()))},
+		{Name: "services", Value: fmt.Sprintf("%d addresses, %d connections translated packet by packet", len(n.mirror.ServiceRows()), n.sweeps.services.Load())},
 		{Name: "connections", Value: fmt.Sprintf("%d of %d (%d half-open, %d wait for collection)",
 			n.sweeps.live.Load(), n.config.ConntrackMax, n.sweeps.halfOpen.Load(), n.sweeps.left.Load())},
 		{Name: "relay", Value: orElse(n.publisher.Relay(), "not connected")},
@@ -132,6 +132,9 @@ var help = map[string]string{
 	"weir_agent_policy_endpoints":             "Endpoints for which a policy is in force.",
 	"weir_agent_policy_pauses":                "Pauses of policy, of pods and of the node.",
 	"weir_agent_connections":                  "Live entries of the connection table.",
+	"weir_agent_service_connections":          "Connections of services that are translated packet by packet.",
+	"weir_agent_service_frontends":            "Addresses at which services are served.",
+	"weir_agent_services_refused":             "Services that are not in the kernel as they should be.",
 	"weir_agent_connections_max":              "Bound of the connection table.",
 	"weir_agent_connections_created_total":    "Connections that the kernel has tracked.",
 	"weir_agent_connections_refused_total":    "Packets dropped since the connection table was full.",
@@ -195,6 +198,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	put(prometheus.GaugeValue, "weir_agent_relay_connected", flag(n.publisher.Relay() != ""))
 	put(prometheus.GaugeValue, "weir_agent_connections", float64(n.sweeps.live.Load()))
+	put(prometheus.GaugeValue, "weir_agent_service_connections", float64(n.sweeps.services.Load()))
+	put(prometheus.GaugeValue, "weir_agent_service_frontends", float64(len(n.mirror.ServiceRows())))
+	put(prometheus.GaugeValue, "weir_agent_services_refused", float64(len(n.mirror.Refused())))
 	put(prometheus.GaugeValue, "weir_agent_connections_max", float64(n.config.ConntrackMax))
 	if k, err := n.datapath.Counters(); err == nil {
 		put(prometheus.CounterValue, "weir_agent_connections_created_total", float64(k.ConnsCreated))

@@ -212,7 +212,9 @@ func (d *Directory) SetService(id uint32, f Frontend, name ServiceName) {
 	defer d.mu.Unlock()
 	d.services[id] = name
 	d.frontends[f] = name
-	d.vips[f.Addr] = name
+	if !f.Addr.IsUnspecified() { // a node port
+		d.vips[f.Addr] = name
+	}
 }
 
 // RemoveService forgets a frontend. Its number stays known, for connections that outlive it.

@@ -17,6 +17,7 @@ import (
 	"github.com/weirmesh/weir/services/agent/internal/desired"
 	"github.com/weirmesh/weir/services/agent/internal/event"
 	"github.com/weirmesh/weir/services/agent/internal/flow"
+	"github.com/weirmesh/weir/services/agent/internal/healthport"
 	"github.com/weirmesh/weir/services/agent/internal/netdev"
 )
 
@@ -38,6 +39,12 @@ type Services interface {
 type Peers interface {
 	// Number returns the number of a peer.
 	Number(name string) uint32
+}
+
+// HealthPorts are the health-check node ports (healthport.Server).
+type HealthPorts interface {
+	// Set makes the ports exactly these.
+	Set(map[uint16]healthport.Service) error
 }
 
 // Identities with fixed meanings that the mirror gives out itself.
@@ -63,6 +70,8 @@ type Config struct {
 	NodeIPv4, NodeIPv6 netip.Addr
 	Directory          *flow.Directory
 	Events             *event.Queue
+	// HealthPorts answers load balancers; nil = nobody does.
+	HealthPorts HealthPorts
 	// ServiceIDs finds and keeps numbers of frontends.
 	ServiceIDs *ServiceIDs
 	Peers      Peers
@@ -85,10 +94,14 @@ type Mirror struct {
 	nodes      map[string]*desired.Node
 	identities map[uint32]struct{} // in use by endpoints that were seen
 	frontends  map[datapath.Frontend]*serviceRow
-	routesBad  bool
-	local      map[netip.Addr]localAddr
-	peers      map[string]*desired.Peer
-	endpoints  map[string]*desired.Endpoint // less those on their node's network
+	services   map[string]*desired.Service // by namespace/name
+	pinned     map[datapath.Frontend]datapath.Service
+	// healthDirty: the health-check node ports are not what the services say.
+	healthDirty bool
+	routesBad   bool
+	local       map[netip.Addr]localAddr
+	peers       map[string]*desired.Peer
+	endpoints   map[string]*desired.Endpoint // less those on their node's network
 }
 
 // localAddr is an address of an endpoint of this node.
@@ -97,17 +110,12 @@ type localAddr struct {
 	peer flow.Peer
 }
 
-type serviceRow struct {
-	desired, written datapath.Service
-	service          *desired.Service
-	dirty, gone      bool
-}
-
 // New makes a mirror.
 func New(cfg Config) *Mirror {
 	return &Mirror{
 		cfg: cfg, log: cfg.Log.With("component", "mirror"), claims: newClaims(), nodes: map[string]*desired.Node{},
-		identities: map[uint32]struct{}{}, frontends: map[datapath.Frontend]*serviceRow{}, local: map[netip.Addr]localAddr{},
+		identities: map[uint32]struct{}{}, frontends: map[datapath.Frontend]*serviceRow{},
+		services: map[string]*desired.Service{}, local: map[netip.Addr]localAddr{},
 		peers: map[string]*desired.Peer{}, endpoints: map[string]*desired.Endpoint{},
 	}
 }
@@ -118,9 +126,17 @@ func (m *Mirror) Adopt() error {
 	if err != nil {
 		return err
 	}
+	services, err := m.cfg.Services.List()
+	if err != nil {
+		return err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.claims.adopt(rows)
+	m.pinned = make(map[datapath.Frontend]datapath.Service, len(services))
+	for _, s := range services {
+		m.pinned[s.Frontend] = s
+	}
 	return nil
 }
 
@@ -169,6 +185,7 @@ func (m *Mirror) Apply(changes []desired.Change, quiet bool, between func() erro
 	m.routesBad = m.routesBad || routes
 	if quiet {
 		m.claims.keep()
+		m.keepServices()
 	}
 	err := m.flushLocked(quiet, between)
 	m.mu.Unlock()
@@ -199,13 +216,21 @@ func (m *Mirror) Prune() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.claims.settle()
+	m.settleServices()
 	errs := []error{m.claims.flush(m.cfg.IPCache, nil)}
 	rows, err := m.cfg.Services.List()
 	errs = append(errs, err)
+	var strays []datapath.Frontend
 	for _, r := range rows {
 		if _, ok := m.frontends[r.Frontend]; !ok {
-			errs = append(errs, m.cfg.Services.Delete(r.Frontend))
+			strays = append(strays, r.Frontend)
 		}
+	}
+	if len(strays) > 0 {
+		errs = append(errs, m.cfg.Services.Delete(strays...))
+	}
+	if err := m.flushServices(false); err != nil {
+		errs = append(errs, fmt.Errorf("write services: %w", err))
 	}
 	return errors.Join(errs...)
 }

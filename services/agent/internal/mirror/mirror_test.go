@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -20,6 +21,7 @@ import (
 	"github.com/weirmesh/weir/services/agent/internal/desired"
 	"github.com/weirmesh/weir/services/agent/internal/event"
 	"github.com/weirmesh/weir/services/agent/internal/flow"
+	"github.com/weirmesh/weir/services/agent/internal/healthport"
 	"github.com/weirmesh/weir/services/agent/internal/mirror"
 	"github.com/weirmesh/weir/services/agent/internal/netdev"
 )
@@ -55,14 +57,22 @@ func (m *fakeIPCache) List() ([]datapath.IPCacheRow, error) {
 }
 
 type fakeServices struct {
-	rows map[datapath.Frontend]datapath.Service
+	rows  map[datapath.Frontend]datapath.Service
+	full  uint16 // the port for which there is no room
+	calls int
 }
 
 func (m *fakeServices) Upsert(list ...datapath.Service) error {
+	m.calls++
+	var errs []error
 	for _, s := range list {
+		if s.Frontend.Port == m.full {
+			errs = append(errs, &datapath.ServiceError{Frontend: s.Frontend, Err: datapath.ErrFull})
+			continue
+		}
 		m.rows[s.Frontend] = s
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func (m *fakeServices) Delete(list ...datapath.Frontend) error {
@@ -90,6 +100,7 @@ type fixture struct {
 	dir      string
 	pods     []string
 	renamed  []string
+	ports    ports
 }
 
 func start(t *testing.T) *fixture {
@@ -114,7 +125,7 @@ func (f *fixture) restart(t *testing.T) {
 		Routes:   func(r []netdev.Route) error { f.routes = r; return nil },
 		NodeIPv4: netip.MustParseAddr("172.30.0.1"), NodeIPv6: netip.MustParseAddr("fd30::1"),
 		Directory: flow.NewDirectory("default", time.Now), Events: f.events, ServiceIDs: ids,
-		Peers: names{}, PeersChanged: func(uid string) { f.renamed = append(f.renamed, uid) },
+		HealthPorts: &f.ports, Peers: names{}, PeersChanged: func(uid string) { f.renamed = append(f.renamed, uid) },
 		PodChanged: func(p *desired.Pod) { f.pods = append(f.pods, p.Name) }, Log: slog.New(slog.DiscardHandler),
 	})
 	if err := f.Adopt(); err != nil {
@@ -281,11 +292,27 @@ func frontend(a string) datapath.Frontend {
 	return datapath.Frontend{Addr: netip.MustParseAddr(a), Port: 80, Proto: 6}
 }
 
+// backends is a line of a frontend's backends.
+func backends(s datapath.Service) string {
+	var words []string
+	for _, b := range s.Backends {
+		text := b.AddrPort.String()
+		if b.Local {
+			text += " local"
+		}
+		if b.Terminating {
+			text += " terminating"
+		}
+		words = append(words, text)
+	}
+	return strings.Join(words, " ")
+}
+
 func TestServices(t *testing.T) {
 	f := start(t)
 	f.apply(t, []desired.Upsert{service("web", "10.244.2.5:8080", "[fd00:2::5]:8080", "10.244.1.5:8080")})
 	v4, v6 := f.services.rows[frontend("10.96.0.1")], f.services.rows[frontend("fd00:96::1")]
-	if fmt.Sprint(v4.Backends) != "[10.244.1.5:8080 10.244.2.5:8080]" || fmt.Sprint(v6.Backends) != "[[fd00:2::5]:8080]" {
+	if backends(v4) != "10.244.1.5:8080 10.244.2.5:8080" || backends(v6) != "[fd00:2::5]:8080" {
 		t.Errorf("backends %v, %v: want those of the frontend's family", v4.Backends, v6.Backends)
 	}
 	if v4.ID == 0 || v4.ID == v6.ID {
@@ -321,7 +348,7 @@ func TestServiceTakesOverAnAddress(t *testing.T) {
 	f := start(t)
 	f.apply(t, []desired.Upsert{service("old", "10.244.2.5:8080")})
 	f.apply(t, []desired.Upsert{service("new", "10.244.2.6:8080")}, key(desired.KindService, "default/old"))
-	if got := f.services.rows[frontend("10.96.0.1")]; fmt.Sprint(got.Backends) != "[10.244.2.6:8080]" {
+	if got := f.services.rows[frontend("10.96.0.1")]; backends(got) != "10.244.2.6:8080" {
 		t.Errorf("row %+v", got)
 	}
 	f.expect(t, "address", map[string]string{"10.96.0.1/32": "9 flags 2"})
@@ -433,7 +460,7 @@ func TestPeers(t *testing.T) {
 	f.apply(t, []desired.Upsert{peer("cidr:10.0.0.0/8", nil, "10.0.0.0/8"), peer("cidr:10.244.2.0/25", nil, "10.244.2.0/25"), peer("cidr:172.30.0.2/32", nil, "172.30.0.2/32"),
 		node("n1", 1), node("n2", 2), node("n3", 3), variant,
 		peer("node:n2", []string{"reserved:remote-node"}, "172.30.0.2/32"), peer("7", nil, "172.30.0.3/32", "172.30.0.1/32")})
-	f.expect(t, "peers", map[string]string{"10.0.0.0/8": "1000 peer 0", "10.244.2.0/25": "none", "172.30.0.2/32": "6 via 172.30.0.2 peer 1004", "172.30.0.3/32": "7 via 172.30.0.3",
+	f.expect(t, "peers", map[string]string{"10.0.0.0/8": "1000 peer 0", "10.244.2.0/25": "none", "172.30.0.2/32": "6 via 172.30.0.2 peer 1004", "172.30.0.3/32": "7 via 172.30.0.3 flags 8",
 		"172.30.0.1/32": "1", "10.244.2.5/32": "300 via 172.30.0.2 peer 1003", "10.244.2.6/32": "300 via 172.30.0.2"})
 	for a, want := range map[string]uint32{"10.9.9.9": 1000, "10.244.2.5": 1003, "10.244.2.6": 300, "10.244.2.99": 3, "8.8.8.8": 9, "fd77::1": 10} {
 		if got := f.PeerAt(netip.MustParseAddr(a)); got != want {
@@ -494,4 +521,103 @@ func (n names) Number(name string) uint32 {
 		n[name] = uint32(1000 + len(n))
 	}
 	return n[name]
+}
+
+// ports remembers what the health-check node ports tell.
+type ports struct{ set map[uint16]healthport.Service }
+
+func (p *ports) Set(want map[uint16]healthport.Service) error { p.set = want; return nil }
+
+// balanced is a service with all that a service can have.
+func balanced() *desired.Service {
+	return &desired.Service{Namespace: "default", Name: "web", Type: "LoadBalancer", ClusterIPs: addrs("10.96.0.1"), ExternalIPs: addrs("192.0.2.9"),
+		LoadBalancerIPs: addrs("198.18.0.1"), SourceRanges: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}, AffinitySeconds: 60, ExternalLocal: true,
+		InternalLocal: true, HealthCheckNodePort: 32000, Maglev: true, Ports: []desired.ServicePort{{Name: "http", Proto: 6, Port: 80, NodePort: 30080,
+			Backends: []desired.Backend{{Addr: netip.MustParseAddrPort("10.244.1.5:8080"), Node: "n1"}, {Addr: netip.MustParseAddrPort("10.244.2.5:8080"), Node: "n2"},
+				{Addr: netip.MustParseAddrPort("10.244.1.6:8080"), Node: "n1", Terminating: true}, {Addr: netip.MustParseAddrPort("10.244.1.5:8080"), Node: "n1", Terminating: true},
+				{Addr: netip.MustParseAddrPort("[fd00:1::5]:8080"), Node: "n1"}}}}}
+}
+
+func TestKindsOfFrontends(t *testing.T) {
+	f := start(t)
+	f.apply(t, []desired.Upsert{{Key: key(desired.KindService, "default/web"), Resource: balanced()}})
+	ranges := []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}
+	group := f.services.rows[frontend("10.96.0.1")].ID
+	for _, tt := range []struct {
+		addr   string
+		port   uint16
+		kind   datapath.FrontendKind
+		ranges []netip.Prefix
+	}{{"10.96.0.1", 80, datapath.ClusterIP, nil}, {"0.0.0.0", 30080, datapath.NodePort, ranges}, {"192.0.2.9", 80, datapath.ExternalIP, nil},
+		{"198.18.0.1", 80, datapath.LoadBalancer, ranges}} {
+		at := datapath.Frontend{Addr: netip.MustParseAddr(tt.addr), Port: tt.port, Proto: 6}
+		got := f.services.rows[at]
+		want := datapath.Service{Frontend: at, ID: got.ID, Kind: tt.kind, Backends: got.Backends, Algorithm: datapath.Maglev, Affinity: time.Minute, AffinityGroup: group,
+			ExternalLocal: tt.kind != datapath.ClusterIP, InternalLocal: tt.kind == datapath.ClusterIP, SourceRanges: tt.ranges}
+		if !reflect.DeepEqual(got, want) || got.ID == 0 {
+			t.Errorf("%s:%d\n%+v, want\n%+v", tt.addr, tt.port, got, want)
+		}
+		if b := backends(got); b != "10.244.1.5:8080 local 10.244.1.6:8080 local terminating 10.244.2.5:8080" {
+			t.Errorf("%s:%d: backends %s", tt.addr, tt.port, b)
+		}
+	}
+	if len(f.services.rows) != 4 || f.services.calls != 1 {
+		t.Errorf("%d rows in %d calls, want 4 in one", len(f.services.rows), f.services.calls)
+	}
+	f.expect(t, "addresses", map[string]string{"192.0.2.9/32": "9 flags 2", "198.18.0.1/32": "9 flags 2", "0.0.0.0/32": "none"})
+	if got := f.ports.set[32000]; got != (healthport.Service{Namespace: "default", Name: "web", LocalEndpoints: 1}) {
+		t.Errorf("health port %+v", got)
+	}
+	f.apply(t, nil, key(desired.KindService, "default/web"))
+	if len(f.services.rows) != 0 || len(f.ports.set) != 0 {
+		t.Errorf("left: %v, %v", f.services.rows, f.ports.set)
+	}
+	f.expect(t, "gone", map[string]string{"192.0.2.9/32": "none", "198.18.0.1/32": "none"})
+}
+
+// Of two services with one address the first has it, until it lets go.
+func TestSharedFrontend(t *testing.T) {
+	f := start(t)
+	f.apply(t, []desired.Upsert{service("first", "10.244.2.5:8080"), service("second", "10.244.2.6:8080")})
+	if got := f.services.rows[frontend("10.96.0.1")]; backends(got) != "10.244.2.5:8080" || f.ServiceRows()[0].Name != "first" {
+		t.Errorf("row %+v", got)
+	}
+	f.apply(t, []desired.Upsert{service("second", "10.244.2.7:8080")})
+	f.apply(t, nil, key(desired.KindService, "default/first"))
+	if got := f.services.rows[frontend("10.96.0.1")]; backends(got) != "10.244.2.7:8080" || f.ServiceRows()[0].Name != "second" {
+		t.Errorf("row %+v", got)
+	}
+}
+
+// What does not fit is refused by name, and keeps nothing else away.
+func TestServiceThatDoesNotFit(t *testing.T) {
+	f := start(t)
+	f.services.full = 30080
+	f.apply(t, []desired.Upsert{{Key: key(desired.KindService, "default/web"), Resource: balanced()}})
+	if r := f.Refused()["default/web"]; !strings.Contains(r, "30080") || len(f.services.rows) != 3 {
+		t.Errorf("refused %v, %d rows", f.Refused(), len(f.services.rows))
+	}
+	f.services.full = 0
+	if err := f.Retry(); err != nil || len(f.Refused()) != 0 || len(f.services.rows) != 4 {
+		t.Errorf("after a retry: %v, refused %v, %d rows", err, f.Refused(), len(f.services.rows))
+	}
+}
+
+// Services that are pinned are younger than those on disk.
+func TestQuietServices(t *testing.T) {
+	f := start(t)
+	f.apply(t, []desired.Upsert{service("web", "10.244.2.5:8080")})
+	f.restart(t)
+	if err := f.Apply(f.store.Apply([]desired.Upsert{service("web", "10.244.2.4:8080")}, nil), true, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.services.rows[frontend("10.96.0.1")]; backends(got) != "10.244.2.5:8080" {
+		t.Errorf("from disk: %+v", got)
+	}
+	if err := f.Prune(); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.services.rows[frontend("10.96.0.1")]; backends(got) != "10.244.2.4:8080" {
+		t.Errorf("said again: %+v", got)
+	}
 }

@@ -63,13 +63,16 @@ func (m *Mirror) entryOf(p *desired.Peer) (entry datapath.IPCacheEntry, prefix b
 	case strings.HasPrefix(p.Key, "node:"):
 		entry.Identity, entry.Peer = identityRemoteNode, m.peerNumber(p.Key)
 		if slices.Contains(p.Labels, labelAPIServer) {
-			entry.Identity = identityAPIServer
+			entry.Identity, entry.Flags = identityAPIServer, datapath.IPCacheNode
 		}
 		return entry, false
 	}
 	text, _, variant := strings.Cut(p.Key, "/")
 	if n, err := strconv.ParseUint(text, 10, 32); err == nil {
 		entry.Identity = uint32(n)
+	}
+	if entry.Identity == identityAPIServer {
+		entry.Flags = datapath.IPCacheNode
 	}
 	if variant {
 		entry.Peer = m.peerNumber(p.Key)

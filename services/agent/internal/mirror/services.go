@@ -3,97 +3,31 @@
 package mirror
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
+	"reflect"
 	"slices"
 
 	"github.com/weirmesh/weir/bpf/datapath"
 	"github.com/weirmesh/weir/services/agent/internal/desired"
 	"github.com/weirmesh/weir/services/agent/internal/flow"
-	"github.com/weirmesh/weir/services/agent/internal/statefile"
+	"github.com/weirmesh/weir/services/agent/internal/healthport"
 )
 
-// ServiceIDs gives frontends their numbers and keeps them on disk: connections in the kernel carry them, so a number must mean the same frontend
-// after a restart, and is not given to another one.
-type ServiceIDs struct {
-	path string
-	next uint32
-	ids  map[datapath.Frontend]uint32
+// serviceRow is a frontend. Two services may claim one (an external IP that both have): the first keeps it until it lets go.
+type serviceRow struct {
+	id      uint32
+	owners  []*serviceOwner
+	written *datapath.Service // nil = not in the kernel
+	dirty   bool
+	refused error // why it does not fit
 }
 
-type serviceIDFile struct {
-	Next uint32          `json:"next"`
-	IDs  []serviceIDLine `json:"ids"`
-}
-
-type serviceIDLine struct {
-	Frontend netip.AddrPort `json:"frontend"`
-	Proto    uint8          `json:"proto"`
-	ID       uint32         `json:"id"`
-}
-
-const (
-	serviceIDKind    = "service-ids"
-	serviceIDVersion = 1
-)
-
-// LoadServiceIDs reads the numbers; those that the kernel's maps hold (present) count where the file is missing or damaged.
-func LoadServiceIDs(path string, present []datapath.Service) (*ServiceIDs, error) {
-	s := &ServiceIDs{path: path, ids: map[datapath.Frontend]uint32{}}
-	for _, p := range present {
-		s.ids[p.Frontend] = p.ID
-		s.next = max(s.next, p.ID)
-	}
-	b, err := statefile.Read(path, serviceIDKind, serviceIDVersion)
-	if errors.Is(err, fs.ErrNotExist) {
-		return s, nil
-	}
-	var f serviceIDFile
-	if err == nil {
-		err = json.Unmarshal(b, &f)
-	}
-	s.next = max(s.next, f.Next)
-	for _, l := range f.IDs {
-		k := datapath.Frontend{Addr: l.Frontend.Addr(), Port: l.Frontend.Port(), Proto: l.Proto}
-		if _, ok := s.ids[k]; !ok {
-			s.ids[k] = l.ID
-		}
-	}
-	return s, err
-}
-
-// Of returns the frontend's number, a new one if it has none. It is on disk when Of returns without an error.
-func (s *ServiceIDs) Of(f datapath.Frontend) (uint32, error) {
-	if id, ok := s.ids[f]; ok {
-		return id, nil
-	}
-	s.next++
-	if s.next == 0 {
-		s.next = 1
-	}
-	s.ids[f] = s.next
-	return s.next, s.save()
-}
-
-// Forget ends a frontend's number. It is not given out again before the counter comes round.
-func (s *ServiceIDs) Forget(f datapath.Frontend) error {
-	delete(s.ids, f)
-	return s.save()
-}
-
-func (s *ServiceIDs) save() error {
-	file := serviceIDFile{Next: s.next}
-	for f, id := range s.ids {
-		file.IDs = append(file.IDs, serviceIDLine{netip.AddrPortFrom(f.Addr, f.Port), f.Proto, id})
-	}
-	b, err := json.Marshal(file)
-	if err != nil {
-		return err
-	}
-	return statefile.Write(s.path, serviceIDKind, serviceIDVersion, b)
+type serviceOwner struct {
+	key     string
+	service *desired.Service
+	row     datapath.Service
 }
 
 func (m *Mirror) applyService(c desired.Change) {
@@ -102,45 +36,30 @@ func (m *Mirror) applyService(c desired.Change) {
 	owner := "service/" + c.Key.Name
 	wanted := map[datapath.Frontend]datapath.Service{}
 	if svc != nil {
-		for _, s := range frontendsOf(svc) {
-			wanted[s.Frontend] = s
+		for _, s := range m.frontendsOf(svc) {
+			if _, twice := wanted[s.Frontend]; !twice {
+				wanted[s.Frontend] = s
+			}
 		}
 	}
 	if old != nil {
-		for _, s := range frontendsOf(old) {
-			if _, ok := wanted[s.Frontend]; ok {
-				continue
-			}
-			if row := m.frontends[s.Frontend]; row != nil && row.service.Namespace == old.Namespace && row.service.Name == old.Name {
-				row.gone, row.dirty = true, true
-			}
-		}
-		for _, a := range old.ClusterIPs {
-			if svc == nil || !slices.Contains(svc.ClusterIPs, a) {
+		m.dropService(c.Key.Name, old, wanted)
+		for _, a := range serviceAddresses(old) {
+			if svc == nil || !slices.Contains(serviceAddresses(svc), a) {
 				m.claims.unset(owner, hostPrefix(a))
 			}
 		}
 	}
+	m.healthDirty = m.healthDirty || old != nil && old.HealthCheckNodePort != 0 || svc != nil && svc.HealthCheckNodePort != 0
 	if svc == nil {
+		delete(m.services, c.Key.Name)
 		return
 	}
+	m.services[c.Key.Name] = svc
 	for f, s := range wanted {
-		row := m.frontends[f]
-		if row == nil {
-			id, err := m.cfg.ServiceIDs.Of(f)
-			if err != nil {
-				// The number is good until the next restart; the next new frontend writes the file again.
-				m.log.Warn("service numbers were not saved", "error", err)
-			}
-			row = &serviceRow{desired: datapath.Service{ID: id}}
-			m.frontends[f] = row
-		}
-		s.ID = row.desired.ID
-		row.dirty = row.dirty || row.gone || row.written.ID == 0 || !slices.Equal(row.written.Backends, s.Backends)
-		row.desired, row.service, row.gone = s, svc, false
-		m.cfg.Directory.SetService(s.ID, flow.Frontend{Addr: f.Addr, Port: f.Port, Proto: f.Proto}, flow.ServiceName{Namespace: svc.Namespace, Name: svc.Name})
+		m.wantFrontend(c.Key.Name, svc, f, s)
 	}
-	for _, a := range svc.ClusterIPs {
+	for _, a := range serviceAddresses(svc) {
 		identity := m.cfg.WorldIPv6
 		if a.Is4() {
 			identity = m.cfg.WorldIPv4
@@ -149,64 +68,218 @@ func (m *Mirror) applyService(c desired.Change) {
 	}
 }
 
-// frontendsOf lists what clients of a service can address, with backends of the same family.
-func frontendsOf(s *desired.Service) []datapath.Service {
-	var all []datapath.Service
-	for _, ip := range s.ClusterIPs {
-		for _, p := range s.Ports {
-			row := datapath.Service{Frontend: datapath.Frontend{Addr: ip, Port: p.Port, Proto: p.Proto}}
-			for _, b := range p.Backends {
-				if b.Addr.Addr().Is4() == ip.Is4() && !b.Terminating {
-					row.Backends = append(row.Backends, datapath.Backend{AddrPort: b.Addr})
-				}
+// serviceAddresses are those that belong to a service, and not to a node.
+func serviceAddresses(s *desired.Service) []netip.Addr {
+	return slices.Concat(s.ClusterIPs, s.ExternalIPs, s.LoadBalancerIPs)
+}
+
+// dropService takes a service's word back on the frontends that it does not want any more.
+func (m *Mirror) dropService(key string, old *desired.Service, wanted map[datapath.Frontend]datapath.Service) {
+	for _, s := range m.frontendsOf(old) {
+		row := m.frontends[s.Frontend]
+		if _, ok := wanted[s.Frontend]; ok || row == nil {
+			continue
+		}
+		row.owners = slices.DeleteFunc(row.owners, func(o *serviceOwner) bool { return o.key == key })
+		row.dirty = true
+		m.nameFrontend(s.Frontend, row)
+	}
+}
+
+func (m *Mirror) wantFrontend(key string, svc *desired.Service, f datapath.Frontend, s datapath.Service) {
+	row := m.frontends[f]
+	if row == nil {
+		row = &serviceRow{id: m.cfg.ServiceIDs.Of(f)}
+		m.frontends[f] = row
+	}
+	s.ID = row.id
+	o := &serviceOwner{key: key, service: svc, row: s}
+	if i := slices.IndexFunc(row.owners, func(x *serviceOwner) bool { return x.key == key }); i >= 0 {
+		row.owners[i] = o
+	} else {
+		row.owners = append(row.owners, o)
+	}
+	row.dirty = row.dirty || row.written == nil || !reflect.DeepEqual(*row.written, row.owners[0].row)
+	m.nameFrontend(f, row)
+}
+
+// nameFrontend tells flows whose a frontend is.
+func (m *Mirror) nameFrontend(f datapath.Frontend, row *serviceRow) {
+	if len(row.owners) == 0 {
+		return // with the row itself
+	}
+	svc := row.owners[0].service
+	m.cfg.Directory.SetService(row.id, flow.Frontend{Addr: f.Addr, Port: f.Port, Proto: f.Proto}, flow.ServiceName{Namespace: svc.Namespace, Name: svc.Name})
+}
+
+// flushServices writes what changed, all in one go, then removes what is gone. A frontend that does not fit is refused and told; it does not keep the
+// others away.
+func (m *Mirror) flushServices(quiet bool) error {
+	var upserts []datapath.Service
+	var removals []datapath.Frontend
+	for f, row := range m.frontends {
+		switch {
+		case !row.dirty:
+		case len(row.owners) == 0:
+			removals = append(removals, f)
+		default:
+			upserts = append(upserts, row.owners[0].row)
+		}
+	}
+	m.saveServiceIDs()
+	var errs []error
+	if len(upserts) > 0 {
+		failed, err := failedFrontends(m.cfg.Services.Upsert(upserts...))
+		errs = append(errs, err)
+		for i := range upserts {
+			m.wroteService(&upserts[i], failed[upserts[i].Frontend], quiet)
+		}
+	}
+	if len(removals) > 0 {
+		errs = append(errs, m.cfg.Services.Delete(removals...))
+	}
+	if errors.Join(errs...) != nil {
+		removals = nil // which of them are still there is not known
+	}
+	for _, f := range removals {
+		row := m.frontends[f]
+		m.cfg.Directory.RemoveService(flow.Frontend{Addr: f.Addr, Port: f.Port, Proto: f.Proto})
+		m.cfg.ServiceIDs.Forget(f)
+		delete(m.frontends, f)
+		if !quiet {
+			m.cfg.Events.ServiceDeleted(row.id)
+		}
+	}
+	m.saveServiceIDs()
+	m.setHealthPorts()
+	return errors.Join(errs...)
+}
+
+func (m *Mirror) saveServiceIDs() {
+	if err := m.cfg.ServiceIDs.Save(); err != nil {
+		// The numbers are good until the next restart; the next change writes them again.
+		m.log.Warn("service numbers were not saved", "error", err)
+	}
+}
+
+// keepServices leaves frontends as an earlier agent wrote them, which may be younger than the state on disk.
+func (m *Mirror) keepServices() {
+	for f, row := range m.frontends {
+		if pinned, ok := m.pinned[f]; ok && row.dirty && len(row.owners) > 0 {
+			row.written, row.dirty = &pinned, false
+		}
+	}
+}
+
+// settleServices makes every frontend what it should be.
+func (m *Mirror) settleServices() {
+	m.pinned = nil
+	for _, row := range m.frontends {
+		if len(row.owners) > 0 && row.written != nil && !reflect.DeepEqual(*row.written, row.owners[0].row) {
+			row.dirty = true
+		}
+	}
+}
+
+// failedFrontends takes errors apart: those of frontends that do not fit, and the rest.
+func failedFrontends(err error) (map[datapath.Frontend]error, error) {
+	failed := map[datapath.Frontend]error{}
+	if err == nil {
+		return failed, nil
+	}
+	list := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the outermost error is the joined one
+		list = joined.Unwrap()
+	}
+	var others []error
+	for _, e := range list {
+		var one *datapath.ServiceError
+		if errors.As(e, &one) {
+			failed[one.Frontend] = one.Err
+			if errors.Is(one.Err, datapath.ErrFull) {
+				continue
 			}
-			slices.SortFunc(row.Backends, func(a, b datapath.Backend) int { return a.Compare(b.AddrPort) })
-			all = append(all, row)
+		}
+		others = append(others, e)
+	}
+	return failed, errors.Join(others...)
+}
+
+func (m *Mirror) wroteService(s *datapath.Service, err error, quiet bool) {
+	row := m.frontends[s.Frontend]
+	svc := row.owners[0].service
+	at := netip.AddrPortFrom(s.Frontend.Addr, s.Frontend.Port)
+	key := svc.Namespace + "/" + svc.Name
+	if err != nil {
+		if row.refused == nil {
+			m.log.Error("a service does not fit", "service", key, "frontend", at, "error", err)
+			m.cfg.Events.Notice("service-refused", map[string]any{"service": key, "frontend": at.String(), "error": err.Error()})
+		}
+		row.refused = err
+		return // still dirty: Retry
+	}
+	written := *s
+	row.written, row.dirty, row.refused = &written, false, nil
+	if !quiet {
+		var backends []netip.AddrPort
+		for _, b := range s.Backends {
+			backends = append(backends, b.AddrPort)
+		}
+		m.cfg.Events.ServiceUpserted(row.id, svc.Namespace, svc.Name, svc.Type, at, backends)
+	}
+}
+
+// setHealthPorts opens the ports of services that keep outside traffic on its node.
+func (m *Mirror) setHealthPorts() {
+	if !m.healthDirty || m.cfg.HealthPorts == nil {
+		return
+	}
+	want := map[uint16]healthport.Service{}
+	for _, s := range m.services {
+		if s.HealthCheckNodePort == 0 || !s.ExternalLocal {
+			continue
+		}
+		want[s.HealthCheckNodePort] = healthport.Service{Namespace: s.Namespace, Name: s.Name, LocalEndpoints: m.localBackends(s)}
+	}
+	if err := m.cfg.HealthPorts.Set(want); err != nil {
+		m.log.Error("a health-check node port is not open", "error", err)
+		return // dirty: Retry
+	}
+	m.healthDirty = false
+}
+
+// localBackends counts the ready backends of a service on this node. One of both families counts once.
+func (m *Mirror) localBackends(s *desired.Service) int {
+	local := map[netip.Addr]struct{}{}
+	var count [2]int
+	for _, p := range s.Ports {
+		for _, b := range p.Backends {
+			a := b.Addr.Addr()
+			if _, counted := local[a]; counted || b.Node != m.cfg.Node || b.Terminating {
+				continue
+			}
+			local[a] = struct{}{}
+			count[b2i(a.Is4())]++
+		}
+	}
+	return max(count[0], count[1])
+}
+
+// Refused returns the services that are not in the kernel as they should be, and why.
+func (m *Mirror) Refused() map[string]string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := map[string]string{}
+	for f, row := range m.frontends {
+		if row.refused == nil || len(row.owners) == 0 {
+			continue
+		}
+		key, text := row.owners[0].key, fmt.Sprintf("%s: %v", netip.AddrPortFrom(f.Addr, f.Port), row.refused)
+		if old := all[key]; old == "" || text < old {
+			all[key] = text // one of several, always the same
 		}
 	}
 	return all
-}
-
-func addressesOf(backends []datapath.Backend) []netip.AddrPort {
-	var list []netip.AddrPort
-	for _, b := range backends {
-		list = append(list, b.AddrPort)
-	}
-	return list
-}
-
-func (m *Mirror) flushServices(quiet bool) error {
-	var errs []error
-	for f, row := range m.frontends {
-		if !row.dirty {
-			continue
-		}
-		at := netip.AddrPortFrom(f.Addr, f.Port)
-		if row.gone {
-			if err := m.cfg.Services.Delete(f); err != nil {
-				errs = append(errs, fmt.Errorf("remove %s: %w", at, err))
-				continue
-			}
-			m.cfg.Directory.RemoveService(flow.Frontend{Addr: f.Addr, Port: f.Port, Proto: f.Proto})
-			if err := m.cfg.ServiceIDs.Forget(f); err != nil {
-				m.log.Warn("service numbers were not saved", "error", err)
-			}
-			delete(m.frontends, f)
-			if !quiet {
-				m.cfg.Events.ServiceDeleted(row.desired.ID)
-			}
-			continue
-		}
-		if err := m.cfg.Services.Upsert(row.desired); err != nil {
-			errs = append(errs, fmt.Errorf("write %s: %w", at, err))
-			continue
-		}
-		row.written, row.dirty = row.desired, false
-		if !quiet {
-			m.cfg.Events.ServiceUpserted(row.desired.ID, row.service.Namespace, row.service.Name, row.service.Type, at, addressesOf(row.desired.Backends))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // ServiceRow is a frontend as this node has it.
@@ -221,8 +294,9 @@ func (m *Mirror) ServiceRows() []ServiceRow {
 	defer m.mu.Unlock()
 	var rows []ServiceRow
 	for _, r := range m.frontends {
-		if !r.gone {
-			rows = append(rows, ServiceRow{r.desired, r.service.Namespace, r.service.Name, r.service.Type})
+		if len(r.owners) > 0 {
+			o := r.owners[0]
+			rows = append(rows, ServiceRow{o.row, o.service.Namespace, o.service.Name, o.service.Type})
 		}
 	}
 	slices.SortFunc(rows, func(a, b ServiceRow) int { return int(a.ID) - int(b.ID) })
