@@ -56,7 +56,11 @@ type Conn struct {
 	State               ConnState
 	PeerIdentity        uint32
 	Service             uint32
-	Forward, Reverse    Traffic
+	// Verdict and Rule are what policy decided last; Audited says that it would have dropped the connection. PolicyNone: nothing was enforced.
+	Verdict          PolicyVerdict
+	Rule             uint32
+	Audited          bool
+	Forward, Reverse Traffic
 	// Expires is when the entry may be collected, CLOCK_MONOTONIC nanoseconds.
 	Expires uint64
 	// Known says which of the values below are set.
@@ -217,6 +221,9 @@ func (c *Conntrack) walk(f func(k *tcCtKey, e *tcCtConn) bool) error {
 // kindICMP is KIND_ICMP of lib/packet.h.
 const kindICMP = 1
 
+// ctAudited is CT_AUDITED of lib/ct_types.h.
+const ctAudited = 0x80
+
 func connOf(k *tcCtKey, e *tcCtConn) Conn {
 	lo := netip.AddrPortFrom(k.Lo.netip(), port16(k.LoPort))
 	hi := netip.AddrPortFrom(k.Hi.netip(), port16(k.HiPort))
@@ -225,7 +232,8 @@ func connOf(k *tcCtKey, e *tcCtConn) Conn {
 	}
 	c := Conn{
 		ID: e.Connection, Endpoint: k.Endpoint, Direction: e.Direction, Proto: k.Proto, State: ConnState(e.State),
-		PeerIdentity: e.PeerIdentity, Service: e.Service, Forward: e.Dir[0], Reverse: e.Dir[1], Expires: e.Expires,
+		PeerIdentity: e.PeerIdentity, Service: e.Service,
+		Verdict: PolicyVerdict(e.Verdict &^ ctAudited), Audited: e.Verdict&ctAudited != 0, Rule: e.Rule, Forward: e.Dir[0], Reverse: e.Dir[1], Expires: e.Expires,
 		Known: e.Known, HandshakeUs: e.HandshakeUs, SRTTUs: e.SrttUs, Retransmissions: e.Retransmissions,
 		Source: hi, Destination: lo,
 	}

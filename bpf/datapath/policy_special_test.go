@@ -34,6 +34,11 @@ func TestPolicyAudit(t *testing.T) {
 	if r := b.records(); len(r) != 1 || r[0].Type != RecordTrace || r[0].Flags&FlagAudited == 0 || r[0].Rule != 71 || r[0].Verdict != uint8(PolicyDeny) {
 		t.Errorf("trace %+v, want rule 71, audited", r)
 	}
+	for _, c := range b.conns() {
+		if c.Destination.Port() == 80 && (c.Verdict != PolicyDeny || c.Rule != 71 || !c.Audited) {
+			t.Errorf("entry %+v, want denied by rule 71, audited", c)
+		}
+	}
 	b.enforce(epA, EndpointPolicy{Ingress: 5})
 	b.expect("audit ends", denied(in, 71), tcProgFromNetwork, b.uplink, tcp(t, client, at(podA4, 80), ack, 2, 1, 0))
 	b.enforce(epA, EndpointPolicy{Ingress: 5, IngressAudit: true})
