@@ -56,11 +56,22 @@ type portRange struct {
 	term        int // the peer must match this term too (a named port of its); -1 = none
 }
 
+// elsewhere reports whether a subject belongs to another cluster of the mesh: its own cluster enforces there.
+func (o Options) elsewhere(s *Subject) bool {
+	const prefix = reserved.Source + ":" + reserved.ClusterKey + "="
+	for _, l := range s.Labels {
+		if name, ok := strings.CutPrefix(l, prefix); ok {
+			return name != o.cluster()
+		}
+	}
+	return false
+}
+
 // Resolve puts together the rules of one direction that select the subject; others in rules are passed over. The error is a conflict, and names the rules.
 // A nil World has nothing in it.
 func Resolve(o Options, s *Subject, d Direction, rules []*Rule, w World) (*Resolved, error) {
 	r := &Resolved{Direction: d, fallback: -1}
-	if o.Enforcement == ModeNever || s.Host && !o.HostFirewall {
+	if o.Enforcement == ModeNever || s.Host && !o.HostFirewall || o.elsewhere(s) {
 		return r, nil
 	}
 	selected := make([]*Rule, 0, min(len(rules), 16))

@@ -102,6 +102,10 @@ func TestClass(t *testing.T) {
 func TestEnforcement(t *testing.T) {
 	init := &Subject{Labels: labelset.Set{"reserved:init"}}
 	node := &Subject{Labels: labelset.Set{"k8s:pool=a", "reserved:host"}, Host: true}
+	elsewhere := web()
+	elsewhere.Labels = slices.DeleteFunc(slices.Clone(elsewhere.Labels), func(l string) bool { return strings.HasPrefix(l, "k8s:io.cilium.k8s.policy.cluster=") })
+	elsewhere.Labels = append(elsewhere.Labels, "k8s:io.cilium.k8s.policy.cluster=west")
+	slices.Sort(elsewhere.Labels)
 	hostPolicy := ccnp("{nodeSelector: {}, ingress: [{fromEntities: [cluster]}]}")
 	tests := []struct {
 		name      string
@@ -127,6 +131,9 @@ func TestEnforcement(t *testing.T) {
 		{"cluster policy", Options{}, web(), Egress, []string{clusterOut("{action: Deny, to: [{namespaces: {}}]}")}, true, false, "[]", "default-allow"},
 		{"init", Options{}, init, Ingress, nil, true, true, "[reserved:init]", "allow-localhost"},
 		{"init, never", Options{Enforcement: ModeNever}, init, Ingress, nil, false, false, "[]", ""},
+		{"pod of another cluster", Options{}, elsewhere, Ingress, []string{in("{}")}, false, false, "[]", ""},
+		{"pod of another cluster, always", Options{Enforcement: ModeAlways}, elsewhere, Egress, nil, false, false, "[]", ""},
+		{"pod of another cluster, which is this one", Options{ClusterName: "west"}, elsewhere, Ingress, []string{in("{}")}, true, true, "[CiliumNetworkPolicy shop/p]", "allow-localhost"},
 		{"always", Options{Enforcement: ModeAlways}, web(), Egress, nil, true, true, "[policy-enforcement=always]", ""},
 		{"host policy, firewall off", Options{}, node, Ingress, []string{hostPolicy}, false, false, "[]", ""},
 		{"host policy", Options{HostFirewall: true}, node, Ingress, []string{hostPolicy}, true, true, "[CiliumClusterwideNetworkPolicy p]", ""},

@@ -136,11 +136,12 @@ func FromPod(p *corev1.Pod) (*Pod, error) {
 		Node:           p.Spec.NodeName,
 		HostNetwork:    p.Spec.HostNetwork,
 		Unmanaged:      p.Annotations[AnnotationUnmanaged] == "true",
+		Cluster:        p.Annotations[AnnotationCluster],
 		Finished:       p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
 		Workload:       workload(p),
 	}
 	errs := []error{label.Check(p.Labels)}
-	errs = append(errs, checkName("spec.serviceAccountName", pod.ServiceAccount))
+	errs = append(errs, checkName("spec.serviceAccountName", pod.ServiceAccount), checkName("metadata.annotations["+AnnotationCluster+"]", pod.Cluster))
 	if pod.UID == "" {
 		errs = append(errs, errors.New("metadata.uid is empty"))
 	}

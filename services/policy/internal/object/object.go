@@ -70,6 +70,8 @@ type Pod struct {
 	HostNetwork bool
 	// Unmanaged: the annotation AnnotationUnmanaged leaves the pod alone.
 	Unmanaged bool
+	// Cluster is the annotation AnnotationCluster: the pod is one of that cluster of the mesh; empty = of this one.
+	Cluster string
 	// Finished: all containers have ended for good; the pod has no network any more.
 	Finished bool
 	// FixedAddresses are asked for by the annotation AnnotationAddresses.
@@ -93,6 +95,7 @@ type NamedPort struct {
 const (
 	AnnotationAddresses = "weir.dev/ip-addresses"
 	AnnotationUnmanaged = "weir.dev/unmanaged"
+	AnnotationCluster   = "weir.dev/cluster"
 )
 
 // Workload is what owns a pod; the zero value = nothing.

@@ -9,6 +9,7 @@
 package state
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 
@@ -240,10 +241,11 @@ func (s *State) want(p *pod, u *set) {
 
 // labelsOf returns a pod's label set, and its number if that is fixed.
 func (s *State) labelsOf(o *object.Pod) (label.Set, uint32) {
-	if dns, ok := reserved.DNS(o.Namespace, o.Labels, s.cluster); ok {
+	cluster := cmp.Or(o.Cluster, s.cluster)
+	if dns, ok := reserved.DNS(o.Namespace, o.Labels, cluster); ok && cluster == s.cluster {
 		return dns.Labels, dns.Number
 	}
-	l := label.Pod{Labels: o.Labels, Namespace: o.Namespace, ServiceAccount: o.ServiceAccount, Cluster: s.cluster}
+	l := label.Pod{Labels: o.Labels, Namespace: o.Namespace, ServiceAccount: o.ServiceAccount, Cluster: cluster}
 	if ns := s.namespaces[o.Namespace]; ns != nil {
 		l.NamespaceLabels = ns.Labels
 	}
