@@ -154,8 +154,8 @@ func (s *Service) setUp() (_ *node, err error) {
 		return nil, err
 	}
 	n.mirror = mirror.New(mirror.Config{
-		Node: s.config.Node, WorldIPv4: worldIPv4, WorldIPv6: worldIPv6, IPCache: n.datapath.IPCache(), Services: n.datapath.Services(),
-		Routes:   func(r []netdev.Route) error { return netdev.SyncRoutes(n.uplink, r) },
+		Node: s.config.Node, WorldIPv4: worldIPv4, WorldIPv6: worldIPv6, IPCache: n.datapath.IPCache(), IPCacheMax: n.ipcacheMax,
+		Services: n.datapath.Services(), Routes: func(r []netdev.Route) error { return netdev.SyncRoutes(n.uplink, r) },
 		NodeIPv4: n.uplink.IPv4, NodeIPv6: n.uplink.IPv6, Directory: n.directory, Events: n.events, ServiceIDs: ids, Log: s.log,
 		HealthPorts: n.healthPorts, Peers: n.policies, PeersChanged: func(uid string) { n.endpoints.PeersChanged(uid) },
 		NodeChanged: func(d *desired.Node) { n.pipeline.SetNode(n.flowNode(d)) },
@@ -164,7 +164,7 @@ func (s *Service) setUp() (_ *node, err error) {
 	instance := time.Now().UTC().Format("20060102T150405.000000000")
 	n.policy = policysync.New(policysync.Config{
 		Node: s.config.Node, Version: version.Version, Instance: instance, Addresses: s.config.Policy, Dial: s.dialer("policy"),
-		StateFile: s.path("policy-state"), Store: n.store, Sink: sink{n.policies, n.mirror}, Refusals: n.refusals, Changed: n.policyChanged, Now: time.Now, Log: s.log,
+		StateFile: s.path("policy-state"), Store: n.store, Sink: n.sink(), Refusals: n.refusals, Changed: n.policyChanged, Now: time.Now, Log: s.log,
 	})
 	n.endpoints = endpoint.New(endpoint.Config{
 		Node: s.config.Node, StateFile: s.path("endpoints"), MTU: n.uplink.PodMTU, Store: n.store, Programs: programs{n.datapath}, Table: n.datapath.Endpoints(),
@@ -281,6 +281,8 @@ func (n *node) run(ctx context.Context) error {
 	n.drain(stopSending)
 	return errors.Join(err, <-sent)
 }
+
+func (n *node) sink() sink { return sink{n.policies, n.mirror} }
 
 func (s *Service) path(name string) string { return filepath.Join(s.config.StateDir, name) }
 

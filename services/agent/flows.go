@@ -163,24 +163,16 @@ func (n *node) retry(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			if err := n.mirror.Retry(); err != nil {
+			if err := n.sink().retry(); err != nil {
 				n.log.Error("maps do not hold the desired state", "error", err)
 			}
-			if n.mirror.TakeChanged() {
-				if err := n.policies.AddressesChanged(); err != nil {
-					n.log.Error("live connections are not judged anew", "error", err)
-				}
-			}
+			n.policy.RefusalsChanged()
 			n.warnOfPressure()
 			if st, err := n.datapath.Services().Sweep(); err != nil {
 				n.log.Error("connections of services were not collected", "error", err)
 			} else {
 				n.sweeps.services.Store(int64(st.Live))
 			}
-			if _, err := n.policies.Retry(); err != nil {
-				n.log.Error("policies were not written", "error", err)
-			}
-			n.policy.RefusalsChanged()
 		}
 	}
 }

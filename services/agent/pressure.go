@@ -49,6 +49,9 @@ func (n *node) refusals() map[desired.Key]string {
 	for key, reason := range n.mirror.Refused() {
 		all[desired.Key{Kind: desired.KindService, Name: key}] = reason
 	}
+	for uid, reason := range n.mirror.RefusedPods() {
+		all[desired.Key{Kind: desired.KindEndpoint, Name: uid}] = reason
+	}
 	return all
 }
 
@@ -79,8 +82,11 @@ func (n *node) policyDetails() []status.Detail {
 	details := []status.Detail{{Name: "policies", Value: words}}
 	for key, reason := range n.refusals() {
 		name := "policy refused " + n.policies.Describe(key)
-		if key.Kind == desired.KindService {
+		switch key.Kind {
+		case desired.KindService:
 			name = "service refused " + key.Name
+		case desired.KindEndpoint:
+			name = "pod refused " + key.Name
 		}
 		details = append(details, status.Detail{Name: name, Value: reason})
 	}

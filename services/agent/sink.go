@@ -25,7 +25,10 @@ func (s sink) Apply(changes []desired.Change, quiet bool) error {
 		// Addresses that policies do not know yet must not be named.
 		return fmt.Errorf("write policies: %w", err)
 	}
-	err := s.mirror.Apply(changes, quiet, s.policies.Switch)
+	err := s.mirror.Apply(changes, quiet, func(unplaced []mirror.Unplaced) error {
+		s.policies.Place(placing(unplaced))
+		return s.policies.Switch()
+	})
 	if s.mirror.TakeChanged() {
 		err = errors.Join(err, s.policies.AddressesChanged())
 	}
@@ -36,6 +39,25 @@ func (s sink) Apply(changes []desired.Change, quiet bool) error {
 		return fmt.Errorf("remove policies: %w", err)
 	}
 	return nil
+}
+
+func placing(list []mirror.Unplaced) map[string]policymap.Unplaced {
+	all := make(map[string]policymap.Unplaced, len(list))
+	for _, u := range list {
+		all[u.Peer] = policymap.Unplaced{Around: u.Around, Err: u.Err}
+	}
+	return all
+}
+
+// retry writes again what failed or found no room.
+func (s sink) retry() error {
+	errs := []error{s.mirror.Retry()}
+	s.policies.Place(placing(s.mirror.Unplaced()))
+	errs = append(errs, s.policies.Switch())
+	if s.mirror.TakeChanged() {
+		errs = append(errs, s.policies.AddressesChanged())
+	}
+	return errors.Join(append(errs, s.policies.Retry())...)
 }
 
 // Prune implements policysync.Sink.

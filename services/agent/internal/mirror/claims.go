@@ -3,8 +3,12 @@
 package mirror
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/bpf/datapath"
 )
@@ -35,11 +39,30 @@ type claims struct {
 	dirty   map[netip.Prefix]struct{}
 	changed bool // a row that was there before was written, or one is gone
 	written map[netip.Prefix]datapath.IPCacheEntry
+	// max bounds the rows; 0 = the map does. unplaced are the prefixes without room, still dirty.
+	max      int
+	unplaced map[netip.Prefix]error
+}
+
+// forPods is the part of ipcache, in percent, that prefixes of policies leave to pods and nodes.
+const forPods = 10
+
+// room says why a new row has no place. What policies name outside of the cluster is refused first: it can be refused by name, a pod cannot be made to
+// look like nobody.
+func (c *claims) room(k rank) error {
+	limit := c.max
+	if k == rankPrefix {
+		limit -= c.max * forPods / 100
+	}
+	if c.max == 0 || len(c.written) < limit {
+		return nil
+	}
+	return fmt.Errorf("ipcache is full: %d of %d prefixes: %w", len(c.written), c.max, datapath.ErrFull)
 }
 
 func newClaims() claims {
 	return claims{rows: map[netip.Prefix][]claim{}, dirty: map[netip.Prefix]struct{}{},
-		written: map[netip.Prefix]datapath.IPCacheEntry{}}
+		written: map[netip.Prefix]datapath.IPCacheEntry{}, unplaced: map[netip.Prefix]error{}}
 }
 
 // adopt takes over what an earlier agent wrote. It may be younger than the state on disk: until keep is called, claims do not replace it.
@@ -90,6 +113,7 @@ func (c *claims) unset(owner string, p netip.Prefix) {
 	list := slices.DeleteFunc(c.rows[p], func(x claim) bool { return x.owner == owner })
 	if len(list) == 0 {
 		delete(c.rows, p)
+		delete(c.unplaced, p)
 	} else {
 		c.rows[p] = list
 	}
@@ -98,9 +122,14 @@ func (c *claims) unset(owner string, p netip.Prefix) {
 
 // effective is the entry that counts for a prefix.
 func (c *claims) effective(p netip.Prefix) (datapath.IPCacheEntry, bool) {
+	best, ok := c.best(p)
+	return best.entry, ok
+}
+
+func (c *claims) best(p netip.Prefix) (claim, bool) {
 	list := c.rows[p]
 	if len(list) == 0 {
-		return datapath.IPCacheEntry{}, false
+		return claim{}, false
 	}
 	best := list[0]
 	for _, x := range list[1:] {
@@ -108,11 +137,11 @@ func (c *claims) effective(p netip.Prefix) (datapath.IPCacheEntry, bool) {
 			best = x
 		}
 	}
-	return best.entry, true
+	return best, true
 }
 
 // flush writes what changed: first what is added, then what goes, so that no address falls back to a wider prefix in between. A prefix whose
-// write failed stays dirty. between, if set, is called between the two; if it fails, nothing goes.
+// write failed stays dirty; that there is no room for it is no error. between, if set, is called between the two; if it fails, nothing goes.
 func (c *claims) flush(m IPCache, between func() error) error {
 	var first error
 	for _, removing := range []bool{false, true} {
@@ -125,18 +154,28 @@ func (c *claims) flush(m IPCache, between func() error) error {
 			}
 		}
 		for p := range c.dirty {
-			e, present := c.effective(p)
+			x, present := c.best(p)
 			if present == removing {
 				continue
 			}
+			e := x.entry
 			old, had := c.written[p]
 			var err error
 			switch {
 			case present && had && old == e:
-			case present:
+			case present && had:
 				err = m.Upsert(p, e)
+			case present:
+				if err = c.room(x.rank); err == nil {
+					err = m.Upsert(p, e)
+				}
 			default:
 				err = m.Delete(p)
+			}
+			delete(c.unplaced, p)
+			if errors.Is(err, datapath.ErrFull) || errors.Is(err, unix.ENOSPC) {
+				c.unplaced[p] = err
+				continue
 			}
 			if err != nil {
 				if first == nil {

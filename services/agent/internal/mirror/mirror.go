@@ -63,7 +63,9 @@ type Config struct {
 	// World identities of both families, for service addresses.
 	WorldIPv4, WorldIPv6 uint32
 	IPCache              IPCache
-	Services             Services
+	// IPCacheMax bounds its rows; 0 = the map does.
+	IPCacheMax int
+	Services   Services
 	// Routes makes the routes to pod CIDRs exactly these.
 	Routes func([]netdev.Route) error
 	// Source addresses of the node, for routes to its own pods.
@@ -112,12 +114,14 @@ type localAddr struct {
 
 // New makes a mirror.
 func New(cfg Config) *Mirror {
-	return &Mirror{
+	m := &Mirror{
 		cfg: cfg, log: cfg.Log.With("component", "mirror"), claims: newClaims(), nodes: map[string]*desired.Node{},
 		identities: map[uint32]struct{}{}, frontends: map[datapath.Frontend]*serviceRow{},
 		services: map[string]*desired.Service{}, local: map[netip.Addr]localAddr{},
 		peers: map[string]*desired.Peer{}, endpoints: map[string]*desired.Endpoint{},
 	}
+	m.claims.max = cfg.IPCacheMax
+	return m
 }
 
 // Adopt takes over what an earlier agent wrote. Call it once, before anything else.
@@ -143,8 +147,9 @@ func (m *Mirror) Adopt() error {
 // Apply makes the maps follow the changes. quiet is for state that is not news (read from disk): it
 // makes no events, and what is pinned, which may be younger, stays until Prune or until something else is said of it.
 //
-// between is called when all new addresses are written and none is gone, unless writing failed; it must not call the mirror.
-func (m *Mirror) Apply(changes []desired.Change, quiet bool, between func() error) error {
+// between is called when all new addresses are written and none is gone, unless writing failed, with the prefixes of policies for which there is no room;
+// it must not call the mirror.
+func (m *Mirror) Apply(changes []desired.Change, quiet bool, between func([]Unplaced) error) error {
 	m.mu.Lock()
 	var pods []*desired.Pod
 	var self *desired.Node
@@ -187,7 +192,12 @@ func (m *Mirror) Apply(changes []desired.Change, quiet bool, between func() erro
 		m.claims.keep()
 		m.keepServices()
 	}
-	err := m.flushLocked(quiet, between)
+	err := m.flushLocked(quiet, func() error {
+		if between == nil {
+			return nil
+		}
+		return between(m.unplaced())
+	})
 	m.mu.Unlock()
 
 	if self != nil && m.cfg.NodeChanged != nil {
@@ -393,7 +403,7 @@ func (m *Mirror) SetLocal(uid string, a netip.Addr, p flow.Peer) error {
 	m.claims.unset("local/"+uid, hostPrefix(a))
 	m.setLocal(a, l)
 	m.firstUse(p.Identity, a, netip.Addr{}, p.Namespace, p.Pod, false)
-	return m.flushLocal()
+	return m.flushLocal(hostPrefix(a))
 }
 
 // setLocal claims a local address and says whether that changes anything.
@@ -434,13 +444,17 @@ func (m *Mirror) RemoveLocal(uid string, a netip.Addr) error {
 	}
 	m.claims.unset("local/"+uid, hostPrefix(a))
 	m.claims.unset("endpoint/"+uid, hostPrefix(a))
-	return m.flushLocal()
+	return m.flushLocal(hostPrefix(a))
 }
 
-func (m *Mirror) flushLocal() error {
+// flushLocal writes claims. That the endpoint's own address finds no room is an error.
+func (m *Mirror) flushLocal(own netip.Prefix) error {
 	var errs []error
 	if err := m.claims.flush(m.cfg.IPCache, nil); err != nil {
 		errs = append(errs, fmt.Errorf("write ipcache: %w", err))
+	}
+	if err := m.claims.unplaced[own]; err != nil {
+		errs = append(errs, err)
 	}
 	return errors.Join(append(errs, m.flushRoutes())...)
 }

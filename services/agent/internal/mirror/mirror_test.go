@@ -101,6 +101,7 @@ type fixture struct {
 	pods     []string
 	renamed  []string
 	ports    ports
+	max      int
 }
 
 func start(t *testing.T) *fixture {
@@ -121,7 +122,7 @@ func (f *fixture) restart(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.Mirror = mirror.New(mirror.Config{
-		Node: "n1", WorldIPv4: 9, WorldIPv6: 10, IPCache: f.ipcache, Services: f.services,
+		Node: "n1", WorldIPv4: 9, WorldIPv6: 10, IPCache: f.ipcache, IPCacheMax: f.max, Services: f.services,
 		Routes:   func(r []netdev.Route) error { f.routes = r; return nil },
 		NodeIPv4: netip.MustParseAddr("172.30.0.1"), NodeIPv6: netip.MustParseAddr("fd30::1"),
 		Directory: flow.NewDirectory("default", time.Now), Events: f.events, ServiceIDs: ids,
@@ -459,9 +460,10 @@ func TestPeers(t *testing.T) {
 	variant.Resource.(*desired.Endpoint).Variants = []string{"http=80/TCP", ""}
 	f.apply(t, []desired.Upsert{peer("cidr:10.0.0.0/8", nil, "10.0.0.0/8"), peer("cidr:10.244.2.0/25", nil, "10.244.2.0/25"), peer("cidr:172.30.0.2/32", nil, "172.30.0.2/32"),
 		node("n1", 1), node("n2", 2), node("n3", 3), variant,
-		peer("node:n2", []string{"reserved:remote-node"}, "172.30.0.2/32"), peer("7", nil, "172.30.0.3/32", "172.30.0.1/32")})
+		peer("node:n2", []string{"reserved:remote-node"}, "172.30.0.2/32"), peer("7", nil, "172.30.0.3/32", "172.30.0.1/32"),
+		peer("4/10.244.0.0/16", nil, "10.244.2.2/32"), peer("1/kube-apiserver", nil, "172.30.0.1/32")})
 	f.expect(t, "peers", map[string]string{"10.0.0.0/8": "1000 peer 0", "10.244.2.0/25": "none", "172.30.0.2/32": "6 via 172.30.0.2 peer 1004", "172.30.0.3/32": "7 via 172.30.0.3 flags 8",
-		"172.30.0.1/32": "1", "10.244.2.5/32": "300 via 172.30.0.2 peer 1003", "10.244.2.6/32": "300 via 172.30.0.2"})
+		"172.30.0.1/32": "1 peer 1006", "10.244.2.2/32": "4 via 172.30.0.2 peer 1005", "10.244.2.5/32": "300 via 172.30.0.2 peer 1003", "10.244.2.6/32": "300 via 172.30.0.2"})
 	for a, want := range map[string]uint32{"10.9.9.9": 1000, "10.244.2.5": 1003, "10.244.2.6": 300, "10.244.2.99": 3, "8.8.8.8": 9, "fd77::1": 10} {
 		if got := f.PeerAt(netip.MustParseAddr(a)); got != want {
 			t.Errorf("peer at %s: %d, want %d", a, got, want)
@@ -619,5 +621,41 @@ func TestQuietServices(t *testing.T) {
 	}
 	if got := f.services.rows[frontend("10.96.0.1")]; backends(got) != "10.244.2.4:8080" {
 		t.Errorf("said again: %+v", got)
+	}
+}
+
+// Prefixes of policies are refused first, by name; an endpoint that finds no room does not start.
+func TestFullIPCache(t *testing.T) {
+	f := start(t)
+	f.max = 20
+	f.restart(t)
+	f.apply(t, []desired.Upsert{node("n1", 1), pod("a", "n1", 300, "10.244.1.9")}) // 6 rows
+	var upserts []desired.Upsert
+	for i := range 15 {
+		p := &desired.Peer{Key: fmt.Sprintf("cidr:100.%d.0.0/16", i), Prefixes: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("100.%d.0.0/16", i))}}
+		upserts = append(upserts, desired.Upsert{Key: key(desired.KindPeer, p.Key), Resource: p})
+	}
+	var told []mirror.Unplaced
+	if err := f.Apply(f.store.Apply(upserts, nil), false, func(u []mirror.Unplaced) error { told = u; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if len(f.ipcache.rows) != 18 || len(told) != 3 || told[0].Around != "9" || !errors.Is(told[0].Err, datapath.ErrFull) {
+		t.Errorf("%d rows, unplaced %+v: want 2 of 20 left for pods", len(f.ipcache.rows), told)
+	}
+	for i, want := range []bool{true, true, false} {
+		err := f.SetLocal(fmt.Sprint("u", i), netip.MustParseAddr(fmt.Sprintf("10.244.1.%d", 20+i)), flow.Peer{EndpointID: 1, Identity: 300})
+		if (err == nil) != want {
+			t.Errorf("endpoint %d: %v", i, err)
+		}
+	}
+	f.apply(t, []desired.Upsert{pod("b", "n1", 300, "10.244.1.10")})
+	if r := f.RefusedPods(); r["b"] == "" {
+		t.Errorf("refused %v", r)
+	}
+	for _, u := range upserts[:9] {
+		f.apply(t, nil, u.Key)
+	}
+	if err := f.Retry(); err != nil || len(f.Unplaced()) != 0 || len(f.RefusedPods()) != 0 {
+		t.Errorf("after a retry: %v, unplaced %v", err, f.Unplaced())
 	}
 }

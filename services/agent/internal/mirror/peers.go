@@ -48,10 +48,20 @@ func (m *Mirror) claimPeer(p *desired.Peer) {
 			if own := m.nodes[m.cfg.Node]; own != nil && slices.Contains(own.Addresses, x.Addr()) {
 				continue // to itself the node is the host
 			}
-			e.NodeAddr = x.Addr()
+			e.NodeAddr = m.nodeOf(x)
 		}
 		m.claims.set(owner, rankPeer, x, e)
 	}
+}
+
+// nodeOf is the address of the node that has a prefix: of the node whose health endpoint it is, or the address itself.
+func (m *Mirror) nodeOf(p netip.Prefix) netip.Addr {
+	for _, c := range m.claims.rows[p] {
+		if c.rank == rankNode && c.entry.NodeAddr.IsValid() {
+			return c.entry.NodeAddr
+		}
+	}
+	return p.Addr()
 }
 
 // entryOf is what a peer's prefixes get. A node by its labels keeps its identity; only policies know it by its number. prefix: the peer is a prefix outside of
@@ -118,4 +128,64 @@ func (m *Mirror) PeerAt(a netip.Addr) uint32 {
 		return m.cfg.WorldIPv4
 	}
 	return m.cfg.WorldIPv6
+}
+
+// Unplaced is a prefix that policies name and ipcache has no room for. Its addresses look like those of the prefix around it.
+type Unplaced struct {
+	Peer, Around string
+	Err          error
+}
+
+// unplaced lists what of policies has no room.
+func (m *Mirror) unplaced() []Unplaced {
+	var list []Unplaced
+	for p, err := range m.claims.unplaced {
+		if key := "cidr:" + p.String(); m.peers[key] != nil {
+			list = append(list, Unplaced{Peer: key, Around: m.around(p), Err: err})
+		}
+	}
+	return list
+}
+
+// Unplaced lists what of policies has no room.
+func (m *Mirror) Unplaced() []Unplaced {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.unplaced()
+}
+
+// around names the peer that addresses of a prefix without a row are taken for.
+func (m *Mirror) around(p netip.Prefix) string {
+	for bits := p.Bits() - 1; bits >= 0; bits-- {
+		wide := netip.PrefixFrom(p.Addr(), bits).Masked()
+		if _, written := m.claims.written[wide]; !written {
+			continue
+		}
+		if key := "cidr:" + wide.String(); m.peers[key] != nil {
+			return key
+		}
+		if e, ok := m.claims.effective(wide); ok {
+			return strconv.FormatUint(uint64(e.Identity), 10)
+		}
+	}
+	world := m.cfg.WorldIPv6
+	if p.Addr().Is4() {
+		world = m.cfg.WorldIPv4
+	}
+	return strconv.FormatUint(uint64(world), 10)
+}
+
+// RefusedPods names the pods of other nodes whose addresses have no room.
+func (m *Mirror) RefusedPods() map[string]string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := map[string]string{}
+	for p, err := range m.claims.unplaced {
+		for _, c := range m.claims.rows[p] {
+			if uid, ok := strings.CutPrefix(c.owner, "endpoint/"); ok {
+				all[uid] = err.Error()
+			}
+		}
+	}
+	return all
 }

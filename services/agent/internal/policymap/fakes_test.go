@@ -280,7 +280,8 @@ func (f *fixture) decide(id uint16, peer string, port uint16) string {
 func (f *fixture) expect(when string, id uint16, want map[string]string) {
 	f.t.Helper()
 	for q, w := range want {
-		peer, port, _ := strings.Cut(q, ":")
+		i := strings.LastIndex(q, ":")
+		peer, port := q[:i], q[i+1:]
 		var p uint16
 		if _, err := fmt.Sscan(port, &p); err != nil {
 			f.t.Fatal(err)

@@ -23,6 +23,7 @@ type policy struct {
 	unclassed map[string]struct{}
 	written   bool
 	stale     bool  // a write failed, and is to be done again
+	blocked   error // why endpoints that do not have it must not get it
 	full      error // why it is not written, or only in a stricter form
 	gone      bool  // the policy service has taken it back
 }
@@ -354,6 +355,8 @@ func (e *Engine) judge(p *policy) {
 		delete(e.refusals, p.resource())
 	case p.full != nil:
 		e.refusals[p.resource()] = p.full.Error()
+	case p.blocked != nil:
+		e.refusals[p.resource()] = p.blocked.Error()
 	case len(p.unclassed) > 0:
 		peer := slices.Min(slices.Collect(maps.Keys(p.unclassed)))
 		e.refusals[p.resource()] = fmt.Sprintf("the policy does not say what %d peers may do, %s among them; they are denied", len(p.unclassed), peer)

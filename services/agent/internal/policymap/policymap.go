@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -99,6 +100,7 @@ type Engine struct {
 	switching map[string]struct{} // subjects, for Switch
 	leaving   []row               // for Finish
 	removed   []*policy
+	blocked   bool // some policy is
 	dirty     bool // something was written since the last Bump
 }
 
@@ -175,6 +177,49 @@ func (e *Engine) Prepare(changes []desired.Change, quiet bool) error {
 		e.switching[key] = struct{}{}
 	}
 	return errors.Join(errs...)
+}
+
+// Place says which peers' addresses look like those of another one, since there is no room for them. Policies that judge the two apart are not given to
+// endpoints that do not have them.
+func (e *Engine) Place(unplaced map[string]Unplaced) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.place(unplaced)
+}
+
+// Unplaced is why a peer has no row, and whom its addresses look like.
+type Unplaced struct {
+	Around string
+	Err    error
+}
+
+func (e *Engine) place(unplaced map[string]Unplaced) {
+	if len(unplaced) == 0 && !e.blocked {
+		return
+	}
+	e.blocked = false
+	for _, p := range e.policies {
+		var reason error
+		for peer, u := range unplaced {
+			if slices.Equal(e.positions(p, peer), e.positions(p, u.Around)) {
+				continue
+			}
+			if err := fmt.Errorf("no room for %s: %w", strings.TrimPrefix(peer, "cidr:"), u.Err); reason == nil || err.Error() < reason.Error() {
+				reason = err // one of several, always the same
+			}
+		}
+		e.blocked = e.blocked || reason != nil
+		if (reason == nil) == (p.blocked == nil) {
+			continue
+		}
+		p.blocked = reason
+		e.judge(p)
+		for key, s := range e.subjects {
+			if s.Ingress == p.key() || s.Egress == p.key() {
+				e.switching[key] = struct{}{}
+			}
+		}
+	}
 }
 
 // Switch gives the endpoints of the changes their policies. New addresses are written by then, those that go are still there: both the old and the
@@ -397,11 +442,10 @@ func (e *Engine) Prune() error {
 	return errors.Join(errs...)
 }
 
-// Retry tries again what did not fit, and forgets numbers that nothing has used for long. It says whether refusals changed.
-func (e *Engine) Retry() (changed bool, err error) {
+// Retry tries again what did not fit, and forgets numbers that nothing has used for long.
+func (e *Engine) Retry() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	before := maps.Clone(e.refusals)
 	var errs []error
 	if !e.frozen {
 		touched := map[string]struct{}{}
@@ -422,7 +466,7 @@ func (e *Engine) Retry() (changed bool, err error) {
 		errs = append(errs, e.bump(), e.collectPolicies())
 		e.forgetNumbers()
 	}
-	return !maps.Equal(before, e.refusals), errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
 // Refusals returns what is not in force, and why.

@@ -135,8 +135,8 @@ func TestFullMap(t *testing.T) {
 		t.Errorf("refusals %v, described as %s", f.Refusals(), f.Describe(key))
 	}
 	f.kernel.max = 2000
-	if changed, err := f.Retry(); err != nil || !changed || len(f.Refusals()) != 0 {
-		t.Errorf("retry: %v, %v, refusals %v", changed, err, f.Refusals())
+	if err := f.Retry(); err != nil || len(f.Refusals()) != 0 {
+		t.Errorf("retry: %v, refusals %v", err, f.Refusals())
 	}
 	f.expect("room again", 7, map[string]string{"300:80": "default-deny", "1000:1": "allow big"})
 
@@ -148,7 +148,7 @@ func TestFullMap(t *testing.T) {
 	f.apply(false, []desired.Resource{selector("bad", "301", "302", "311")})
 	f.expect("a denied peer more", 7, map[string]string{"311:443": "default-deny", "999:443": "default-deny", "300:80": "allow allow"})
 	f.kernel.max += 10
-	if _, err := f.Retry(); err != nil || len(f.Refusals()) != 0 {
+	if err := f.Retry(); err != nil || len(f.Refusals()) != 0 {
 		t.Errorf("retry: %v, refusals %v", err, f.Refusals())
 	}
 	f.expect("room again", 7, map[string]string{"311:443": "deny deny", "999:443": "allow tls", "310:80": "allow allow"})
@@ -163,7 +163,7 @@ func TestFailedWriteIsDoneAgain(t *testing.T) {
 	if err := f.Prepare(f.store.Apply(upserts([]desired.Resource{selector("web", "300", "320")}), nil), false); err == nil {
 		t.Error("a failed write is not told")
 	}
-	if _, err := f.Retry(); err != nil {
+	if err := f.Retry(); err != nil {
 		t.Fatal(err)
 	}
 	f.expect("after a retry", 7, map[string]string{"320:80": "allow allow"})
@@ -271,14 +271,12 @@ func TestForgottenNumbers(t *testing.T) {
 	f.apply(false, append(state(), selector("web", "cidr:10.0.0.0/8")))
 	f.prune()
 	f.apply(false, nil, desired.Key{Kind: desired.KindPolicy, Name: "p"}, desired.Key{Kind: desired.KindSelector, Name: "web"}, desired.Key{Kind: desired.KindSelector, Name: "bad"})
-	_, err := f.Retry()
-	must(t, err)
+	must(t, f.Retry())
 	if _, err := f.Peer("cidr:10.0.0.0/8"); err != nil || len(f.told.rules) == 0 {
 		t.Errorf("forgotten at once: %v, rules %v", err, f.told.rules)
 	}
 	f.now = f.now.Add(time.Hour)
-	_, err = f.Retry()
-	must(t, err)
+	must(t, f.Retry())
 	if _, err := f.Peer("cidr:10.0.0.0/8"); err == nil || len(f.told.rules) != 0 {
 		t.Errorf("not forgotten: %v, rules %v", err, f.told.rules)
 	}
@@ -395,5 +393,33 @@ func TestDump(t *testing.T) {
 	}
 	if fmt.Sprint(names) != "map[:1 300:2 301:1 302:1 cidr:10.0.0.0/8:2]" {
 		t.Errorf("rows %v", names)
+	}
+}
+
+// A policy that needs a prefix for which ipcache has no room is not given to anybody new.
+func TestUnplacedPeers(t *testing.T) {
+	f := start(t)
+	f.apply(false, append(state(), selector("web", "300", "cidr:10.0.0.0/8", "cidr:10.1.0.0/16")))
+	f.prune()
+	f.bind("pod", 7)
+	next := &desired.Policy{Key: "next", Direction: desired.Ingress, Selectors: []string{"narrow"}, Rules: []desired.PolicyRule{rule("next")}, Classes: []desired.PolicyClass{
+		{Ranges: []desired.PolicyRange{ports(desired.Allow, 1, 65535)}}, {Selectors: []uint32{0}}}}
+	changes := f.store.Apply(upserts([]desired.Resource{selector("narrow", "cidr:10.1.0.0/16"), next, &desired.Subject{Key: "pod", Ingress: "next"},
+		&desired.Subject{Key: "new", Ingress: "next"}}), nil)
+	must(t, f.Prepare(changes, false))
+	f.Place(map[string]policymap.Unplaced{"cidr:10.1.0.0/16": {Around: "cidr:10.0.0.0/8", Err: errors.New("full")}})
+	must(t, f.Switch())
+	must(t, f.Finish())
+	f.bind("new", 8)
+	f.expect("keeps what it had", 7, map[string]string{"cidr:10.0.0.0/8:80": "allow allow"})
+	f.expect("has nothing", 8, map[string]string{"300:80": "default-deny"})
+	if r := f.Refusals(); len(r) != 1 || !strings.Contains(r[desired.Key{Kind: desired.KindPolicy, Name: "next"}], "no room for 10.1.0.0/16") {
+		t.Errorf("refusals %v: want the one that tells it from the prefix around it", r)
+	}
+	f.Place(nil)
+	must(t, f.Switch())
+	f.expect("room again", 7, map[string]string{"300:80": "allow", "cidr:10.1.0.0/16:80": "default-deny"})
+	if len(f.Refusals()) != 0 {
+		t.Errorf("refusals %v", f.Refusals())
 	}
 }

@@ -123,7 +123,7 @@ func (e *Engine) numberOf(key string, have uint32) uint32 {
 	if key == "" {
 		return 0
 	}
-	if p := e.policies[key]; p != nil && p.written {
+	if p := e.policies[key]; p != nil && p.written && (p.blocked == nil || p.number == have) {
 		return p.number
 	}
 	if have != 0 {
