@@ -8,16 +8,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/weirmesh/weir/cli/internal/policytext"
 	agentv1 "github.com/weirmesh/weir/gen/weir/agent/v1"
 )
 
 func (a *app) bpfCommand() *cobra.Command {
 	return group("bpf", "Look into the kernel's maps",
+		group("policy", "Policies", a.bpfPolicyCommand()),
 		group("ct", "Connection tracking", dumpCommand(a, "List the tracked connections", `  weir bpf ct list --node node1
   weir bpf ct list -o json | jq '.[] | select(.forward_bytes > 1e6) | {source, destination, forward_bytes}'`,
 			func(ctx context.Context, c agentv1.AgentServiceClient) (grpc.ServerStreamingClient[agentv1.DumpConntrackResponse], error) {
@@ -39,6 +43,60 @@ func (a *app) bpfCommand() *cobra.Command {
 				return []string{number(e.GetId()), e.GetFrontend(), e.GetProtocol(), number(e.GetSlot()), cmp.Or(e.GetBackend(), "-")}
 			})),
 	)
+}
+
+// bpfPolicyCommand lists policies' rows, of all endpoints or of one.
+func (a *app) bpfPolicyCommand() *cobra.Command {
+	var endpoint string
+	cmd := dumpCommand(a, "List what policies decide for which peers and ports", `  weir bpf policy list --endpoint shop/backend
+  weir bpf policy list --node node1 -o json | jq '.[] | select(.verdict == "VERDICT_DENY")'`,
+		func(ctx context.Context, c agentv1.AgentServiceClient) (grpc.ServerStreamingClient[agentv1.DumpPolicyResponse], error) {
+			return c.DumpPolicy(ctx, &agentv1.DumpPolicyRequest{Endpoint: endpoint})
+		},
+		[]string{"POLICY", "DIRECTION", "ENDPOINTS", "PEER", "PROTOCOL", "PORTS", "VERDICT", "RULES"}, policyRow)
+	cmd.Flags().StringVar(&endpoint, "endpoint", "", `Only policies of this endpoint: a pod, its number, "host" or "health"; a pod's node is found`)
+	withoutVariable(cmd, "endpoint")
+	run := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if strings.Contains(endpoint, "/") && !cmd.Flags().Changed("node") {
+			pod, node, err := a.podOf(cmd.Context(), endpoint)
+			if err == nil && node == "" {
+				err = fmt.Errorf("there is no pod %s", endpoint)
+			}
+			if err == nil {
+				endpoint = pod
+				err = cmd.Flags().Set("node", node)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return run(cmd, args)
+	}
+	return cmd
+}
+
+func policyRow(e *agentv1.DumpPolicyResponse) []string {
+	var endpoints []string
+	for _, id := range e.GetEndpoints() {
+		name := number(id)
+		if id == policytext.HostEndpoint {
+			name = "host"
+		}
+		endpoints = append(endpoints, name)
+	}
+	peer := "any other"
+	if e.GetPeer() != 0 {
+		peer = cmp.Or(e.GetPeerKey(), number(e.GetPeer()))
+		if n, err := strconv.ParseUint(peer, 10, 32); err == nil {
+			peer = identityNumber(uint32(n))
+		}
+	}
+	return []string{
+		number(e.GetPolicy()), policytext.Direction(e.GetDirection()), cmp.Or(strings.Join(endpoints, ","), "-"), peer,
+		policytext.Protocol(e.GetProtocol()), policytext.Ports(e.GetProtocol(), e.GetFirst(), e.GetLast()), policytext.Verdict(e.GetVerdict()),
+		cmp.Or(policytext.Rules(e.GetRules()), "-"),
+	}
 }
 
 func conntrackRow(e *agentv1.DumpConntrackResponse) []string {

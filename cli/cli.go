@@ -31,7 +31,10 @@ type Env struct {
 	Lookup func(name string) (string, bool)
 	Now    func() time.Time
 	// Exec replaces the process by weir-lab; it returns only with an error.
-	Exec    func(args []string) error
+	Exec func(args []string) error
+	// Program finds one of Weir's programs; Start runs one and waits for its end.
+	Program func(name string) (path string, err error)
+	Start   func(ctx context.Context, path string, args []string, out, errOut io.Writer) error
 	Version string
 	// DialOptions are added to every connection to an observer.
 	DialOptions []grpc.DialOption
@@ -45,10 +48,19 @@ func Run(ctx context.Context, env Env, args []string) int {
 	if err == nil {
 		return 0
 	}
+	var said *exit
+	if errors.As(err, &said) {
+		return said.code
+	}
 	// What a server said may be part of it.
 	fmt.Fprintln(env.Err, printer.Safe(err.Error()))
 	return 1
 }
+
+// exit ends a command with a code of its own, after all was said.
+type exit struct{ code int }
+
+func (e *exit) Error() string { return fmt.Sprintf("exit code %d", e.code) }
 
 // app is what the subcommands share.
 type app struct {
@@ -88,7 +100,7 @@ Every flag can be set by a variable as well: WEIR_SERVER for --server, WEIR_LAB 
 
 	root.AddCommand(
 		a.observeCommand(), a.statusCommand(), a.listCommand(), a.endpointCommand(), a.identityCommand(),
-		a.serviceCommand(), a.bpfCommand(), a.monitorCommand(), a.labCommand(), a.versionCommand(),
+		a.serviceCommand(), a.policyCommand(), a.bpfCommand(), a.monitorCommand(), a.cleanupCommand(), a.labCommand(), a.versionCommand(),
 	)
 	root.InitDefaultCompletionCmd()
 	setUsage(root)

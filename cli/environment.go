@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
@@ -22,13 +23,24 @@ var excluding = [][]string{
 // noVariable are the flags that make no sense as a standing setting.
 var noVariable = []string{"help", "not", "no-descriptions"}
 
+// ownMeaning is the annotation of a flag that means something else in one command than its variable does in all.
+const ownMeaning = "weir_own_meaning"
+
+func withoutVariable(cmd *cobra.Command, name string) {
+	f := cmd.Flags().Lookup(name)
+	if f.Annotations == nil {
+		f.Annotations = map[string][]string{}
+	}
+	f.Annotations[ownMeaning] = []string{"true"}
+}
+
 // applyEnvironment sets each flag that the command line left alone from WEIR_<FLAG>. An empty variable counts as none.
 func applyEnvironment(flags *pflag.FlagSet, lookup func(string) (string, bool)) error {
 	given := map[string]bool{}
 	flags.Visit(func(f *pflag.Flag) { given[f.Name] = true })
 	var faults []error
 	flags.VisitAll(func(f *pflag.Flag) {
-		if given[f.Name] || slices.Contains(noVariable, f.Name) || excluded(f.Name, given) {
+		if given[f.Name] || f.Annotations[ownMeaning] != nil || slices.Contains(noVariable, f.Name) || excluded(f.Name, given) {
 			return
 		}
 		name := variable(f.Name)

@@ -152,6 +152,9 @@ func (a *app) showStatus(output string, r *health.Report) error {
 		return err
 	}
 	fmt.Fprintln(a.Out)
+	for _, w := range r.Warnings() {
+		fmt.Fprintln(a.Out, "Warning:", printer.Safe(w))
+	}
 	return showObserver(a.Out, &r.Observer)
 }
 

@@ -93,6 +93,10 @@ func sections(cmd *cobra.Command) []section {
 	})
 	global := cmd.Root().PersistentFlags()
 	global.SortFlags = false
-	global.VisitAll(func(f *pflag.Flag) { add("Global flags", f) })
+	global.VisitAll(func(f *pflag.Flag) {
+		if own := cmd.LocalNonPersistentFlags().Lookup(f.Name); own == nil {
+			add("Global flags", f)
+		}
+	})
 	return out
 }

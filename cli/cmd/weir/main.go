@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -37,32 +38,41 @@ func run() int {
 		Lookup:   os.LookupEnv,
 		Now:      time.Now,
 		Exec:     execLab,
+		Program:  find,
+		Start:    start,
 		Version:  version,
 	}, os.Args[1:])
 }
 
 // execLab replaces this process by the weir-lab beside it, or the one in PATH.
 func execLab(args []string) error {
-	path, err := findLab()
+	path, err := find("weir-lab")
 	if err != nil {
 		return err
 	}
 	return syscall.Exec(path, append([]string{path}, args...), os.Environ())
 }
 
-func findLab() (string, error) {
+// find looks for a program beside this one, then in PATH.
+func find(name string) (string, error) {
 	self, err := os.Executable()
 	if err == nil {
 		if self, err = filepath.EvalSymlinks(self); err == nil {
-			beside := filepath.Join(filepath.Dir(self), "weir-lab")
-			if path, err := exec.LookPath(beside); err == nil {
+			if path, err := exec.LookPath(filepath.Join(filepath.Dir(self), name)); err == nil {
 				return path, nil
 			}
 		}
 	}
-	path, err := exec.LookPath("weir-lab")
+	path, err := exec.LookPath(name)
 	if errors.Is(err, exec.ErrNotFound) {
-		return "", fmt.Errorf("weir-lab is neither beside weir nor in PATH: %w", err)
+		return "", fmt.Errorf("%s is neither beside weir nor in PATH: %w", name, err)
 	}
 	return path, err
+}
+
+// start runs a program in this process's surroundings.
+func start(ctx context.Context, path string, args []string, out, errOut io.Writer) error {
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Stdout, cmd.Stderr = out, errOut
+	return cmd.Run()
 }

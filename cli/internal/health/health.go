@@ -166,6 +166,29 @@ func plain(err error) string {
 	return strings.TrimPrefix(text, "Error while dialing: ")
 }
 
+// pressing are the beginnings of details that an operator must not overlook, and what they are about.
+var pressing = []struct{ detail, about string }{
+	{"policy paused", "policy is PAUSED, drops pass as AUDIT"},
+	{"policy refused ", "policy NOT in force"},
+	{"map ", "a table fills"},
+}
+
+// Warnings are what parts say of themselves that must not be overlooked: paused policy, policies that are not in force, full tables.
+func (r *Report) Warnings() []string {
+	var out []string
+	for _, p := range r.Parts {
+		for _, d := range p.Status.GetDetails() {
+			for _, kind := range pressing {
+				if strings.HasPrefix(d.GetName(), kind.detail) {
+					text := strings.TrimSpace(strings.TrimPrefix(d.GetName(), strings.TrimSuffix(kind.detail, " ")) + " " + d.GetValue())
+					out = append(out, fmt.Sprintf("%s: %s: %s", p.Socket.Name(), kind.about, text))
+				}
+			}
+		}
+	}
+	return out
+}
+
 // Details is what a part says of itself on one line: why it is not ready, details, losses.
 func (p Part) Details() string {
 	var out []string

@@ -59,6 +59,23 @@ var always = map[protoreflect.FullName]bool{
 	"weir.agent.v1.MonitorResponse.cpu":          true,
 	"weir.agent.v1.DumpServicesResponse.slot":    true,
 	"weir.agent.v1.DumpIPCacheResponse.identity": true,
+	"weir.agent.v1.DumpPolicyResponse.peer":      true,
+	"weir.agent.v1.DumpPolicyResponse.protocol":  true,
+	"weir.agent.v1.DumpPolicyResponse.first":     true,
+	"weir.agent.v1.DumpPolicyResponse.last":      true,
+	"weir.agent.v1.LookupPolicyResponse.policy":  true,
+	"weir.agent.v1.LookupPolicyResponse.audit":   true,
+	"weir.policy.v1.PolicyObject.valid":          true,
+	"weir.policy.v1.PolicyObject.endpoints":      true,
+	"weir.policy.v1.PolicyRule.index":            true,
+	"weir.policy.v1.RuleStep.peer_matches":       true,
+	"weir.policy.v1.RuleStep.port_matches":       true,
+	"weir.policy.v1.RuleStep.decided":            true,
+	"weir.policy.v1.Side.enforced":               true,
+	"weir.policy.v1.Side.audit":                  true,
+	"weir.policy.v1.Side.port":                   true,
+	"weir.policy.v1.EffectiveDirection.enforced": true,
+	"weir.policy.v1.EffectiveDirection.audit":    true,
 }
 
 func appendFields(b []byte, m protoreflect.Message, first bool) ([]byte, error) {

@@ -21,6 +21,9 @@ import (
 // Default is where Weir keeps its sockets.
 const Default = "/run/weir"
 
+// maxMessage bounds one message; the list of all policies with their objects is the largest.
+const maxMessage = 64 << 20
+
 // Place is a folder with sockets.
 type Place struct {
 	// Lab is the lab's name; empty = a node of a cluster.
@@ -47,7 +50,8 @@ func (s Socket) Name() string {
 
 // Dial makes a client connection over the socket; it connects with the first call. The caller closes it.
 func (s Socket) Dial() (*grpc.ClientConn, error) {
-	conn, err := grpc.NewClient("unix://"+s.Path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+s.Path, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)))
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", s.Name(), err)
 	}
@@ -124,6 +128,32 @@ func answers(socket string) bool {
 // Central returns the socket of a central part, such as "observer".
 func (p Place) Central(part string) Socket {
 	return p.check(Socket{Part: part, Path: filepath.Join(p.Dir, part+".sock")})
+}
+
+// Replicas returns the sockets of a central part and of its replicas (policy-2, ...), those that are there first.
+func (p Place) Replicas(part string) []Socket {
+	out := []Socket{p.Central(part)}
+	paths, err := filepath.Glob(filepath.Join(p.Dir, part+"-*.sock"))
+	if err != nil {
+		return out
+	}
+	for _, path := range paths {
+		out = append(out, Socket{Part: strings.TrimSuffix(filepath.Base(path), ".sock"), Path: path})
+	}
+	slices.SortStableFunc(out, func(a, b Socket) int { return cmp.Compare(absent(a), absent(b)) })
+	return out
+}
+
+func absent(s Socket) int {
+	if s.Missing {
+		return 1
+	}
+	return 0
+}
+
+// AgentFolders are where a lab's agent of a node keeps its state and its pins.
+func (p Place) AgentFolders(node string) (state, bpffs string) {
+	return filepath.Join("/var/lib/weir", p.Lab, "nodes", node), filepath.Join("/sys/fs/bpf/weir", p.Lab, node)
 }
 
 // Agents returns the agents' sockets by node. A node's folder without a socket counts as missing.
