@@ -135,9 +135,9 @@ func tupleOf(f *flowpb.Flow) (t probe.Tuple, ok bool) {
 	case *flowpb.Layer4_SCTP:
 		t.Protocol, sport, dport = sctp, l4.SCTP.SourcePort, l4.SCTP.DestinationPort
 	case *flowpb.Layer4_ICMPv4:
-		t.Protocol, t.ICMPType = icmp4, int(l4.ICMPv4.Type)
+		t.Protocol, t.ICMPType, t.ICMPCode = icmp4, int(l4.ICMPv4.Type), int(l4.ICMPv4.Code)
 	case *flowpb.Layer4_ICMPv6:
-		t.Protocol, t.ICMPType = icmp6, int(l4.ICMPv6.Type)
+		t.Protocol, t.ICMPType, t.ICMPCode = icmp6, int(l4.ICMPv6.Type), int(l4.ICMPv6.Code)
 	default:
 		return t, false
 	}

@@ -8,15 +8,16 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
 
-// Tuple is what flows say of a connection. Ports are 0 for ICMP, whose flows name the type of the message.
+// Tuple is what flows say of a connection. Ports are 0 for ICMP, whose flows name type and code of the message.
 type Tuple struct {
-	Protocol int
-	Src, Dst netip.AddrPort
-	ICMPType int
+	Protocol           int
+	Src, Dst           netip.AddrPort
+	ICMPType, ICMPCode int
 }
 
 // Reverse is the same connection seen from the other end.
@@ -63,7 +64,7 @@ type Message struct {
 	answers []string
 	// Tuples are those under which flows may tell of the message.
 	Tuples []Tuple
-	stands  func() bool
+	stands func() bool
 	// WantsAnswer says that the far end answers.
 	WantsAnswer bool
 }
@@ -126,25 +127,24 @@ func (c *Connection) serve(f Far) error {
 
 // Tuples are all under which flows may tell of the connection, in both directions.
 func (c *Connection) Tuples() []Tuple {
-	kinds := []byte{c.spec.ICMPType}
+	forward := c.tuples(c.spec.ICMPType, c.spec.ICMPCode)
+	back := forward
 	if c.isICMP() {
 		_, reply := echoTypes(c.spec.Protocol == icmp4)
-		kinds = append(kinds, reply)
+		back = c.tuples(reply, 0)
 	}
-	var all []Tuple
-	for _, kind := range kinds {
-		for _, t := range c.tuples(kind) {
-			all = append(all, t, t.Reverse())
-		}
+	all := slices.Clone(forward)
+	for _, t := range back {
+		all = append(all, t.Reverse())
 	}
 	return all
 }
 
 // tuples of the forward direction: towards what was addressed, and towards each that may get it.
-func (c *Connection) tuples(icmpType byte) []Tuple {
+func (c *Connection) tuples(icmpType, icmpCode byte) []Tuple {
 	base := Tuple{Protocol: c.spec.Protocol, Src: c.local, Dst: c.spec.To}
 	if c.isICMP() {
-		base.ICMPType = int(icmpType)
+		base.ICMPType, base.ICMPCode = int(icmpType), int(icmpCode)
 		base.Src, base.Dst = portless(base.Src), portless(base.Dst)
 	}
 	all := []Tuple{base}
@@ -176,7 +176,7 @@ func (c *Connection) rest() [4]byte {
 // Forward sends the next message of the client; the first one opens the connection.
 func (c *Connection) Forward() (*Message, error) {
 	t := newToken(request, c.spec.ICMPType, c.number)
-	m := &Message{n: c.net, token: t, to: c.places, answers: []string{c.spec.From.Name()}, Tuples: c.tuples(c.spec.ICMPType), WantsAnswer: true}
+	m := &Message{n: c.net, token: t, to: c.places, answers: []string{c.spec.From.Name()}, Tuples: c.tuples(c.spec.ICMPType, c.spec.ICMPCode), WantsAnswer: true}
 	first := !c.opened
 	c.opened = true
 	var err error
@@ -262,7 +262,7 @@ func (c *Connection) Reply() (*Message, error) {
 		_, reply := echoTypes(c.spec.Protocol == icmp4)
 		t = newToken(push, reply, c.number)
 		m.token = t
-		for _, u := range c.tuples(reply) {
+		for _, u := range c.tuples(reply, 0) {
 			m.Tuples = append(m.Tuples, u.Reverse())
 		}
 		if len(c.spec.Far) == 0 {
@@ -272,7 +272,7 @@ func (c *Connection) Reply() (*Message, error) {
 		return m, c.net.sendRaw(f.Place, f.Addr.Addr(), c.spec.Source, icmpMessage(c.spec.Protocol == icmp4, reply, 0, c.rest(), t[:]))
 	}
 	m.token = t
-	for _, u := range c.tuples(0) {
+	for _, u := range c.tuples(0, 0) {
 		m.Tuples = append(m.Tuples, u.Reverse())
 	}
 	back := c.net.mail.wayBack(c.number)
@@ -295,7 +295,7 @@ func (c *Connection) Related(p Place, from netip.Addr, to Far, icmpType, icmpCod
 	}
 	m := &Message{n: c.net, token: t, to: []string{to.Place.Name()}}
 	protocol := icmpProtocol(from)
-	m.Tuples = []Tuple{{Protocol: protocol, Src: netip.AddrPortFrom(from, 0), Dst: portless(to.Addr), ICMPType: int(icmpType)}}
+	m.Tuples = []Tuple{{Protocol: protocol, Src: netip.AddrPortFrom(from, 0), Dst: portless(to.Addr), ICMPType: int(icmpType), ICMPCode: int(icmpCode)}}
 	if err := c.net.serveICMP(to.Place, to.Addr.Addr()); err != nil {
 		return nil, err
 	}

@@ -77,7 +77,11 @@ func (r *Report) Add(result *runner.Result) {
 			fmt.Fprintf(r.out, "     %s: logs:\n%s", id, indent(result.Logs))
 		}
 	} else if r.verbose {
-		fmt.Fprintf(r.out, "ok   %s: %d expectations in %s\n", id, len(result.Outcomes), result.Took.Round(time.Millisecond))
+		var phases []string
+		for _, p := range result.Phases {
+			phases = append(phases, fmt.Sprintf("%s %s", p.Name, p.Took.Round(10*time.Millisecond)))
+		}
+		fmt.Fprintf(r.out, "ok   %s: %d expectations in %s: %s\n", id, len(result.Outcomes), result.Took.Round(10*time.Millisecond), strings.Join(phases, ", "))
 	}
 }
 

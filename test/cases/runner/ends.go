@@ -54,6 +54,11 @@ func (g *game) connection(ctx context.Context, f format.Flow) (*made, error) {
 	}
 	m.managed = m.from.managed
 	if to.Kind == format.ServiceEnd {
+		if from.Kind == format.NodeEnd {
+			if spec.From, err = g.places.process(from.Name); err != nil {
+				return nil, err
+			}
+		}
 		err = g.serviceSpec(m, &spec, to.Name, f)
 	} else {
 		if n := g.places.nodeOf(from); n != "" {

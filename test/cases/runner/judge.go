@@ -18,7 +18,7 @@ import (
 
 const (
 	// tryLimit is how long a packet may take to arrive, or the flow of its drop to be told.
-	tryLimit = 5 * time.Second
+	tryLimit = 8 * time.Second
 	// flowLimit is how long after a packet arrived its flows are waited for: a drop of an earlier one would be among them.
 	flowLimit = 3 * time.Second
 )
@@ -115,7 +115,7 @@ func (g *game) observe(ctx context.Context, m *probe.Message, since live.Mark, f
 	for {
 		mail, told := g.net.Changed(), g.flows.Changed()
 		s := seen{arrived: m.Arrived(), answered: !m.WantsAnswer || m.Answered(), flows: g.flows.Since(since)}
-		s.drops = slices.DeleteFunc(slices.Clone(s.flows), func(f *flowpb.Flow) bool { return f.Verdict != flowpb.Verdict_DROPPED })
+		s.drops = dropped(s.flows)
 		switch {
 		case len(s.drops) > 0:
 			return s
@@ -140,6 +140,10 @@ func (g *game) observe(ctx context.Context, m *probe.Message, since live.Mark, f
 	}
 }
 
+func dropped(flows []*flowpb.Flow) []*flowpb.Flow {
+	return slices.DeleteFunc(slices.Clone(flows), func(f *flowpb.Flow) bool { return f.Verdict != flowpb.Verdict_DROPPED })
+}
+
 // toldAsWanted reports whether flows say what the case wants them to.
 func toldAsWanted(e *format.Expectation, flows []*flowpb.Flow) bool {
 	if want := strings.ToUpper(e.FlowVerdict); want != "" && !slices.ContainsFunc(flows, func(f *flowpb.Flow) bool { return f.Verdict.String() == want }) {
@@ -162,7 +166,9 @@ const (
 // judge compares what was seen with what is expected.
 func judge(o *Outcome, e *format.Expectation, s seen) {
 	o.Detail = tell(s)
-	byPolicy := slices.ContainsFunc(s.drops, func(f *flowpb.Flow) bool { return f.DropReasonDesc == policyDenied || f.DropReasonDesc == policyDenyList })
+	byPolicy := slices.ContainsFunc(s.drops, func(f *flowpb.Flow) bool {
+		return f.DropReasonDesc == policyDenied || f.DropReasonDesc == policyDenyList
+	})
 	switch {
 	case s.arrived && s.answered && len(s.drops) == 0:
 		o.Got = format.Allow

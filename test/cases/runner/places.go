@@ -25,8 +25,19 @@ type places struct {
 	nodes   map[string]probe.Place
 	outside probe.Place
 
-	mu     sync.Mutex
-	health map[string]*healthPlace
+	// dir and helper are where, and what, sockets of nodes are asked from.
+	dir, helper string
+
+	mu        sync.Mutex
+	health    map[string]*healthPlace
+	processes map[string]*nodeProcess
+}
+
+// nodeProcess makes sockets as a process of a node does: in its control group, whose sockets see services translated.
+type nodeProcess struct {
+	place   *probe.Pod
+	process *live.Process
+	err     error
 }
 
 type healthPlace struct {
@@ -34,8 +45,11 @@ type healthPlace struct {
 	err   error
 }
 
-func newPlaces(dir string, p *plan.Plan, lab *live.Lab, state *labv1.GetLabResponse) *places {
-	ps := &places{plan: p, lab: lab, pods: map[string]*probe.Pod{}, nodes: map[string]probe.Place{}, health: map[string]*healthPlace{}}
+func newPlaces(dir, helper string, p *plan.Plan, lab *live.Lab, state *labv1.GetLabResponse) *places {
+	ps := &places{
+		plan: p, lab: lab, dir: dir, helper: helper, pods: map[string]*probe.Pod{}, nodes: map[string]probe.Place{},
+		health: map[string]*healthPlace{}, processes: map[string]*nodeProcess{},
+	}
 	for name := range p.Pods {
 		ps.pods[name] = probe.NewPod(name, socketPath(dir, name))
 	}
@@ -61,6 +75,27 @@ func (ps *places) close() {
 			h.place.Close()
 		}
 	}
+	for _, p := range ps.processes {
+		if p.process != nil {
+			p.place.Close()
+			p.process.Close()
+		}
+	}
+}
+
+// process is a process of a node.
+func (ps *places) process(node string) (probe.Place, error) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	p := ps.processes[node]
+	if p == nil {
+		p = new(nodeProcess)
+		path := socketPath(ps.dir, "node."+node)
+		p.place = probe.NewPod("process of "+node, path)
+		p.process, p.err = ps.lab.Start("node/"+node, ps.helper, path)
+		ps.processes[node] = p
+	}
+	return p.place, p.err
 }
 
 // spot is an end that was found: where sockets are made, where they are waited for, and its addresses.

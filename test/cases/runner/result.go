@@ -63,8 +63,28 @@ type Result struct {
 	// Lab is the name of the lab if it was kept.
 	Lab  string
 	Took time.Duration
+	// Phases say where the time went.
+	Phases []Phase
 	// Logs are lines of trouble in the logs of Weir's parts, if something failed.
 	Logs string
+}
+
+// Phase is a part of a case's time.
+type Phase struct {
+	Name string
+	Took time.Duration
+}
+
+// phase notes how long something took.
+func (r *Result) phase(name string, began time.Time) {
+	took := time.Since(began)
+	for i := range r.Phases {
+		if r.Phases[i].Name == name {
+			r.Phases[i].Took += took
+			return
+		}
+	}
+	r.Phases = append(r.Phases, Phase{name, took})
 }
 
 // Failed reports whether anything is not as it should be.

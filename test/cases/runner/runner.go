@@ -78,11 +78,15 @@ func play(ctx context.Context, c *format.Case, o Options, r *Result) (err error)
 		return err
 	}
 	name := live.NewName()
+	begin := time.Now()
 	lab, err := live.Up(ctx, o.Bin, name, dir, p.Manifests, p.Flags)
 	if err != nil {
 		return err
 	}
+	r.phase("up", begin)
 	defer func() {
+		begin := time.Now()
+		defer func() { r.phase("down", begin) }()
 		if r.Failed() || err != nil {
 			r.Logs = lab.Logs()
 			if o.Keep {
@@ -102,7 +106,7 @@ func play(ctx context.Context, c *format.Case, o Options, r *Result) (err error)
 		return err
 	}
 	defer flows.Close()
-	g := &game{c: c, plan: p, lab: lab, flows: flows, net: probe.NewNetwork(), places: newPlaces(dir, p, lab, state)}
+	g := &game{c: c, plan: p, lab: lab, flows: flows, net: probe.NewNetwork(), places: newPlaces(dir, helper, p, lab, state)}
 	defer g.places.close()
 	defer g.net.Close()
 	for _, addr := range slices.SortedFunc(maps.Keys(p.Rows), netip.Addr.Compare) {

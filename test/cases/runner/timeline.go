@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/weirmesh/weir/test/cases/format"
+	"github.com/weirmesh/weir/test/cases/live"
 	"github.com/weirmesh/weir/test/cases/probe"
 )
 
@@ -24,8 +25,8 @@ type attempt struct {
 	failed error
 }
 
-// openLimit is how long a connection may take to open before its policies are taken to forbid it.
-const openLimit = 1500 * time.Millisecond
+// openLimit is how long a connection may take to open before its policies are taken to forbid it, if no flow says so.
+const openLimit = 5 * time.Second
 
 // timeline plays what happens, in order: times are only compared.
 func (g *game) timeline(ctx context.Context, r *Result) error {
@@ -47,6 +48,7 @@ func (g *game) timeline(ctx context.Context, r *Result) error {
 	}
 	applied := false
 	for _, at := range times {
+		begin := time.Now()
 		if !applied && at >= 0 {
 			if err := g.apply(ctx, g.c.Policies); err != nil {
 				return err
@@ -61,12 +63,16 @@ func (g *game) timeline(ctx context.Context, r *Result) error {
 				return err
 			}
 		}
+		r.phase("policies", begin)
 		if len(g.notYet) > 0 {
 			break
 		}
+		begin = time.Now()
 		if err := g.open(ctx, attempts, at); err != nil {
 			return err
 		}
+		r.phase("connections", begin)
+		begin = time.Now()
 		var wait sync.WaitGroup
 		for _, a := range attempts {
 			if a.e.At == at {
@@ -74,6 +80,7 @@ func (g *game) timeline(ctx context.Context, r *Result) error {
 			}
 		}
 		wait.Wait()
+		r.phase("packets", begin)
 		if err := g.flows.Err(); err != nil {
 			return fmt.Errorf("flows: %w", err)
 		}
@@ -147,8 +154,9 @@ func (g *game) openAll(ctx context.Context, attempts []*attempt) (refused []*att
 				return
 			}
 			var m *probe.Message
+			before := g.flows.Mark(a.made.connection.Tuples())
 			if m, a.failed = a.made.connection.Forward(); a.failed == nil {
-				a.failed = g.awaitAnswer(ctx, m)
+				a.failed = g.awaitAnswer(ctx, m, before)
 			}
 			if a.failed != nil {
 				a.made.connection.Close()
@@ -165,14 +173,17 @@ func (g *game) openAll(ctx context.Context, attempts []*attempt) (refused []*att
 	return refused
 }
 
-// awaitAnswer waits for a message to come and to be answered.
-func (g *game) awaitAnswer(ctx context.Context, m *probe.Message) error {
+// awaitAnswer waits for a message to come and to be answered, or to be dropped.
+func (g *game) awaitAnswer(ctx context.Context, m *probe.Message, before live.Mark) error {
 	limit := time.NewTimer(openLimit)
 	defer limit.Stop()
 	for {
-		changed := g.net.Changed()
+		changed, told := g.net.Changed(), g.flows.Changed()
 		if m.Arrived() && (!m.WantsAnswer || m.Answered()) {
 			return nil
+		}
+		if len(dropped(g.flows.Since(before))) > 0 {
+			return errors.New("the connection is forbidden")
 		}
 		select {
 		case <-ctx.Done():
@@ -180,6 +191,7 @@ func (g *game) awaitAnswer(ctx context.Context, m *probe.Message) error {
 		case <-limit.C:
 			return fmt.Errorf("the connection did not open: arrived %v, answered %v", m.Arrived(), m.Answered())
 		case <-changed:
+		case <-told:
 		}
 	}
 }
