@@ -78,7 +78,7 @@ enum drop_reason {
 	DROP_UNKNOWN_FRAGMENT = 175,
 	DROP_FORBIDDEN_ICMP6 = 176,
 	DROP_SOURCE_RANGE = 177, /* the service is not for this client */
-	DROP_POLICY_DENY = 181, /* a rule denies it */
+	DROP_POLICY_DENY = 181,	 /* a rule denies it */
 	DROP_TTL_EXCEEDED = 196,
 };
 
