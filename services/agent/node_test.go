@@ -183,6 +183,7 @@ type account struct {
 	high              map[uint64]uint64 // highest number received
 	named             map[string]int    // flows by source and destination pod
 	decided           []*flowpb.Flow    // drops and verdicts
+	notices           map[string]int    // events of our own kinds
 	started           int
 }
 
@@ -190,7 +191,7 @@ func (c *central) account(t *testing.T) account {
 	t.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	a := account{epochs: map[uint64]uint64{}, restarts: map[uint64]uint64{}, high: map[uint64]uint64{}, named: map[string]int{}}
+	a := account{epochs: map[uint64]uint64{}, restarts: map[uint64]uint64{}, high: map[uint64]uint64{}, named: map[string]int{}, notices: map[string]int{}}
 	for _, b := range c.batches {
 		a.epochs[b.Header.Epoch] += uint64(b.Header.Count)
 		a.high[b.Header.Epoch] = max(a.high[b.Header.Epoch], b.Header.First+uint64(b.Header.Count)-1)
@@ -210,6 +211,9 @@ func (c *central) account(t *testing.T) account {
 				e := &flowpb.AgentEvent{}
 				if proto.Unmarshal(x.AgentEvent, e) == nil && e.Type == flowpb.AgentEventType_AGENT_STARTED {
 					a.started++
+				}
+				if u := e.GetUnknown(); u != nil {
+					a.notices[u.Type]++
 				}
 			case *flowv1.Record_Loss:
 				switch {

@@ -3,6 +3,7 @@
 package agent_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -13,9 +14,14 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	flowpb "github.com/weirmesh/weir/gen/flow"
+	agentv1 "github.com/weirmesh/weir/gen/weir/agent/v1"
 	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
+	statusv1 "github.com/weirmesh/weir/gen/weir/status/v1"
 	"github.com/weirmesh/weir/services/agent"
 	"github.com/weirmesh/weir/services/agent/internal/netdev"
 	"github.com/weirmesh/weir/services/agent/internal/testns"
@@ -173,6 +179,94 @@ func TestCleanupLeavesPlainRouting(t *testing.T) {
 		c.start()
 		if c.connects("a", "b", "8082") || !c.connects("a", "b", "8080") {
 			t.Error("the policy does not hold with a new agent")
+		}
+		c.kill()
+	})
+}
+
+// What the command line asks of policy, and the exit from a wrong one.
+func TestPolicyOfARunningAgent(t *testing.T) {
+	testns.Do(t, func() {
+		c := newCluster(t)
+		c.start()
+		c.plug("a")
+		c.plug("b")
+		c.listen("b", "8082")
+		c.central.push(t, lockDown()...)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		conn := c.dial()
+		defer conn.Close()
+		client := agentv1.NewAgentServiceClient(conn)
+		ask := func(endpoint, peer string, port uint32) string {
+			r, err := client.LookupPolicy(ctx, &agentv1.LookupPolicyRequest{Endpoint: endpoint, Direction: policyv1.Direction_DIRECTION_INGRESS, Peer: peer, Protocol: 6, Port: port})
+			if err != nil {
+				return status.Code(err).String()
+			}
+			words := []string{r.Verdict.String(), r.PolicyKey}
+			for _, rule := range r.Rules {
+				words = append(words, rule.Name)
+			}
+			return strings.Join(words, " ")
+		}
+		for _, tt := range []struct {
+			endpoint, peer string
+			port           uint32
+			want           string
+		}{
+			{"default/b", "300", 8080, "VERDICT_ALLOW p1 lock-down"}, {"uid-b", c.address["a"], 8081, "VERDICT_DENY p1 lock-down"}, {"default/b", "192.0.2.1", 8080, "VERDICT_DEFAULT_DENY p1"},
+			{"default/a", "300", 1, "VERDICT_ALLOW "}, {"host", "300", 1, "VERDICT_ALLOW "}, {"default/c", "300", 1, "NotFound"}, {"default/b", "node:x", 1, "NotFound"},
+			{"default/b", "300", 65536, "InvalidArgument"},
+		} {
+			if got := ask(tt.endpoint, tt.peer, tt.port); got != tt.want {
+				t.Errorf("%s from %s to %d: %s, want %s", tt.endpoint, tt.peer, tt.port, got, tt.want)
+			}
+		}
+		dump, err := client.DumpPolicy(ctx, &agentv1.DumpPolicyRequest{Endpoint: "default/b"})
+		rows := map[string]bool{}
+		for _, r := range drain(t, dump, err) {
+			rows[fmt.Sprintf("%s %d %d-%d %s %d", r.PeerKey, r.Protocol, r.First, r.Last, r.Verdict, len(r.Rules))] = true
+		}
+		for _, want := range []string{" 0 0-65535 VERDICT_DEFAULT_DENY 0", "300 6 8080-8080 VERDICT_ALLOW 1", "300 6 8081-8081 VERDICT_DENY 1"} {
+			if !rows[want] {
+				t.Errorf("dump has no %q: %v", want, rows)
+			}
+		}
+
+		if _, err := client.PausePolicy(ctx, &agentv1.PausePolicyRequest{Pod: "default/b"}); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("a pause without an end: %v", err)
+		}
+		if _, err := client.PausePolicy(ctx, &agentv1.PausePolicyRequest{Pod: "default/b", Seconds: 600, Reason: "wrong policy"}); err != nil {
+			t.Fatal(err)
+		}
+		if !c.connects("a", "b", "8082") {
+			t.Error("a paused policy drops")
+		}
+		c.central.until(t, "an audited verdict and the pause's event", func(a account) bool {
+			return a.notices["policy-paused"] == 1 && slices.ContainsFunc(a.decided, func(f *flowpb.Flow) bool { return f.Verdict == flowpb.Verdict_AUDIT })
+		})
+		c.kill()
+		c.start()
+		if !c.connects("a", "b", "8082") {
+			t.Error("a new agent has forgotten the pause")
+		}
+		list, err := client.ListEndpoints(ctx, &agentv1.ListEndpointsRequest{}, grpc.WaitForReady(true))
+		if err != nil || !slices.ContainsFunc(list.Endpoints, func(e *agentv1.LocalEndpoint) bool {
+			return e.PodName == "b" && e.IngressEnforced && e.Audit && e.PausedUntil != nil
+		}) {
+			t.Errorf("endpoints %v, %v", list, err)
+		}
+		st, err := statusv1.NewStatusServiceClient(conn).GetStatus(ctx, &statusv1.GetStatusRequest{})
+		if err != nil || !slices.ContainsFunc(st.Details, func(d *statusv1.Detail) bool {
+			return d.Name == "policy paused" && strings.Contains(d.Value, "default/b")
+		}) {
+			t.Errorf("status %v, %v", st, err)
+		}
+		if r, err := client.ResumePolicy(ctx, &agentv1.ResumePolicyRequest{Pod: "default/b"}); err != nil || !r.Resumed {
+			t.Errorf("resume: %v, %v", r, err)
+		}
+		if c.connects("a", "b", "8082") {
+			t.Error("a resumed policy does not drop")
 		}
 		c.kill()
 	})
