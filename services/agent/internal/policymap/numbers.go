@@ -58,7 +58,8 @@ type numbers struct {
 	lists       map[uint32]ruleList
 	nextRule    uint32
 
-	idle map[string]time.Time // since when nothing uses a number: "peer/...", "policy/...", "rule/..."
+	looked time.Time
+	idle   map[string]time.Time // since when nothing uses a number: "peer/...", "policy/...", "rule/..."
 }
 
 type numbersFile struct {
@@ -296,25 +297,25 @@ func (n *numbers) keep(name string, used bool) bool {
 	return false
 }
 
+// forgetInterval is how often it is looked for numbers that nothing uses: with many selectors that takes a while.
+const forgetInterval = time.Minute
+
 // forgetNumbers takes numbers back that nothing has used for long.
 func (e *Engine) forgetNumbers() {
 	n := e.numbers
-	used := map[string]struct{}{}
-	for key := range e.peers {
-		used[key] = struct{}{}
+	if n.now().Sub(n.looked) < forgetInterval {
+		return
 	}
+	n.looked = n.now()
+	variants := map[string]struct{}{}
 	for _, names := range e.variants {
 		for _, name := range names {
-			used[name] = struct{}{}
-		}
-	}
-	for _, s := range e.selectors {
-		for m := range s.members {
-			used[m] = struct{}{}
+			variants[name] = struct{}{}
 		}
 	}
 	for name, number := range n.peers {
-		if _, ok := used[name]; !n.keep("peer/"+name, ok) {
+		_, used := variants[name]
+		if !n.keep("peer/"+name, used || e.peers[name] != nil || e.selected(name)) {
 			delete(n.peers, name)
 			delete(n.taken, number)
 		}
@@ -340,4 +341,14 @@ func (e *Engine) forgetNumbers() {
 		}
 	}
 	e.save()
+}
+
+// selected says that some selector matches a peer.
+func (e *Engine) selected(peer string) bool {
+	for _, s := range e.selectors {
+		if _, ok := s.members[peer]; ok {
+			return true
+		}
+	}
+	return false
 }
