@@ -22,6 +22,9 @@ type Config struct {
 	// Identity are the addresses of the identity broker's replicas.
 	Identity []string
 	Policy   PolicyConfig
+	// StandIns lets annotations of a pod (weir.dev/cluster, weir.dev/reserved) make it stand for a pod of another cluster, or for an endpoint of a
+	// reserved identity: for labs, since whoever may write pods then may be anybody. Default false.
+	StandIns bool
 	// Listeners, if not empty, are served with mutual TLS instead of Listen, which a process with several
 	// network namespaces needs. The service closes them.
 	Listeners []net.Listener
@@ -60,6 +63,7 @@ func (c *Config) Add(set *pflag.FlagSet) {
 	c.Common.Add(set)
 	set.StringVar(&c.Source, "source", c.Source, "`address` of the source of the cluster's objects")
 	set.StringSliceVar(&c.Identity, "identity", c.Identity, "`addresses` of the identity broker's replicas")
+	set.BoolVar(&c.StandIns, "stand-ins", c.StandIns, "pods may stand for ends of other clusters and reserved identities, by annotation: for labs")
 	p := &c.Policy
 	set.StringVar(&p.Enforcement, "policy-enforcement", p.Enforcement, "`mode`: default, always or never")
 	set.BoolVar(&p.Audit, "policy-audit-mode", p.Audit, "let pass and tell what policy would drop")

@@ -92,7 +92,9 @@ func (s *Service) Run(ctx context.Context) error {
 	s.report.Details(func() []status.Detail { return details(h.Status(), numbers) })
 	registry.MustRegister(newCollector(h, numbers))
 
-	group.Go(func() error { return h.Run(ctx, state.NewWith(options)) })
+	desired := state.NewWith(options)
+	desired.SetStandIns(s.config.StandIns)
+	group.Go(func() error { return h.Run(ctx, desired) })
 	group.Go(func() error { return numbers.Run(ctx) })
 	group.Go(func() error { return s.rest(ctx, h) })
 	statuses := progress.NewWriter(objects, s.holder(), func(ctx context.Context) ([]progress.Object, error) { return progress.Of(ctx, h) }, time.Now, s.log)

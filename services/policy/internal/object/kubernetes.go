@@ -137,6 +137,7 @@ func FromPod(p *corev1.Pod) (*Pod, error) {
 		HostNetwork:    p.Spec.HostNetwork,
 		Unmanaged:      p.Annotations[AnnotationUnmanaged] == "true",
 		Cluster:        p.Annotations[AnnotationCluster],
+		Reserved:       p.Annotations[AnnotationReserved],
 		Finished:       p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
 		Workload:       workload(p),
 	}

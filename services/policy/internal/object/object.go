@@ -70,8 +70,8 @@ type Pod struct {
 	HostNetwork bool
 	// Unmanaged: the annotation AnnotationUnmanaged leaves the pod alone.
 	Unmanaged bool
-	// Cluster is the annotation AnnotationCluster: the pod is one of that cluster of the mesh; empty = of this one.
-	Cluster string
+	// Cluster and Reserved are the annotations of that name; empty = not given.
+	Cluster, Reserved string
 	// Finished: all containers have ended for good; the pod has no network any more.
 	Finished bool
 	// FixedAddresses are asked for by the annotation AnnotationAddresses.
@@ -95,7 +95,9 @@ type NamedPort struct {
 const (
 	AnnotationAddresses = "weir.dev/ip-addresses"
 	AnnotationUnmanaged = "weir.dev/unmanaged"
-	AnnotationCluster   = "weir.dev/cluster"
+	// With --stand-ins only: a pod stands for one of another cluster of the mesh, or for an endpoint of a reserved identity ("init", "ingress").
+	AnnotationCluster  = "weir.dev/cluster"
+	AnnotationReserved = "weir.dev/reserved"
 )
 
 // Workload is what owns a pod; the zero value = nothing.

@@ -50,6 +50,7 @@ func TestScripts(t *testing.T) {
 				t.Fatal(err)
 			}
 			r := &runner{t: t, state: New("default"), broker: true, numbers: map[string]uint32{}, next: 256, last: &Snapshot{}}
+			r.state.SetStandIns(true)
 			for i := range archive.Files {
 				r.step(&archive.Files[i])
 			}

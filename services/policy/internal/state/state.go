@@ -61,6 +61,7 @@ type State struct {
 	nodePeers     map[string]bool               // told to the engine
 	nodePolicies  int                           // policies that ask for labels of nodes
 	open          bool                          // Complete was true once
+	standIns      bool
 }
 
 // pod is a pod and its identity: the one that its labels ask for, and the one in force, which stays
@@ -111,6 +112,15 @@ func NewWith(o policy.Options) *State {
 	}
 	s.setReserved()
 	return s
+}
+
+// SetStandIns says whether annotations may make pods stand for ends that they are not. Call it before the first object.
+func (s *State) SetStandIns(on bool) { s.standIns = on }
+
+// standIn are the reserved identities that pods may stand for.
+var standIn = map[string]reserved.Identity{
+	"init":    {Number: reserved.Init, Labels: label.Set{"reserved:init"}},
+	"ingress": {Number: reserved.Ingress, Labels: label.Set{"reserved:ingress"}},
 }
 
 func (s *State) touch(kinds ...Kind) {
@@ -241,7 +251,13 @@ func (s *State) want(p *pod, u *set) {
 
 // labelsOf returns a pod's label set, and its number if that is fixed.
 func (s *State) labelsOf(o *object.Pod) (label.Set, uint32) {
-	cluster := cmp.Or(o.Cluster, s.cluster)
+	cluster := s.cluster
+	if s.standIns {
+		if r, ok := standIn[o.Reserved]; ok {
+			return r.Labels, r.Number
+		}
+		cluster = cmp.Or(o.Cluster, s.cluster)
+	}
 	if dns, ok := reserved.DNS(o.Namespace, o.Labels, cluster); ok && cluster == s.cluster {
 		return dns.Labels, dns.Number
 	}
@@ -376,6 +392,9 @@ func (s *State) setByNumber(number uint32, u *set) {
 
 func (s *State) dropByNumber(number uint32) {
 	delete(s.byNumber, number)
+	if number <= reserved.WorldIPv6 {
+		return // the peer is there without pods, too
+	}
 	s.engine.DeletePeer(peerKey(number, ""))
 }
 

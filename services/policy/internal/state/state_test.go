@@ -7,11 +7,13 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/weirmesh/weir/internal/reserved"
 	"github.com/weirmesh/weir/services/policy/internal/label"
 	"github.com/weirmesh/weir/services/policy/internal/object"
 )
@@ -205,6 +207,20 @@ func BenchmarkRegister(b *testing.B) {
 		}
 		if _, change := s.Commit(); change.Empty() {
 			b.Fatal("nothing changed")
+		}
+	}
+}
+
+// TestStandInsAreForLabs: else whoever may write pods could be anybody.
+func TestStandInsAreForLabs(t *testing.T) {
+	pod := &object.Pod{UID: "u", Namespace: "shop", Name: "a", Node: "n1", Cluster: "west", Reserved: "ingress"}
+	for on, want := range map[bool]uint32{false: 0, true: reserved.Ingress} {
+		s := New("default")
+		s.SetStandIns(on)
+		s.Upsert(pod)
+		labels, number := s.labelsOf(pod)
+		if number != want || on == slices.Contains(labels, "k8s:io.cilium.k8s.policy.cluster=default") {
+			t.Errorf("stand-ins %t: %v, number %d", on, labels, number)
 		}
 	}
 }
