@@ -2,7 +2,11 @@
 
 package policy
 
-import "github.com/weirmesh/weir/internal/reserved"
+import (
+	"net/netip"
+
+	"github.com/weirmesh/weir/internal/reserved"
+)
 
 // Anchors returns labels without their source, `key=value` or `key`: every peer that the term matches has at least one of them. Nil = a peer without
 // any label may match. Who has many terms finds by it those that are worth trying.
@@ -31,6 +35,17 @@ func (t *Term) Anchors() []string {
 		return worldAnchors()
 	}
 	return nil
+}
+
+// Outside returns prefixes of which one contains every peer that the term matches; ok is false if it may match others, too.
+func (t *Term) Outside() (prefixes []netip.Prefix, ok bool) {
+	if t.kind != termCIDR || t.networks || t.nodes || t.pods {
+		return nil, false
+	}
+	for i := range t.items {
+		prefixes = append(prefixes, t.items[i].prefix)
+	}
+	return prefixes, true
 }
 
 func worldAnchors() []string { return []string{"world", "world-ipv4", "world-ipv6"} }

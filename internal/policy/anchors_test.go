@@ -49,6 +49,15 @@ func TestAnchors(t *testing.T) {
 				}
 				for _, term := range r.Terms {
 					anchors := term.Anchors()
+					if outside, ok := term.Outside(); ok {
+						for _, p := range peers {
+							if term.Matches(p) && p.Prefix.IsValid() && !slices.ContainsFunc(outside, func(o netip.Prefix) bool {
+								return o.Bits() <= p.Prefix.Bits() && o.Contains(p.Prefix.Addr())
+							}) {
+								t.Errorf("%s matches %v, which lies in none of %v", term.Key, p.Prefix, outside)
+							}
+						}
+					}
 					for _, p := range peers {
 						if !term.Matches(p) || anchors == nil {
 							continue

@@ -64,13 +64,17 @@ type Engine struct {
 	resolutions map[string]*resolution
 	idle        map[*resolution]struct{} // used by no class
 	terms       map[string]*term
-	anchored    map[string]map[*term]struct{} // by label
+	anchored    map[string]map[*term]struct{}       // by label
+	byPrefix    map[netip.Prefix]map[*term]struct{} // those of what is outside
 	unanchored  map[*term]struct{}
+	search      uint64
 
 	peers   map[string]*peer
 	byID    []*peer
 	free    []int
 	byLabel map[string]map[*peer]struct{}
+	// prefixed are those outside of the cluster.
+	prefixed map[*peer]struct{}
 
 	prefixes   map[netip.Prefix]int // what policies name, how often
 	networks   map[netip.Prefix]int
@@ -109,6 +113,7 @@ func New(o policy.Options) *Engine {
 		options: o, objects: map[string]map[object.Key]*policy.Object{}, classes: map[string]*class{},
 		byNamespace: map[string]map[*class]struct{}{}, dirty: map[*class]struct{}{}, selected: map[object.Key]int{}, nodes: map[string]*node{},
 		resolutions: map[string]*resolution{}, idle: map[*resolution]struct{}{}, terms: map[string]*term{}, anchored: map[string]map[*term]struct{}{}, unanchored: map[*term]struct{}{},
+		byPrefix: map[netip.Prefix]map[*term]struct{}{}, prefixed: map[*peer]struct{}{},
 		peers: map[string]*peer{}, byLabel: map[string]map[*peer]struct{}{}, prefixes: map[netip.Prefix]int{}, networks: map[netip.Prefix]int{},
 		names: map[string]int{}, apiServers: map[netip.Addr]struct{}{}, changed: newChanged(),
 		view: &View{

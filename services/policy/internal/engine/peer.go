@@ -21,8 +21,10 @@ type peer struct {
 // term is a selector in use.
 type term struct {
 	term    *policy.Term
-	anchors []string
+	anchors []string       // labels of which every match has one
+	outside []netip.Prefix // instead: prefixes of which one contains every match
 	refs    int
+	seen    uint64 // the last search that found it
 	members bitset
 	users   map[*resolution]struct{}
 	// pending is what changed since out was made: +1 joined, -1 left.
@@ -52,6 +54,9 @@ func (e *Engine) SetPeer(p *policy.Peer) {
 			e.byLabel[l] = map[*peer]struct{}{}
 		}
 		e.byLabel[l][n] = struct{}{}
+	}
+	if p.Prefix.IsValid() {
+		e.prefixed[n] = struct{}{}
 	}
 	affected := map[*resolution]struct{}{}
 	e.candidates(n.peer, func(t *term) {
@@ -94,6 +99,7 @@ func (e *Engine) DeletePeer(key string) {
 			delete(e.byLabel, l)
 		}
 	}
+	delete(e.prefixed, n)
 	delete(e.peers, key)
 	e.byID[n.id] = nil
 	e.free = append(e.free, n.id)
@@ -111,18 +117,33 @@ func (e *Engine) noteMember(t *term, key string, n int) {
 
 // candidates calls f for the terms that may match a peer.
 func (e *Engine) candidates(p *policy.Peer, f func(*term)) {
-	seen := map[*term]bool{}
-	for _, l := range anchorsOf(p.Labels) {
-		for t := range e.anchored[l] {
-			if !seen[t] {
-				seen[t] = true
+	e.search++
+	found := func(terms map[*term]struct{}) {
+		for t := range terms {
+			if t.seen != e.search {
+				t.seen = e.search
 				f(t)
+			}
+		}
+	}
+	for _, l := range anchorsOf(p.Labels) {
+		found(e.anchored[l])
+	}
+	if p.Prefix.IsValid() {
+		for bits := range p.Prefix.Bits() + 1 {
+			if outer, err := p.Prefix.Addr().Prefix(bits); err == nil {
+				found(e.byPrefix[outer])
 			}
 		}
 	}
 	for t := range e.unanchored {
 		f(t)
 	}
+}
+
+// within reports whether a peer may match by its prefix.
+func (t *term) within(p *policy.Peer) bool {
+	return slices.ContainsFunc(t.outside, func(o netip.Prefix) bool { return o.Bits() <= p.Prefix.Bits() && o.Contains(p.Prefix.Addr()) })
 }
 
 // anchorsOf returns what of labels the index knows: `key=value` and `key`, without source.
@@ -150,6 +171,21 @@ func (e *Engine) acquireTerm(t *policy.Term) *term {
 		if t.Matches(p.peer) {
 			n.members.add(p.id)
 		}
+	}
+	if prefixes, ok := t.Outside(); ok {
+		n.anchors, n.outside = nil, prefixes
+		for _, o := range prefixes {
+			if e.byPrefix[o] == nil {
+				e.byPrefix[o] = map[*term]struct{}{}
+			}
+			e.byPrefix[o][n] = struct{}{}
+		}
+		for p := range e.prefixed {
+			if n.within(p.peer) {
+				match(p)
+			}
+		}
+		return n
 	}
 	if len(n.anchors) == 0 {
 		e.unanchored[n] = struct{}{}
@@ -180,6 +216,12 @@ func (e *Engine) releaseTerm(t *term) {
 		delete(e.anchored[l], t)
 		if len(e.anchored[l]) == 0 {
 			delete(e.anchored, l)
+		}
+	}
+	for _, o := range t.outside {
+		delete(e.byPrefix[o], t)
+		if len(e.byPrefix[o]) == 0 {
+			delete(e.byPrefix, o)
 		}
 	}
 	delete(e.changed.terms, t)
