@@ -3,7 +3,6 @@ module github.com/weirmesh/weir/test/cases
 go 1.26.0
 
 require (
-	github.com/cilium/ebpf v0.22.0
 	github.com/weirmesh/weir/gen v0.0.0
 	github.com/weirmesh/weir/test/e2e v0.0.0-00010101000000-000000000000
 	go.yaml.in/yaml/v3 v3.0.6

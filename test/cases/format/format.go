@@ -283,6 +283,12 @@ func (c *Case) fill() error {
 	if len(c.Nodes) == 0 {
 		c.Nodes = []Node{{Name: "n1"}}
 	}
+	// Nodes that only pods name are nodes.
+	for _, p := range c.Pods {
+		if p.Node != "" && !slices.ContainsFunc(c.Nodes, func(n Node) bool { return n.Name == p.Node }) {
+			c.Nodes = append(c.Nodes, Node{Name: p.Node})
+		}
+	}
 	for i := range c.Pods {
 		if c.Pods[i].Node == "" {
 			c.Pods[i].Node = c.Nodes[0].Name
@@ -368,9 +374,6 @@ func (c *Case) check() error {
 		pods[name] = true
 		address(fmt.Sprintf("pods[%d].ip", i), p.IP)
 		address(fmt.Sprintf("pods[%d].ip6", i), p.IP6)
-		if !nodes[p.Node] {
-			fault("pods[%d].node: no such node: %q", i, p.Node)
-		}
 	}
 	for i, e := range c.Externals {
 		if e.IP == "" {

@@ -23,7 +23,6 @@ func TestFaultsAreNamed(t *testing.T) {
 		"unknown key of a reference": {head + "expect: [{from: s/a, to: s/a, port: 1, verdict: deny, reply_of: {form: s/a}}]", "form"},
 		"bad address":                {"id: x\npods: [{name: a, ip: 10.0.0}]", "10.0.0"},
 		"two documents":              {head + "---\nid: y", "more than one document"},
-		"pod on no node":             {"id: x\npods: [{name: a, node: n9}]", "n9"},
 		"validation of nothing":      {head + "validation: [{valid: false}]", "validation[0]"},
 		"aliases without end":        {head + "policies: [&a {x: &b [*b]}]", "nested"},
 	} {

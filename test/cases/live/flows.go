@@ -61,6 +61,9 @@ func (f *Flows) read(stream observerpb.Observer_GetFlowsClient) {
 		} else if flow := r.GetFlow(); flow != nil {
 			if t, ok := tupleOf(flow); ok {
 				f.byTuple[t] = append(f.byTuple[t], flow)
+				if any := anyPort(t); any != t && !probe.IsClientPort(t.Src.Port()) {
+					f.byTuple[any] = append(f.byTuple[any], flow)
+				}
 			}
 		}
 		close(f.changed)
@@ -70,6 +73,12 @@ func (f *Flows) read(stream observerpb.Observer_GetFlowsClient) {
 			return
 		}
 	}
+}
+
+// anyPort is a tuple without the client's port: a node that takes a client's place gives it one that no client of ours has.
+func anyPort(t probe.Tuple) probe.Tuple {
+	t.Src = netip.AddrPortFrom(t.Src.Addr(), 0)
+	return t
 }
 
 // Changed is closed at the next flow.

@@ -19,15 +19,8 @@ import (
 const (
 	// OutsideHost has all addresses outside of the cluster.
 	OutsideHost = "weircases-outside"
-	// UnmanagedPod is a pod that the mesh leaves alone.
-	UnmanagedPod       = "weircases-unmanaged"
-	unmanagedNamespace = "default"
-)
-
-// Identities of which a lab has nobody: addresses of the outside host stand in, by rows of the kernel's maps made by hand.
-const (
-	identityInit    = 5
-	identityIngress = 8
+	// standInNamespace has the pods that stand for entities.
+	standInNamespace = "weircases"
 )
 
 // Plan is how a lab plays a case.
@@ -41,10 +34,8 @@ type Plan struct {
 	Services  map[string]Service
 	// Outside are the addresses of OutsideHost.
 	Outside []netip.Addr
-	// Rows are identities of outside addresses that must be put into the kernel's maps.
-	Rows map[netip.Addr]uint32
-	// Entities are the addresses that stand for "entity:NAME", of those that are outside.
-	Entities map[string][]netip.Addr
+	// Entities are the pods that stand for "entity:NAME".
+	Entities map[string]string
 }
 
 // Pod is where a pod is.
@@ -82,7 +73,7 @@ type Backend struct {
 func New(c *format.Case, command func(pod string) []string) (*Plan, error) {
 	b := &builder{
 		c: c, command: command,
-		Plan:  Plan{Pods: map[string]Pod{}, Nodes: map[string]Node{}, Services: map[string]Service{}, Rows: map[netip.Addr]uint32{}, Entities: map[string][]netip.Addr{}},
+		Plan:  Plan{Pods: map[string]Pod{}, Nodes: map[string]Node{}, Services: map[string]Service{}, Entities: map[string]string{}},
 		taken: map[netip.Addr]bool{},
 	}
 	b.flags()
@@ -132,7 +123,8 @@ func (b *builder) flags() {
 	}
 	b.Flags = append(b.Flags, "--ip-families="+families,
 		// The far end sees the addresses that the case gives.
-		"--agent-arg=--masquerade=false")
+		"--agent-arg=--masquerade=false",
+		"--policy-arg=--stand-ins")
 	policy := func(flag, value string) { b.Flags = append(b.Flags, "--policy-arg=--"+flag+"="+value) }
 	if c.PolicyEnforcement != "" {
 		policy("policy-enforcement", c.PolicyEnforcement)
@@ -238,6 +230,20 @@ func (b *builder) fresh(families ...string) []netip.Addr {
 	return addrs
 }
 
+// objects are all policy objects that the case ever has.
+func (b *builder) objects() []*yaml.Node {
+	var all []*yaml.Node
+	for i := range b.c.Policies {
+		all = append(all, &b.c.Policies[i])
+	}
+	for _, change := range b.c.Changes {
+		for i := range change.Add {
+			all = append(all, &change.Add[i])
+		}
+	}
+	return all
+}
+
 func (b *builder) namespaces() {
 	labels := map[string]map[string]string{}
 	var order []string
@@ -259,7 +265,13 @@ func (b *builder) namespaces() {
 	for _, s := range b.c.Services {
 		add(s.Namespace, nil)
 	}
-	add(unmanagedNamespace, nil)
+	for _, o := range b.objects() {
+		if ns := format.RefOf(o).Namespace; ns != "" {
+			add(ns, nil)
+		}
+	}
+	add("default", nil)
+	add(standInNamespace, nil)
 	for _, name := range order {
 		b.object(map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": name, "labels": labels[name]}})
 	}
@@ -277,27 +289,39 @@ func (b *builder) pods() {
 		b.pod(p, addrs)
 	}
 	for _, f := range b.flows() {
-		for _, end := range []string{f.From, f.To} {
-			if end == "entity:unmanaged" {
-				if _, made := b.Pods[unmanagedNamespace+"/"+UnmanagedPod]; !made {
-					b.pod(format.Pod{
-						Name: UnmanagedPod, Namespace: unmanagedNamespace, Node: b.c.Nodes[0].Name,
-						Annotations: map[string]string{"weir.dev/unmanaged": "true"},
-					}, b.unmanaged())
-				}
+		for _, text := range []string{f.From, f.To} {
+			if end, err := format.ParseEnd(text); err == nil && end.Kind == format.EntityEnd {
+				b.standIn(end.Name)
 			}
 		}
 	}
 }
 
-// unmanaged are addresses at the end of the first node's own range.
-func (b *builder) unmanaged() []netip.Addr {
+// standIn makes the pod that stands for an entity, once. Health endpoints are there without.
+func (b *builder) standIn(entity string) {
+	annotations := map[string]map[string]string{
+		"unmanaged": {"weir.dev/unmanaged": "true"},
+		"init":      {reservedAnnotation: entity},
+		"ingress":   {reservedAnnotation: entity},
+	}[entity]
+	if annotations == nil || b.Entities[entity] != "" {
+		return
+	}
+	b.Entities[entity] = standInNamespace + "/" + entity
+	b.pod(format.Pod{Name: entity, Namespace: standInNamespace, Node: b.c.Nodes[0].Name, Annotations: annotations}, b.standInAddrs())
+}
+
+// standInAddrs are the next addresses from the end of the first node's own range.
+func (b *builder) standInAddrs() []netip.Addr {
+	host := 255 - len(b.Entities)
 	var addrs []netip.Addr
 	if b.c.HasFamily(format.IPv4) {
-		addrs = append(addrs, netip.MustParseAddr("100.127.1.250"))
+		addrs = append(addrs, netip.AddrFrom4([4]byte{100, 127, 1, byte(host)}))
 	}
 	if b.c.HasFamily(format.IPv6) {
-		addrs = append(addrs, netip.MustParseAddr("fd00:ca5e:1::fa"))
+		raw := netip.MustParseAddr("fd00:ca5e:1::").As16()
+		raw[15] = byte(host)
+		addrs = append(addrs, netip.AddrFrom16(raw))
 	}
 	return addrs
 }
@@ -316,6 +340,7 @@ func (b *builder) addrs(texts ...string) []netip.Addr {
 const (
 	addressesAnnotation = "weir.dev/ip-addresses"
 	clusterAnnotation   = "weir.dev/cluster"
+	reservedAnnotation  = "weir.dev/reserved"
 )
 
 func (b *builder) pod(p format.Pod, addrs []netip.Addr) {
@@ -456,19 +481,8 @@ func (b *builder) outside() {
 			if err != nil {
 				continue
 			}
-			switch {
-			case end.Kind == format.AddressEnd:
+			if end.Kind == format.AddressEnd {
 				add(end.Addr)
-			case end.Kind == format.EntityEnd && (end.Name == "ingress" || end.Name == "init") && b.Entities[end.Name] == nil:
-				number := uint32(identityInit)
-				if end.Name == "ingress" {
-					number = identityIngress
-				}
-				for _, a := range b.fresh(b.c.Config.IPFamilies...) {
-					add(a)
-					b.Rows[a] = number
-					b.Entities[end.Name] = append(b.Entities[end.Name], a)
-				}
 			}
 		}
 	}

@@ -73,6 +73,9 @@ func (n *Network) serve(key serverKey, open func() (func(), error)) error {
 // Ports of clients: clear of the kernel's own choices for listeners, and of the range in which a node masquerades.
 const firstPort, lastPort = 20001, 31999
 
+// IsClientPort reports whether a port is one that connections are made from.
+func IsClientPort(p uint16) bool { return p >= firstPort && p <= lastPort }
+
 // clientPort gives each connection another port: several places may share a namespace.
 func (n *Network) clientPort() uint16 {
 	n.mu.Lock()

@@ -22,6 +22,8 @@ type made struct {
 	how        How
 	// managed: Weir sees it, and makes flows of it.
 	managed bool
+	// behind are tuples of the connection after a node took the client's place.
+	behind []probe.Tuple
 }
 
 var protocols = map[string]int{format.TCP: 6, format.UDP: 17, format.SCTP: 132, format.ICMPv4: 1, format.ICMPv6: 58}
@@ -67,17 +69,14 @@ func (g *game) connection(ctx context.Context, f format.Flow) (*made, error) {
 		if m.to, err = g.places.find(ctx, to, near); err != nil {
 			return nil, err
 		}
-		m.managed = m.managed || m.to.managed
+		m.managed = (m.managed || m.to.managed) && from != to
 		err = g.directSpec(m, &spec, f)
 	}
 	if err != nil {
 		return nil, err
 	}
 	m.source = spec.Source
-	switch {
-	case m.from.row || m.to != nil && m.to.row:
-		m.how = Row
-	case f.Protocol == format.SCTP:
+	if f.Protocol == format.SCTP {
 		m.how = Crafted
 	}
 	m.far = spec.Far
@@ -147,10 +146,27 @@ func (g *game) serviceSpec(m *made, spec *probe.Spec, name string, f format.Flow
 					return err
 				}
 				m.managed = m.managed || s.managed
-				spec.Far = append(spec.Far, probe.Far{Place: s.at, Addr: netip.AddrPortFrom(b.Addr, uint16(b.Port))})
+				far := probe.Far{Place: s.at, Addr: netip.AddrPortFrom(b.Addr, uint16(b.Port))}
+				spec.Far = append(spec.Far, far)
+				if from, err := format.ParseEnd(f.From); err == nil && from.Kind == format.AddressEnd {
+					m.behind = append(m.behind, g.behind(spec.Protocol, far.Addr)...)
+				}
 			}
 		}
 		return nil
 	}
 	return fmt.Errorf("%s and %s have no addresses of one family", f.From, f.To)
+}
+
+// behind are the tuples that connections to an address have when a node took the client's place.
+func (g *game) behind(protocol int, to netip.AddrPort) []probe.Tuple {
+	var tuples []probe.Tuple
+	for _, n := range g.plan.Nodes {
+		for _, a := range n.Addrs {
+			if a.Is4() == to.Addr().Is4() {
+				tuples = append(tuples, probe.Tuple{Protocol: protocol, Src: netip.AddrPortFrom(a, 0), Dst: to})
+			}
+		}
+	}
+	return tuples
 }

@@ -44,7 +44,7 @@ func (g *game) try(ctx context.Context, a *attempt) Outcome {
 	related := a.e.RelatedTo.Kind != 0
 	reply := a.e.ReplyOf.Kind != 0
 	// The message's tuples are known only when it is sent, its flows come later: what was there before is no news.
-	before := g.flows.Mark(m.connection.Tuples())
+	before := g.flows.Mark(append(m.connection.Tuples(), m.behind...))
 	var message *probe.Message
 	var err error
 	switch {

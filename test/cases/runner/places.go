@@ -105,7 +105,6 @@ type spot struct {
 	addrs    []netip.Addr
 	// managed ends make flows.
 	managed bool
-	row     bool
 }
 
 // find finds an end other than a service. Near is the node of the other end, whose health endpoint "entity:health" is.
@@ -166,14 +165,7 @@ func (ps *places) address(a netip.Addr) (*spot, error) {
 }
 
 func (ps *places) entity(ctx context.Context, name, near string) (*spot, error) {
-	switch name {
-	case "unmanaged":
-		s, err := ps.pod("default/" + plan.UnmanagedPod)
-		if err == nil {
-			s.managed = false
-		}
-		return s, err
-	case "health":
+	if name == "health" {
 		ps.mu.Lock()
 		defer ps.mu.Unlock()
 		h := ps.health[near]
@@ -187,8 +179,12 @@ func (ps *places) entity(ctx context.Context, name, near string) (*spot, error) 
 		}
 		return &spot{from: h.place, at: h.place, addrs: h.place.Addrs, managed: true}, nil
 	}
-	if addrs := ps.plan.Entities[name]; len(addrs) > 0 && ps.outside != nil {
-		return &spot{from: ps.outside, at: ps.outside, addrs: addrs, row: true}, nil
+	if pod := ps.plan.Entities[name]; pod != "" {
+		s, err := ps.pod(pod)
+		if err == nil && name == "unmanaged" {
+			s.managed = false
+		}
+		return s, err
 	}
 	return nil, fmt.Errorf("a lab has no %s", name)
 }

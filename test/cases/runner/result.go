@@ -35,8 +35,6 @@ const (
 	Live How = "live"
 	// Crafted: real packets that a raw socket made, where the kernel has no sockets for them.
 	Crafted How = "crafted"
-	// Row: real packets of an outside host, whose identity is a row of the kernel's maps made by hand.
-	Row How = "row by hand"
 	// Status: what the policy service says of an object.
 	Status How = "status"
 )

@@ -7,8 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -109,13 +107,6 @@ func play(ctx context.Context, c *format.Case, o Options, r *Result) (err error)
 	g := &game{c: c, plan: p, lab: lab, flows: flows, net: probe.NewNetwork(), places: newPlaces(dir, helper, p, lab, state)}
 	defer g.places.close()
 	defer g.net.Close()
-	for _, addr := range slices.SortedFunc(maps.Keys(p.Rows), netip.Addr.Compare) {
-		for node := range p.Nodes {
-			if err := lab.PutRow(node, addr, p.Rows[addr]); err != nil {
-				return err
-			}
-		}
-	}
 	return g.timeline(ctx, r)
 }
 
