@@ -19,7 +19,7 @@ func TestDatapath(t *testing.T) {
 	counts := map[string]int{}
 	s := *seed
 	for ; counts["packets"] < *cases; s++ {
-		report(t, scenarioOf(random.New(s, random.Limits{Packets: 3 * packetsOfWorld})), s, n.fault, counts)
+		report(t, scenarioOf(random.New(s, 3*packetsOfWorld)), s, n.fault, counts)
 	}
 	t.Logf("seeds %d to %d: %v", *seed, s-1, counts)
 	for _, key := range []string{

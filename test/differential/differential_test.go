@@ -15,6 +15,8 @@ import (
 var (
 	cases = flag.Int("cases", 10_000, "packets to send through the datapath; the compiler gets 5 times as many")
 	seed  = flag.Uint64("seed", 1, "seed of the first world; the next ones follow")
+	labs  = flag.Int("labs", 3, "worlds to play on live labs")
+	bin   = flag.String("bin", "../../bin", "folder of Weir's programs, for live labs")
 	stop  = flag.Int("stop", 20, "faults to stop at")
 )
 
@@ -27,7 +29,7 @@ func TestCompiler(t *testing.T) {
 	t.Logf("%d worlds of %d packets, seeds %d to %d", worlds, packetsOfWorld, *seed, *seed+worlds-1)
 	counts := map[string]int{}
 	for s := *seed; s < *seed+worlds; s++ {
-		report(t, scenarioOf(random.New(s, random.Limits{Packets: packetsOfWorld})), s, compilerFault, counts)
+		report(t, scenarioOf(random.New(s, packetsOfWorld)), s, compilerFault, counts)
 	}
 	t.Logf("sides: %v", counts)
 	for _, v := range []reference.Verdict{reference.Allow, reference.DefaultDeny, reference.Deny} {

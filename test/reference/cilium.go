@@ -32,7 +32,6 @@ func (c *Cluster) ciliumRule(o, spec map[string]any, side Side, subject, peer en
 	if len(allows)+len(denies) == 0 || !c.ciliumSelects(o, spec, subject) {
 		return
 	}
-	out.selected = true
 	// spec 4: the switch, and the option that ignores it.
 	ignored := c.Config.EnableNonDefaultDenyPolicies != nil && !*c.Config.EnableNonDefaultDenyPolicies
 	if object(spec["enableDefaultDeny"])[string(side)] != false || ignored {

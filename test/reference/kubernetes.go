@@ -28,7 +28,7 @@ func (c *Cluster) networkPolicy(o map[string]any, side Side, subject, peer end, 
 	if !slices.ContainsFunc(types, func(t string) bool { return strings.EqualFold(t, string(side)) }) {
 		return
 	}
-	out.selected, out.enforced = true, true
+	out.enforced = true
 	peers := map[Side]string{Ingress: "from", Egress: "to"}[side]
 	for _, r := range list(spec[string(side)]) {
 		rule := object(r)

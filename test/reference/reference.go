@@ -96,9 +96,8 @@ func (c *Cluster) decide(side Side, subject, peer end, p Packet) Verdict {
 		return Allow
 	case enforced:
 		return DefaultDeny
-	case pot.selected: // only rules with the switch off: allow everything beneath them (spec 4)
-		return Allow
 	}
+	// Rules with the switch off alone allow everything at the lowest rank, beneath this tier (spec 4, 18).
 	if v := c.tier("Baseline", side, subject, peer, p); v != 0 {
 		return v
 	}
@@ -124,7 +123,7 @@ func (c *Cluster) isSubject(e end) bool {
 }
 
 // pot is what all rules of NetworkPolicies and Cilium policies say together (spec 1, rule 4).
-type pot struct{ selected, enforced, denied, allowed bool }
+type pot struct{ enforced, denied, allowed bool }
 
 func (c *Cluster) pot(side Side, subject, peer end, p Packet) pot {
 	var out pot

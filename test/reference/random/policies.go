@@ -89,9 +89,8 @@ func (g *generator) ciliumRule(namespace string) object {
 		spec["description"], spec["log"] = "some words", object{"value": "word"}
 		spec["labels"] = []any{object{"key": "a", "value": "b", "source": "k8s"}, object{"key": "c"}}
 	}
-	// The switch off beside a Baseline tier is open.
 	if g.chance(25) {
-		spec["enableDefaultDeny"] = object{pick(g, "ingress", "egress"): g.tiers || g.chance(20)}
+		spec["enableDefaultDeny"] = object{pick(g, "ingress", "egress"): g.chance(20)}
 	}
 	return spec
 }
@@ -123,9 +122,7 @@ func (g *generator) subject(namespace string) object {
 	case 1:
 		return object{"matchExpressions": []any{object{"key": namespaceKey, "operator": pick(g, "NotIn", "In"), "values": []any{g.namespace()}}}}
 	case 2:
-		if !g.limits.Plain {
-			return object{"matchLabels": object{"reserved:" + pick(g, "init", "health"): ""}}
-		}
+		return object{"matchLabels": object{"reserved:" + pick(g, "init", "health"): ""}}
 	}
 	s := g.selector(sorted(podLabels))
 	if g.chance(30) {
@@ -206,10 +203,7 @@ func (g *generator) ciliumPeers(side reference.Side, namespace string) (member s
 	case n < 8:
 		return "Endpoints", some(g, least, most, func() object { return g.endpointPeer(namespace) })
 	case n < 13:
-		entities := []string{"all", "world", "host", "remote-node", "kube-apiserver", "cluster", "cluster-mesh", "none"}
-		if !g.limits.Plain {
-			entities = append(entities, "health", "ingress", "init", "unmanaged")
-		}
+		entities := []string{"all", "world", "host", "remote-node", "kube-apiserver", "cluster", "cluster-mesh", "none", "health", "ingress", "init", "unmanaged"}
 		if g.dual { // the families of a single stack's world are open
 			entities = append(entities, "world-ipv4", "world-ipv6")
 		}

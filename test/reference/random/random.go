@@ -22,21 +22,13 @@ type World struct {
 	Next []map[string]any
 }
 
-// Limits of a world.
-type Limits struct {
-	// Packets of a world.
-	Packets int
-	// Plain: only ends and options that a lab's sockets can make: no other cluster, no endpoints that are no pods.
-	Plain bool
-}
-
-// New makes the world of a seed.
-func New(seed uint64, l Limits) *World {
-	g := &generator{Rand: rand.New(rand.NewPCG(seed, 0x77656972)), limits: l, c: &reference.Cluster{}}
+// New makes the world of a seed, with so many packets.
+func New(seed uint64, packets int) *World {
+	g := &generator{Rand: rand.New(rand.NewPCG(seed, 0x77656972)), c: &reference.Cluster{}}
 	g.cluster()
 	g.policies()
 	w := &World{Seed: seed, Cluster: g.c}
-	for range l.Packets {
+	for range packets {
 		w.Packets = append(w.Packets, g.packet())
 	}
 	first := g.c.Policies
@@ -50,7 +42,6 @@ type object = map[string]any
 
 type generator struct {
 	*rand.Rand
-	limits Limits
 	c      *reference.Cluster
 	ports  []int // that policies named
 	types  []int // of ICMP
@@ -92,7 +83,7 @@ func (g *generator) cluster() {
 		n.KubeAPIServer = g.chance(25)
 		g.c.Nodes = append(g.c.Nodes, n)
 	}
-	g.mesh = !g.limits.Plain && !g.tiers && g.chance(15)
+	g.mesh = !g.tiers && g.chance(15)
 	for i := range 4 + g.IntN(4) {
 		g.c.Pods = append(g.c.Pods, g.pod(i))
 	}
@@ -114,9 +105,6 @@ func (g *generator) config() {
 	case 2:
 		f.IPFamilies, g.v6 = []string{"IPv6"}, true
 	default:
-		f.IPFamilies, g.v4, g.v6, g.dual = []string{"IPv4", "IPv6"}, true, true, true
-	}
-	if g.limits.Plain {
 		f.IPFamilies, g.v4, g.v6, g.dual = []string{"IPv4", "IPv6"}, true, true, true
 	}
 	g.tiers = g.chance(35)
@@ -166,14 +154,17 @@ func (g *generator) pod(i int) reference.Pod {
 		p.HostNetwork = true
 		return p
 	}
+	foreign := g.mesh && i > 2 && g.chance(30)
+	if foreign {
+		p.Cluster, p.Node = "west", "n2"
+	}
 	if g.v4 {
 		p.IP = fmt.Sprintf("10.1.%d.%d", p.Node[1]-'0', 2+i)
 	}
 	if g.v6 {
 		p.IP6 = fmt.Sprintf("fd00:1:%d::%d", p.Node[1]-'0', 2+i)
 	}
-	if g.mesh && i > 2 && g.chance(30) {
-		p.Cluster, p.Node = "west", "far"
+	if foreign {
 		return p
 	}
 	for _, name := range []string{"http", "dns"} {
@@ -255,7 +246,7 @@ func (g *generator) end() string {
 		return g.podName()
 	case n < 15:
 		return "node:" + pick(g, g.c.Nodes...).Name
-	case n < 17 && !g.limits.Plain:
+	case n < 17:
 		return "entity:" + pick(g, "health", "ingress", "init", "unmanaged")
 	}
 	return "ip:"

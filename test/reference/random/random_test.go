@@ -18,7 +18,7 @@ func TestWorlds(t *testing.T) {
 	verdicts := map[reference.Side]map[reference.Verdict]int{reference.Egress: {}, reference.Ingress: {}}
 	const worlds, packets = 1000, 20
 	for seed := range uint64(worlds) {
-		w := New(seed, Limits{Packets: packets})
+		w := New(seed, packets)
 		raw, err := json.Marshal(w.Cluster)
 		if err != nil {
 			t.Fatal(err)
@@ -58,7 +58,7 @@ func TestWorlds(t *testing.T) {
 
 func TestSeed(t *testing.T) {
 	for seed := range uint64(50) {
-		a, b := New(seed, Limits{Packets: 5}), New(seed, Limits{Packets: 5})
+		a, b := New(seed, 5), New(seed, 5)
 		if !reflect.DeepEqual(a, b) {
 			t.Errorf("seed %d: two worlds", seed)
 		}
