@@ -196,6 +196,9 @@ func (l *loaded) goOn(c connection, forward bool, counts map[string]int) *fault 
 
 // judge is what the reference evaluator says of the sides that this node decides.
 func (l *loaded) judge(from, to string, p reference.Packet) datapath.PolicyVerdict {
+	if l.options.Audit {
+		return datapath.PolicyAllow // told, not dropped (spec 4.2)
+	}
 	egress, ingress := l.cluster.Decide(p)
 	if l.endpoints[from] != 0 && egress != reference.Allow {
 		return datapath.PolicyVerdict(egress)

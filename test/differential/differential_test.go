@@ -13,7 +13,7 @@ import (
 )
 
 var (
-	cases = flag.Int("cases", 10_000, "packets to send through the datapath; the compiler gets 5 times as many")
+	cases = flag.Int("cases", 10_000, "packets to send through the datapath; the compiler gets 3 times as many")
 	seed  = flag.Uint64("seed", 1, "seed of the first world; the next ones follow")
 	labs  = flag.Int("labs", 3, "worlds to play on live labs")
 	bin   = flag.String("bin", "../../bin", "folder of Weir's programs, for live labs")
@@ -25,7 +25,7 @@ const packetsOfWorld = 20
 
 // TestCompiler compares the compiler with the reference evaluator.
 func TestCompiler(t *testing.T) {
-	worlds := uint64((*cases*5 + packetsOfWorld - 1) / packetsOfWorld)
+	worlds := uint64((*cases*3 + packetsOfWorld - 1) / packetsOfWorld)
 	t.Logf("%d worlds of %d packets, seeds %d to %d", worlds, packetsOfWorld, *seed, *seed+worlds-1)
 	counts := map[string]int{}
 	for s := *seed; s < *seed+worlds; s++ {

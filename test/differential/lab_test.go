@@ -96,6 +96,7 @@ func caseOf(w *random.World) *reference.Case {
 			e.Port, e.ICMP = 0, &reference.ICMP{Type: p.Port}
 		}
 		switch {
+		case w.Cluster.Config.PolicyAuditMode: // told, not dropped
 		case egress != reference.Allow:
 			e.Verdict, e.Direction = "deny", "egress"
 		case ingress != reference.Allow:

@@ -117,6 +117,7 @@ func (g *generator) config() {
 	if g.chance(12) {
 		f.PolicyEnforcement = pick(g, "always", "always", "always", "never")
 	}
+	f.PolicyAuditMode = g.chance(8)
 	no := false
 	if g.chance(10) {
 		f.EnableNonDefaultDenyPolicies = &no
