@@ -3,10 +3,13 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -26,17 +29,36 @@ func (a *app) endpointCommand() *cobra.Command {
 				return r.GetEndpoints(), err
 			})
 			return errors.Join(show(a, f, items, err,
-				[]string{"NODE", "ENDPOINT", "POD", "IDENTITY", "ADDRESSES", "STATE", "INTERFACE", "LABELS"},
+				[]string{"NODE", "ENDPOINT", "POD", "IDENTITY", "ADDRESSES", "STATE", "POLICY", "INTERFACE", "LABELS"},
 				func(e *agentv1.LocalEndpoint) []string {
 					return []string{
 						number(e.GetId()), podName(e), identityNumber(e.GetIdentity()), strings.Join(e.GetAddresses(), ","),
-						e.GetState(), e.GetInterface(), strings.Join(e.GetLabels(), ","),
+						e.GetState(), policyState(e, a.Now()), e.GetInterface(), strings.Join(e.GetLabels(), ","),
 					}
 				}), err)
 		},
 	}
 	f.register(list)
 	return group("endpoint", "See the pods of the mesh as their nodes have them", list)
+}
+
+// policyState says in which directions policy is in force, and whether what it would drop passes.
+func policyState(e *agentv1.LocalEndpoint, now time.Time) string {
+	var words []string
+	if e.GetIngressEnforced() {
+		words = append(words, "ingress")
+	}
+	if e.GetEgressEnforced() {
+		words = append(words, "egress")
+	}
+	text := cmp.Or(strings.Join(words, ","), "-")
+	switch until := e.GetPausedUntil(); {
+	case until != nil:
+		text += fmt.Sprintf(" (paused for %s)", until.AsTime().Sub(now).Round(time.Second))
+	case e.GetAudit():
+		text += " (audit)"
+	}
+	return text
 }
 
 func podName(e *agentv1.LocalEndpoint) string {

@@ -5,10 +5,12 @@ package cli
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -137,6 +139,10 @@ type command struct {
 	terminal bool
 	dial     grpc.DialOption
 	lab      []string
+
+	// started are the programs that were run; output is what each writes, and those with startFails among their arguments fail.
+	started            []string
+	output, startFails string
 }
 
 // serve starts a gRPC server in memory with the services that register adds.
@@ -168,9 +174,18 @@ func serveHubble(t *testing.T, f *fakeObserver) *command {
 func (c *command) environment(out, errOut io.Writer) Env {
 	env := Env{
 		In: c.in, Out: out, Err: errOut, Terminal: c.terminal, Version: "v1.2.3",
-		Lookup: func(name string) (string, bool) { v, ok := c.env[name]; return v, ok },
-		Now:    func() time.Time { return now },
-		Exec:   func(args []string) error { c.lab = args; return nil },
+		Lookup:  func(name string) (string, bool) { v, ok := c.env[name]; return v, ok },
+		Now:     func() time.Time { return now },
+		Exec:    func(args []string) error { c.lab = args; return nil },
+		Program: func(name string) (string, error) { return "/bin/" + name, nil },
+		Start: func(_ context.Context, path string, args []string, out, _ io.Writer) error {
+			c.started = append(c.started, path+" "+strings.Join(args, " "))
+			if c.startFails != "" && slices.Contains(args, c.startFails) {
+				return errors.New("exit status 1")
+			}
+			_, err := io.WriteString(out, c.output)
+			return err
+		},
 	}
 	if env.In == nil {
 		env.In = strings.NewReader("")

@@ -129,6 +129,23 @@ default/n2   kernel     full          17
 	}
 }
 
+// What must not be overlooked stands apart.
+func TestStatusWarnings(t *testing.T) {
+	c, parts, _ := lab(t)
+	parts["nodes/n1/agent"].reply.Details = []*statusv1.Detail{
+		{Name: "policy paused", Value: "pod shop/a, for another 4m59s: INC-1"}, {Name: "policy", Value: "state from x"},
+		{Name: "policy refused CiliumNetworkPolicy shop/b", Value: "policy_peers is full"}, {Name: "map ct", Value: "90 of 100 entries, 90 % full"},
+	}
+	want := `
+Warning: agent/n1: policy is PAUSED, drops pass as AUDIT: pod shop/a, for another 4m59s: INC-1
+Warning: agent/n1: policy NOT in force: CiliumNetworkPolicy shop/b policy_peers is full
+Warning: agent/n1: a table fills: ct 90 of 100 entries, 90 % full
+Flows (`
+	if out := c.must(t, "status"); !strings.Contains(out, want) {
+		t.Errorf("no\n%s\nin\n%s", want, out)
+	}
+}
+
 func TestStatusNotReady(t *testing.T) {
 	c, parts, stop := lab(t)
 	parts["relay"].ready.Store(false)
@@ -243,7 +260,8 @@ type fakeAgent struct {
 func (f *fakeAgent) ListEndpoints(context.Context, *agentv1.ListEndpointsRequest) (*agentv1.ListEndpointsResponse, error) {
 	return &agentv1.ListEndpointsResponse{Endpoints: []*agentv1.LocalEndpoint{{
 		Id: 7, Identity: 300, Labels: []string{"k8s:app=a", "k8s:x=y"}, Addresses: []string{"10.0.0.1", "fd00::1"},
-		Namespace: "default", PodName: "p-" + f.node, State: "ready", Interface: "wr1"}}}, nil
+		Namespace: "default", PodName: "p-" + f.node, State: "ready", Interface: "wr1",
+		IngressEnforced: f.node == "n1", EgressEnforced: f.node == "n2", Audit: f.node == "n2"}}}, nil
 }
 
 func (f *fakeAgent) ListIdentities(context.Context, *agentv1.ListIdentitiesRequest) (*agentv1.ListIdentitiesResponse, error) {
@@ -292,9 +310,9 @@ func (fakeBroker) List(context.Context, *identityv1.ListRequest) (*identityv1.Li
 func TestAgentTables(t *testing.T) {
 	c, _, _ := lab(t)
 	for args, want := range map[string]string{
-		"endpoint list": `NODE   ENDPOINT   POD            IDENTITY   ADDRESSES          STATE   INTERFACE   LABELS
-n1     7          default/p-n1   300        10.0.0.1,fd00::1   ready   wr1         k8s:app=a,k8s:x=y
-n2     7          default/p-n2   300        10.0.0.1,fd00::1   ready   wr1         k8s:app=a,k8s:x=y
+		"endpoint list": `NODE   ENDPOINT   POD            IDENTITY   ADDRESSES          STATE   POLICY           INTERFACE   LABELS
+n1     7          default/p-n1   300        10.0.0.1,fd00::1   ready   ingress          wr1         k8s:app=a,k8s:x=y
+n2     7          default/p-n2   300        10.0.0.1,fd00::1   ready   egress (audit)   wr1         k8s:app=a,k8s:x=y
 `,
 		"endpoint list --node n2 -o json": `[
   {
@@ -312,7 +330,9 @@ n2     7          default/p-n2   300        10.0.0.1,fd00::1   ready   wr1      
     "namespace": "default",
     "pod_name": "p-n2",
     "interface": "wr1",
-    "state": "ready"
+    "state": "ready",
+    "egress_enforced": true,
+    "audit": true
   }
 ]
 `,

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -46,8 +47,8 @@ func (e *Explanation) Doubts() []string {
 	var out []string
 	for i, s := range e.Answer.GetSides() {
 		k := &e.Kernels[i]
-		if k.Entry == nil {
-			out = append(out, fmt.Sprintf("the kernel of %s was not asked: %s", s.GetNode(), k.Fault))
+		if text := fmt.Sprintf("the kernel of %s was not asked: %s", s.GetNode(), k.Fault); k.Entry == nil && !slices.Contains(out, text) {
+			out = append(out, text)
 		}
 		if d := k.Differences(s); len(d) > 0 {
 			out = append(out, fmt.Sprintf("the kernel of %s DISAGREES on the %s of %s: %s", s.GetNode(), Direction(s.GetDirection()), s.GetEndpoint(), strings.Join(d, "; ")))

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"unicode"
 	"unicode/utf8"
 
@@ -36,7 +37,7 @@ func FromJSON(data []byte) ([]byte, error) {
 	if err := errors.Join(e.Encode(node), e.Close()); err != nil {
 		return nil, fmt.Errorf("encode YAML: %w", err)
 	}
-	return b.Bytes(), nil
+	return escaped(b.Bytes()), nil
 }
 
 func value(d *json.Decoder, depth int) (*yaml.Node, error) {
@@ -75,27 +76,39 @@ func value(d *json.Decoder, depth int) (*yaml.Node, error) {
 	case string:
 		return str(t), nil
 	case json.Number:
-		return &yaml.Node{Kind: yaml.ScalarNode, Tag: numberTag(t), Value: t.String()}, nil
+		return &yaml.Node{Kind: yaml.ScalarNode, Value: t.String()}, nil
 	case bool:
 		return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!bool", Value: fmt.Sprint(t)}, nil
 	}
 	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!null", Value: "null"}, nil
 }
 
-// str makes a string; what could disturb a terminal is escaped by quoting it.
+// str makes a string, in quotes where a reader of any version of YAML could take it for something else. What could disturb a terminal is in
+// double quotes, where it can be escaped.
 func str(s string) *yaml.Node {
-	n := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: s}
-	for _, r := range s {
-		if unicode.IsControl(r) && r != '\n' || unicode.Is(unicode.Bidi_Control, r) || r == utf8.RuneError {
-			n.Style = yaml.DoubleQuotedStyle
-		}
+	n := &yaml.Node{}
+	if n.Encode(s) != nil || n.Kind != yaml.ScalarNode {
+		n = &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: s, Style: yaml.DoubleQuotedStyle}
+	}
+	if strings.ContainsFunc(s, disturbs) {
+		n.Style = yaml.DoubleQuotedStyle
 	}
 	return n
 }
 
-func numberTag(n json.Number) string {
-	if _, err := n.Int64(); err == nil {
-		return "!!int"
+func disturbs(r rune) bool {
+	return unicode.IsControl(r) && r != '\n' || unicode.Is(unicode.Bidi_Control, r)
+}
+
+// escaped writes what the encoder leaves as it is, though a terminal heeds it. It stands in double quotes only.
+func escaped(text []byte) []byte {
+	var out []byte
+	for _, r := range string(text) {
+		if disturbs(r) {
+			out = fmt.Appendf(out, "\\u%04X", r)
+			continue
+		}
+		out = utf8.AppendRune(out, r)
 	}
-	return "!!float"
+	return out
 }
