@@ -255,6 +255,7 @@ const (
 	tcIdentityIDENTITY_UNKNOWN        tcIdentity = 0
 	tcIdentityIDENTITY_HOST           tcIdentity = 1
 	tcIdentityIDENTITY_WORLD          tcIdentity = 2
+	tcIdentityIDENTITY_UNMANAGED      tcIdentity = 3
 	tcIdentityIDENTITY_REMOTE_NODE    tcIdentity = 6
 	tcIdentityIDENTITY_KUBE_APISERVER tcIdentity = 7
 	tcIdentityIDENTITY_WORLD_V4       tcIdentity = 9

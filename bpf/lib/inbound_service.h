@@ -58,8 +58,8 @@ static __always_inline bool inbound_service(struct __sk_buff *skb, struct scratc
 	return true;
 }
 
-/* outbound_answer gives an answer of this node's processes, as backends of a service, the service's address: 0 or a drop
- * reason. */
+/* outbound_answer gives an answer of this node's processes, as backends of a service, the service's address: 0 or a
+ * drop reason. */
 static __always_inline int outbound_answer(struct __sk_buff *skb, struct scratch *s)
 {
 	const volatile struct addr *node;

@@ -100,8 +100,7 @@ __noinline int lb_choose(__u32 outside)
 #pragma clang loop unroll(disable)
 	for (i = 0; i < SERVICE_TRIES; i++) {
 		reason = service_select(&l->service, &p->src, outside, lb_hash(p), &got);
-		if (reason != SERVICE_STALE ||
-		    !service_find(&p->dst, p->dport, p->proto, outside, &l->service))
+		if (reason != SERVICE_STALE || !service_find(&p->dst, p->dport, p->proto, outside, &l->service))
 			break;
 	}
 	if (reason) {

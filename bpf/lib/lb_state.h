@@ -36,8 +36,8 @@ struct {
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, __u32);
-} lb_host SEC(".maps"); /* how many sets have a backend that is a process of this node; written: datapath.Services; read:
-			   to_network, which else has nothing to look up */
+} lb_host SEC(".maps"); /* how many sets have a backend that is a process of this node; written: datapath.Services;
+			   read: to_network, which else has nothing to look up */
 
 enum lb_kind {
 	LB_NOTHING = 0,

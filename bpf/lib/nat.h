@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Masquerading of TCP, UDP, SCTP, ICMP echo, and of the ICMP errors about them. A claim lives as long as the connection's ct
- * entry. */
+/* Masquerading of TCP, UDP, SCTP, ICMP echo, and of the ICMP errors about them. A claim lives as long as the
+ * connection's ct entry. */
 #ifndef WEIR_NAT_H
 #define WEIR_NAT_H
 
@@ -54,7 +54,8 @@ static __always_inline int nat_address(struct __sk_buff *skb, struct packet *p, 
 	if (p->v4) {
 		__be32 was = addr_v4(old), is = addr_v4(now);
 
-		if (has_l4 && p->proto != IPPROTO_ICMP && p->proto != IPPROTO_SCTP && bpf_l4_csum_replace(skb, checksum, was, is, flags | 4))
+		if (has_l4 && p->proto != IPPROTO_ICMP && p->proto != IPPROTO_SCTP &&
+		    bpf_l4_csum_replace(skb, checksum, was, is, flags | 4))
 			return DROP_WRITE_ERROR;
 		if (bpf_l3_csum_replace(skb, ETH_HLEN + 10, was, is, 4) ||
 		    bpf_skb_store_bytes(skb, ETH_HLEN + (source ? 12 : 16), &is, 4, 0))
@@ -353,8 +354,8 @@ __noinline int nat_in_error(struct __sk_buff *skb)
 	return reason ? reason : NAT_TRANSLATED;
 }
 
-/* nat_in turns an answer to the node's address, which is in scratch, into the pod's or client's: NAT_NOT_OURS, NAT_TRANSLATED or a
- * drop reason. */
+/* nat_in turns an answer to the node's address, which is in scratch, into the pod's or client's: NAT_NOT_OURS,
+ * NAT_TRANSLATED or a drop reason. */
 __noinline int nat_in(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();

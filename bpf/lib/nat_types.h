@@ -6,8 +6,8 @@
 #include "addr.h"
 
 enum nat_kind {
-	NAT_OUT = 0, /* the pod's packet before translation */
-	NAT_IN = 1,  /* the answer before translation; making this row is claiming the port */
+	NAT_OUT = 0,	/* the pod's packet before translation */
+	NAT_IN = 1,	/* the answer before translation; making this row is claiming the port */
 	LB_FORWARD = 2, /* see struct lb_entry */
 	LB_REVERSE = 3,
 };

@@ -72,6 +72,7 @@ static __always_inline int overlay_sender(struct __sk_buff *skb, struct packet *
 static __always_inline int overlay_inbound(struct __sk_buff *skb, struct scratch *s)
 {
 	struct packet *p = &s->packet;
+	struct ipcache_entry *found;
 	struct endpoint *dst;
 	int fault, reason;
 
@@ -106,6 +107,12 @@ static __always_inline int overlay_inbound(struct __sk_buff *skb, struct scratch
 		/* The stack takes no packet that was for another MAC. */
 		bpf_skb_change_type(skb, PACKET_HOST);
 		return host_inbound(skb, fault);
+	}
+	found = ipcache_find(&p->dst);
+	if (found && found->identity == IDENTITY_UNMANAGED && addr_is_zero(&found->node) &&
+	    !(found->flags & IPCACHE_LOCAL_PODS)) {
+		bpf_skb_change_type(skb, PACKET_HOST); /* a pod that the mesh leaves alone: the stack has its route */
+		return TC_ACT_OK;
 	}
 	inbound_fault(s, NULL);
 	return drop(skb, DROP_UNROUTABLE);

@@ -63,7 +63,7 @@ struct packet {
 	__u8 translated; /* enum translated */
 	__u32 cpu;
 	__u32 tunnel_identity; /* who sends it, as the tunnel says; 0 = it came by none */
-	__u32 service; /* to which it went before it was translated */
+	__u32 service;	       /* to which it went before it was translated */
 };
 
 static __always_inline int packet_v4(struct __sk_buff *skb, struct packet *p)

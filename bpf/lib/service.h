@@ -66,8 +66,8 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(key_size, sizeof(struct maglev_key));
 	__uint(value_size, sizeof(struct maglev_table)); /* sized */
-} maglev SEC(".maps"); /* slot of a backend, relative to the part that the table is of; written: datapath.Services; read:
-			  tc programs */
+} maglev SEC(".maps"); /* slot of a backend, relative to the part that the table is of; written: datapath.Services;
+			  read: tc programs */
 
 #define SERVICE_STALE -1 /* the set was replaced between two looks: find the service again */
 #define SERVICE_TRIES 3
@@ -133,7 +133,8 @@ static __always_inline __u32 service_slots(const struct service *svc, bool outsi
 }
 
 /* service_slot returns where a backend is in the set; false = nowhere. */
-static __always_inline bool service_slot(const struct service *svc, const struct addr *backend, __be16 port, __u32 *slot)
+static __always_inline bool service_slot(const struct service *svc, const struct addr *backend, __be16 port,
+					 __u32 *slot)
 {
 	struct member_key key = {.addr = *backend, .set = svc->set, .port = port};
 	__u32 *found = bpf_map_lookup_elem(&members, &key);

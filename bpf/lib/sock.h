@@ -32,8 +32,8 @@ static __always_inline bool sock_find(const struct target *t, struct service *sv
 	return service_find(&t->addr, t->port, t->proto, false, svc);
 }
 
-/* sock_client says who a socket is to services: its pod by address, so that packets and sockets of a pod are one client;
- * else its network namespace. */
+/* sock_client says who a socket is to services: its pod by address, so that packets and sockets of a pod are one
+ * client; else its network namespace. */
 static __always_inline struct netns_endpoint *sock_client(struct bpf_sock_addr *ctx, bool v4, struct addr *client)
 {
 	__u64 cookie = bpf_get_netns_cookie(ctx);

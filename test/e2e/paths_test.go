@@ -4,13 +4,16 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
 
 	flowpb "github.com/weirmesh/weir/gen/flow"
+	"github.com/weirmesh/weir/test/e2e/capture"
 	"github.com/weirmesh/weir/test/e2e/cluster"
 	"github.com/weirmesh/weir/test/e2e/traffic"
 )
@@ -88,6 +91,77 @@ func TestPaths(t *testing.T) {
 		{"host-network", hostNetwork}, {"node", nodeItself}, {"health", health}, {"unmanaged", unmanaged},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(ctx, t, lab.For(t)) })
+	}
+}
+
+// overlayMTU is what a pod has when nodes are joined by VXLAN over their links' 1,500 bytes, which are IPv6 as well.
+const overlayMTU = 1430
+
+// TestOverlay takes the same paths with VXLAN between the nodes; policy at the receiver goes by the identity that the tunnel carries.
+func TestOverlay(t *testing.T) {
+	lab := cluster.Up(t, pathsPods, "--agent-arg=--routing=vxlan")
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	defer cancel()
+	for _, test := range []struct {
+		name string
+		run  func(context.Context, *testing.T, *cluster.Lab)
+	}{
+		{"services", services}, {"mtu", overlayPackets}, {"masquerade", masquerade}, {"from-outside", fromOutside}, {"host-network", hostNetwork},
+		{"node", nodeItself}, {"unmanaged", unmanaged}, {"policy", overlayPolicy},
+	} {
+		t.Run(test.name, func(t *testing.T) { test.run(ctx, t, lab.For(t)) })
+	}
+}
+
+// overlayPackets: what fits into a pod's link passes the tunnel in one piece, and what does not is refused where it is sent.
+func overlayPackets(ctx context.Context, t *testing.T, lab *cluster.Lab) {
+	want := []traffic.Datagram{{Answered: true}, {Refused: true}}
+	outer, err := capture.Start(lab.NodeNetns(ctx, "node1"), "eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v6 := range []bool{false, true} {
+		for _, c := range []struct{ from, to string }{{"a", "b"}, {"a", "c"}, {"c", "a"}} {
+			out, err := lab.Exec(ctx, "default/"+c.from, "e2e-traffic", "path-mtu", pathAddresses[c.to][index(v6)].String(), fmt.Sprint(overlayMTU), fmt.Sprint(overlayMTU+1))
+			var saw []traffic.Datagram
+			if err == nil {
+				err = json.Unmarshal([]byte(out), &saw)
+			}
+			if err != nil || !reflect.DeepEqual(saw, want) {
+				t.Errorf("IPv6 %t, %s to %s: %s (%v), want %+v", v6, c.from, c.to, out, err, want)
+			}
+		}
+	}
+	conns, _, err := outer.Stop()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tunnelled := false
+	for _, c := range conns {
+		tunnelled = tunnelled || c.Source.Port() == 8472 || c.Destination.Port() == 8472
+		for _, a := range []string{"a", "c"} {
+			if c.Source.Addr() == pathAddresses[a][0] || c.Source.Addr() == pathAddresses[a][1] {
+				t.Errorf("a packet of %s is on the nodes' link by itself: %v", a, c.Key)
+			}
+		}
+	}
+	if !tunnelled {
+		t.Error("no packet of the tunnel is on the nodes' link")
+	}
+}
+
+// overlayPolicy: a may reach c, b may not.
+func overlayPolicy(ctx context.Context, t *testing.T, lab *cluster.Lab) {
+	lab.Apply(ctx, cnp("only-a", "{endpointSelector: {matchLabels: {app: c}}, ingress: [{fromEndpoints: [{matchLabels: {app: a}}]}]}"))
+	lab.InForce(ctx, "default/only-a")
+	for _, v6 := range []bool{false, true} {
+		to := netip.AddrPortFrom(pathAddresses["c"][index(v6)], traffic.WhoPort)
+		if a, err := lab.Ask(ctx, "default/a", "tcp", to, 3*time.Second); err != nil || a.Server != "c" {
+			t.Errorf("a to %s: %q answers, %v", to, a.Server, err)
+		}
+		if a, err := lab.Ask(ctx, "default/b", "tcp", to, 700*time.Millisecond); err == nil {
+			t.Errorf("b to %s: %q answers, want a refusal", to, a.Server)
+		}
 	}
 }
 
