@@ -26,21 +26,21 @@ import (
 const pods = `
 apiVersion: v1
 kind: Pod
-metadata: {name: a, annotations: {weir.dev/ip-addresses: "10.244.1.101,fd00:10:244:1::101"}}
+metadata: {name: a, labels: {app: a}, annotations: {weir.dev/ip-addresses: "10.244.1.101,fd00:10:244:1::101"}}
 spec:
   nodeName: node1
   containers: [{name: main, image: none, command: [e2e-traffic, measure-serve], readinessProbe: {exec: {command: [e2e-traffic, ready, "7102"]}, periodSeconds: 1}}]
 ---
 apiVersion: v1
 kind: Pod
-metadata: {name: b, annotations: {weir.dev/ip-addresses: "10.244.1.102,fd00:10:244:1::102"}}
+metadata: {name: b, labels: {app: b}, annotations: {weir.dev/ip-addresses: "10.244.1.102,fd00:10:244:1::102"}}
 spec:
   nodeName: node1
   containers: [{name: main, image: none, command: [e2e-traffic, measure-serve], readinessProbe: {exec: {command: [e2e-traffic, ready, "7102"]}, periodSeconds: 1}}]
 ---
 apiVersion: v1
 kind: Pod
-metadata: {name: c, annotations: {weir.dev/ip-addresses: "10.244.2.103,fd00:10:244:2::103"}}
+metadata: {name: c, labels: {app: c}, annotations: {weir.dev/ip-addresses: "10.244.2.103,fd00:10:244:2::103"}}
 spec:
   nodeName: node2
   containers: [{name: main, image: none, command: [e2e-traffic, measure-serve], readinessProbe: {exec: {command: [e2e-traffic, ready, "7102"]}, periodSeconds: 1}}]
@@ -67,7 +67,8 @@ func run(ctx context.Context) error {
 		return follow(ctx, os.Args[2])
 	}
 	bin := flag.String("bin", "bin", "folder of the binaries")
-	parts := flag.String("parts", "path,flows", "what to measure, comma separated: path (a), flows (b, d, e)")
+	parts := flag.String("parts", "path,flows,policy,services", "what to measure, comma separated")
+	serviceCounts := flag.String("services", "10,1000,10000", "numbers of services to try")
 	b := bench{}
 	flag.IntVar(&b.pairs, "pairs", 10, "interleaved pairs of each measurement")
 	flag.DurationVar(&b.duration, "duration", time.Second, "length of one measurement of the packet path")
@@ -92,8 +93,12 @@ func run(ctx context.Context) error {
 			err = b.path(ctx)
 		case "flows":
 			err = b.flows(ctx, *flowTime, *rates)
+		case "policy":
+			err = b.policy(ctx)
+		case "services":
+			err = b.services(ctx, *serviceCounts)
 		default:
-			err = fmt.Errorf("part %q: want path or flows", part)
+			err = fmt.Errorf("part %q: want path, flows, policy or services", part)
 		}
 		if err != nil {
 			return err
