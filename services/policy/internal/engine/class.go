@@ -183,10 +183,6 @@ func (e *Engine) Compile() {
 		e.compile(c)
 	}
 	clear(e.dirty)
-	for r := range e.idle {
-		e.drop(r)
-	}
-	clear(e.idle)
 }
 
 func (e *Engine) compile(c *class) {

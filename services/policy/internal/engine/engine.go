@@ -62,7 +62,7 @@ type Engine struct {
 	nodes       map[string]*node
 
 	resolutions map[string]*resolution
-	idle        map[*resolution]struct{} // used by no class
+	idle        map[*resolution]int // used by no class, and how many more calls of Rest they stay
 	terms       map[string]*term
 	anchored    map[string]map[*term]struct{}       // by label
 	byPrefix    map[netip.Prefix]map[*term]struct{} // those of what is outside
@@ -112,7 +112,7 @@ func New(o policy.Options) *Engine {
 	e := &Engine{
 		options: o, objects: map[string]map[object.Key]*policy.Object{}, classes: map[string]*class{},
 		byNamespace: map[string]map[*class]struct{}{}, dirty: map[*class]struct{}{}, selected: map[object.Key]int{}, nodes: map[string]*node{},
-		resolutions: map[string]*resolution{}, idle: map[*resolution]struct{}{}, terms: map[string]*term{}, anchored: map[string]map[*term]struct{}{}, unanchored: map[*term]struct{}{},
+		resolutions: map[string]*resolution{}, idle: map[*resolution]int{}, terms: map[string]*term{}, anchored: map[string]map[*term]struct{}{}, unanchored: map[*term]struct{}{},
 		byPrefix: map[netip.Prefix]map[*term]struct{}{}, prefixed: map[*peer]struct{}{},
 		peers: map[string]*peer{}, byLabel: map[string]map[*peer]struct{}{}, prefixes: map[netip.Prefix]int{}, networks: map[netip.Prefix]int{},
 		names: map[string]int{}, apiServers: map[netip.Addr]struct{}{}, changed: newChanged(),
@@ -203,9 +203,7 @@ func (e *Engine) Commit() *View {
 			delete(v.Policies, key)
 		}
 		for r := range c.resolutions {
-			if r.refs > 0 {
-				v.Policies[r.resolved.Key] = r.publish()
-			}
+			v.Policies[r.resolved.Key] = r.publish()
 		}
 		any = true
 	}

@@ -288,6 +288,10 @@ func TestHistoryDoesNotMatter(t *testing.T) {
 		if step%30 != 0 {
 			continue
 		}
+		for range Rests {
+			e.Rest()
+		}
+		got = plain(e.Commit())
 		fresh := New(policy.Options{})
 		for id, s := range now.subjects {
 			fresh.SetSubject(id, s)

@@ -3,7 +3,6 @@
 package engine
 
 import (
-	"cmp"
 	"encoding/binary"
 	"slices"
 
@@ -80,13 +79,29 @@ func (e *Engine) acquire(resolved *policy.Resolved) *resolution {
 	return r
 }
 
-// release gives a resolution back. It stays until the end of Compile, in case another class comes to the same.
+// Rests is how many calls of Rest a policy is kept up to date that no subject has any more. A node has it until its subjects have another one, and must
+// know meanwhile what it says of new peers.
+const Rests = 2
+
+// Rest forgets policies that no subject had since two calls. It must be called no more often than agents may lag.
+func (e *Engine) Rest() {
+	for r, n := range e.idle {
+		if n > 1 {
+			e.idle[r] = n - 1
+			continue
+		}
+		delete(e.idle, r)
+		e.drop(r)
+	}
+}
+
+// release gives a resolution back.
 func (e *Engine) release(r *resolution) {
 	if r == nil {
 		return
 	}
 	if r.refs--; r.refs == 0 {
-		e.idle[r] = struct{}{}
+		e.idle[r] = Rests
 	}
 }
 
@@ -227,9 +242,7 @@ func (r *resolution) publish() *Policy {
 	for _, c := range r.classes {
 		p.Classes = append(p.Classes, Class{Selectors: c.terms, Ranges: c.ranges})
 	}
-	slices.SortFunc(p.Classes, func(a, b Class) int {
-		return cmp.Or(cmp.Compare(len(a.Selectors), len(b.Selectors)), slices.Compare(a.Selectors, b.Selectors))
-	})
+	slices.SortFunc(p.Classes, compareClasses)
 	r.out, r.stale = p, false
 	return p
 }

@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -127,6 +128,37 @@ type Policy struct {
 	Rules   []policy.RuleName
 	// Prefixes must be peers on nodes with this policy.
 	Prefixes []string
+}
+
+// With returns the policy with the classes of an older version beside its own.
+func (p *Policy) With(old *Policy) *Policy {
+	all := *p
+	all.Classes = nil
+	i, j := 0, 0
+	for i < len(p.Classes) || j < len(old.Classes) {
+		order := -1
+		switch {
+		case i == len(p.Classes):
+			order = 1
+		case j < len(old.Classes):
+			order = compareClasses(p.Classes[i], old.Classes[j])
+		}
+		switch {
+		case order > 0:
+			all.Classes = append(all.Classes, old.Classes[j])
+			j++
+			continue
+		case order == 0:
+			j++
+		}
+		all.Classes = append(all.Classes, p.Classes[i])
+		i++
+	}
+	return &all
+}
+
+func compareClasses(a, b Class) int {
+	return cmp.Or(cmp.Compare(len(a.Selectors), len(b.Selectors)), slices.Compare(a.Selectors, b.Selectors))
 }
 
 // Class decides for the peers that exactly these selectors match.

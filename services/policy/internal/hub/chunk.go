@@ -18,7 +18,10 @@ func chunk(c state.Change, size int) []state.Change {
 		return k == state.KindPeer || k == state.KindNode || k == state.KindEndpoint
 	})
 	subjects := slices.ContainsFunc(c.Upserts, func(r state.Resource) bool { return r.Key().Kind == state.KindSubject })
-	total := len(c.Removals)
+	if !addresses || !subjects {
+		c = withoutPassing(c)
+	}
+	total := len(c.Removals) + len(c.Late)
 	for _, r := range c.Upserts {
 		total += cost(r)
 	}
@@ -28,7 +31,7 @@ func chunk(c state.Change, size int) []state.Change {
 	if total == 0 {
 		return nil
 	}
-	if total <= size && !(addresses && subjects) {
+	if total <= size && !(addresses && subjects) && len(c.Late) == 0 {
 		return []state.Change{c}
 	}
 	b := builder{size: size}
@@ -59,7 +62,22 @@ func chunk(c state.Change, size int) []state.Change {
 		b.remove(c.Removals[i])
 	}
 	b.flush()
+	for _, r := range c.Late {
+		b.upsert(r)
+	}
+	b.flush()
 	return b.all
+}
+
+// withoutPassing leaves out what is changed and then removed: it matters only between addresses and subjects.
+func withoutPassing(c state.Change) state.Change {
+	gone := map[state.Key]bool{}
+	for _, r := range c.Removals {
+		gone[r.Key] = true
+	}
+	c.Upserts = slices.DeleteFunc(slices.Clone(c.Upserts), func(r state.Resource) bool { return r.Key().Kind == state.KindPolicy && gone[r.Key()] })
+	c.Selectors = slices.DeleteFunc(slices.Clone(c.Selectors), func(s state.SelectorChange) bool { return gone[state.Key{Kind: state.KindSelector, Name: s.Key}] })
+	return c
 }
 
 // perUnit is how many small parts of a resource weigh as much as a resource.

@@ -63,6 +63,8 @@ func TestChunk(t *testing.T) {
 		{"one by one", state.Change{
 			Upserts: []state.Resource{selector(1), policy, peer, subject}, Selectors: []state.SelectorChange{change}, Removals: removals,
 		}, 1, [][]string{{"+s=1"}, {"+p"}, {"t+1-0"}, {"+cidr:x"}, {"+u"}, {"-old-e"}, {"t+0-2"}, {"-old-p"}, {"-old-s"}}},
+		{"classes go after their peers", state.Change{Upserts: []state.Resource{policy}, Removals: removals[:1], Late: []state.Resource{policy}}, 100,
+			[][]string{{"+p", "-old-e"}, {"+p"}}},
 		{"a large selector", state.Change{Upserts: []state.Resource{selector(2*2*perUnit + 1), policy}}, 2,
 			[][]string{{"+s=40"}, {"s+40-0"}, {"+p", "s+1-0"}}},
 	}

@@ -29,7 +29,7 @@ func (c *Change) diffPolicy() {
 	}
 	for key, p := range new.Policies {
 		if before, ok := old.Policies[key]; ok && before != p {
-			c.policies = append(c.policies, p)
+			c.policies = append(c.policies, changePolicy(before, p))
 		}
 	}
 	for key, p := range new.CIDRs {
@@ -37,6 +37,19 @@ func (c *Change) diffPolicy() {
 			c.cidrs = append(c.cidrs, cidrPeer(p))
 		}
 	}
+}
+
+func changePolicy(old, new *engine.Policy) policyChange {
+	all := new.With(old)
+	c := policyChange{key: new.Key, early: all}
+	if len(all.Classes) == len(new.Classes) {
+		return c
+	}
+	c.late = new
+	if len(all.Classes) == len(old.Classes) {
+		c.early = nil
+	}
+	return c
 }
 
 func cidrPeer(p *policy.Peer) Peer {
@@ -64,14 +77,22 @@ func (c Change) addPolicy(name string, mine *Change) {
 		_, still := b[key]
 		return in && still
 	}
+	// What the node needs no more is in force until its subjects have something else: it must know new peers until then.
 	for _, s := range c.Selectors {
 		if both(old.Selectors, new.Selectors, s.Key) {
 			mine.Selectors = append(mine.Selectors, s)
+		} else if _, had := old.Selectors[s.Key]; had && len(s.Joined) > 0 {
+			mine.Selectors = append(mine.Selectors, SelectorChange{Key: s.Key, Joined: s.Joined})
 		}
 	}
 	for _, p := range c.policies {
-		if both(old.Policies, new.Policies, p.Key) {
-			mine.Upserts = append(mine.Upserts, Policy{p})
+		_, had := old.Policies[p.key]
+		_, has := new.Policies[p.key]
+		if had && p.early != nil {
+			mine.Upserts = append(mine.Upserts, Policy{p.early})
+		}
+		if had && has && p.late != nil {
+			mine.Late = append(mine.Late, Policy{p.late})
 		}
 	}
 	for _, p := range c.cidrs {

@@ -253,6 +253,7 @@ func (s *State) Rest() {
 	}
 	s.relabelKeys(gone)
 	s.variants.rest()
+	s.engine.Rest()
 }
 
 // PolicyStatus is what is known of a policy object.

@@ -220,6 +220,9 @@ func dump(c Change) string {
 	for _, r := range c.Removals {
 		fmt.Fprintf(&b, "gone %s %s\n", kindName(r.Key.Kind), r.Key.Name)
 	}
+	for _, r := range c.Late {
+		fmt.Fprintln(&b, "late", describe(r))
+	}
 	return b.String()
 }
 

@@ -85,22 +85,30 @@ type SelectorChange struct {
 	Joined, Left []string
 }
 
+// policyChange is a policy with other classes. Classes come before their peers and go after them.
+type policyChange struct {
+	key         string
+	early, late *engine.Policy // nil = nothing
+}
+
 // Change is what turns one snapshot into another. Upserts and removals are in the order in which
 // they must be applied. Selectors that stay are changed after upserts of selectors and policies.
 type Change struct {
 	Upserts   []Resource
 	Selectors []SelectorChange
 	Removals  []Removal
+	// Late upserts come after all else: policies without the classes of peers that are gone then.
+	Late []Resource
 
 	// What For needs beside; nil in what it returns.
 	old, new *Snapshot
-	policies []*engine.Policy
+	policies []policyChange
 	cidrs    []Peer
 }
 
 // Empty reports whether nothing changed.
 func (c Change) Empty() bool {
-	return len(c.Upserts) == 0 && len(c.Removals) == 0 && len(c.Selectors) == 0 && c.old.Policy() == c.new.Policy()
+	return len(c.Upserts) == 0 && len(c.Removals) == 0 && len(c.Selectors) == 0 && len(c.Late) == 0 && c.old.Policy() == c.new.Policy()
 }
 
 // For returns the part of a change that concerns a node.
