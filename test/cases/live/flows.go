@@ -61,8 +61,8 @@ func (f *Flows) read(stream observerpb.Observer_GetFlowsClient) {
 		} else if flow := r.GetFlow(); flow != nil {
 			if t, ok := tupleOf(flow); ok {
 				f.byTuple[t] = append(f.byTuple[t], flow)
-				if any := anyPort(t); any != t && !probe.IsClientPort(t.Src.Port()) {
-					f.byTuple[any] = append(f.byTuple[any], flow)
+				if p := anyPort(t); p != t && !probe.IsClientPort(t.Src.Port()) {
+					f.byTuple[p] = append(f.byTuple[p], flow)
 				}
 			}
 		}

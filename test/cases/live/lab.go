@@ -48,7 +48,7 @@ func Up(ctx context.Context, bin, name, dir string, manifests []byte, flags []st
 	if err := os.WriteFile(file, manifests, 0o600); err != nil {
 		return nil, fmt.Errorf("start lab: %w", err)
 	}
-	args := append([]string{"up", "-d", "--name", name, "--manifests", file, "--observer-listen", "127.0.0.1:0", "--timeout", "25s"}, flags...)
+	args := append([]string{"up", "-d", "--name", name, "--manifests", file, "--observer-listen", "127.0.0.1:0", "--timeout", "60s"}, flags...)
 	command := exec.CommandContext(ctx, filepath.Join(bin, "weir-lab"), args...)
 	var out bytes.Buffer
 	command.Stdout, command.Stderr = &out, &out

@@ -220,6 +220,12 @@ func (c *Connection) Forward() (*Message, error) {
 	return m, err
 }
 
+// Again is Forward for a connection whose first message could not be sent.
+func (c *Connection) Again() (*Message, error) {
+	c.opened = false
+	return c.Forward()
+}
+
 func ipAddr(a netip.Addr) *net.IPAddr { return &net.IPAddr{IP: a.AsSlice()} }
 
 // sendICMP sends the message of the spec. An error quotes a packet that the other end might have sent.

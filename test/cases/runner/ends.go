@@ -22,6 +22,7 @@ type made struct {
 	how        How
 	// managed: Weir sees it, and makes flows of it.
 	managed bool
+	service bool
 	// behind are tuples of the connection after a node took the client's place.
 	behind []probe.Tuple
 }
@@ -61,6 +62,7 @@ func (g *game) connection(ctx context.Context, f format.Flow) (*made, error) {
 				return nil, err
 			}
 		}
+		m.service = true
 		err = g.serviceSpec(m, &spec, to.Name, f)
 	} else {
 		if n := g.places.nodeOf(from); n != "" {

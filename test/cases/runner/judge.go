@@ -4,11 +4,14 @@ package runner
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	flowpb "github.com/weirmesh/weir/gen/flow"
 	"github.com/weirmesh/weir/test/cases/format"
@@ -21,6 +24,8 @@ const (
 	tryLimit = 8 * time.Second
 	// flowLimit is how long after a packet arrived its flows are waited for: a drop of an earlier one would be among them.
 	flowLimit = 3 * time.Second
+	// refusedRetry is how long after a refusal a service is tried again.
+	refusedRetry = 100 * time.Millisecond
 )
 
 // try plays one expectation.
@@ -57,6 +62,11 @@ func (g *game) try(ctx context.Context, a *attempt) Outcome {
 		message, err = m.connection.Reply()
 	default:
 		message, err = m.connection.Forward()
+		// Sockets refuse a service at once while no node has heard of its backends, which come on their own way.
+		for refused := time.Now().Add(tryLimit); m.service && errors.Is(err, unix.ECONNREFUSED) && time.Now().Before(refused) && ctx.Err() == nil; {
+			time.Sleep(refusedRetry)
+			message, err = m.connection.Again()
+		}
 	}
 	if err != nil {
 		return fail(err)

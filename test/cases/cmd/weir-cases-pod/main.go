@@ -6,6 +6,7 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -53,9 +54,7 @@ func serve(c *net.UnixConn) {
 		var answer [4]byte
 		if err != nil {
 			number := unix.EIO
-			if e, ok := err.(unix.Errno); ok { //nolint:errorlint // a system call's own error
-				number = e
-			}
+			_ = errors.As(err, &number)
 			binary.LittleEndian.PutUint32(answer[:], uint32(number))
 			if _, err := c.Write(answer[:]); err != nil {
 				return

@@ -49,7 +49,7 @@ func main() {
 	flag.BoolVar(&c.show, "show", false, "print the lab of each case (flags and manifests) and play nothing")
 	flag.BoolVar(&c.verbose, "v", false, "print what passed, too, and the parts' warnings")
 	flag.IntVar(&c.parallel, "j", 2, "cases at a time")
-	flag.DurationVar(&c.limit, "limit", 90*time.Second, "limit of one case")
+	flag.DurationVar(&c.limit, "limit", 3*time.Minute, "limit of one case")
 	flag.Usage = func() {
 		fmt.Fprintln(os.Stderr, "usage: weir-cases [flags] FOLDER|FILE...")
 		flag.PrintDefaults()
@@ -88,12 +88,12 @@ func run(ctx context.Context, c config) (bool, error) {
 		c.bin = filepath.Dir(self)
 	}
 	began := time.Now()
-	report := report.New(os.Stdout, c.verbose)
+	told := report.New(os.Stdout, c.verbose)
 	var cases []*format.Case
 	for _, path := range c.paths {
 		read, err := format.Read(path)
 		if err != nil {
-			report.Unreadable(err)
+			told.Unreadable(err)
 		}
 		for _, k := range read {
 			if only.MatchString(k.ID) {
@@ -118,9 +118,9 @@ func run(ctx context.Context, c config) (bool, error) {
 		close(results)
 	}()
 	for r := range results {
-		report.Add(r)
+		told.Add(r)
 	}
-	return report.Print(time.Since(began)) && len(cases) > 0, nil
+	return told.Print(time.Since(began)) && len(cases) > 0, nil
 }
 
 func show(cases []*format.Case) error {
