@@ -56,6 +56,22 @@ func TestFailuresAreTold(t *testing.T) {
 	}
 }
 
+// TestNotYetIsTold shows that a policy which Weir refuses as not enforceable yet is named with its field, and fails nothing.
+func TestNotYetIsTold(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Fatal("this test needs root: it makes network namespaces and loads eBPF")
+	}
+	out, err := exec.Command(program(t), "testdata/notyet").CombinedOutput()
+	if err != nil {
+		t.Fatalf("weir-cases: %v\n%s", err, out)
+	}
+	for _, want := range []string{"http: CiliumNetworkPolicy shop/api: spec.ingress[0].toPorts[0].rules.http", "0 of 2 expectations passed, 2 not yet, 0 failed"} {
+		if !bytes.Contains(out, []byte(want)) {
+			t.Errorf("%q is not in\n%s", want, out)
+		}
+	}
+}
+
 // TestCasesAreReadable needs neither root nor binaries.
 func TestCasesAreReadable(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.yaml")

@@ -54,6 +54,9 @@ func (g *game) validateObject(o *Outcome, v *format.Validation) {
 		o.Want += ", or enforced"
 	}
 	o.Class, o.Got = Wrong, "no such object"
+	if len(g.notYet) > 0 {
+		o.Class = NotYet // the case ended before it came
+	}
 	for _, object := range slices.Backward(g.all) {
 		if !names(v.Policy, object.Ref) {
 			continue
