@@ -60,6 +60,9 @@ The exit code is 0 if the connection passes, 2 if it does not, and 1 if the answ
 			if err != nil {
 				return err
 			}
+			if strings.EqualFold(args[2], "icmp") && (isIPv6(args[0]) || isIPv6(args[1])) {
+				port, protocol, _ = parsePort("icmpv6")
+			}
 			return a.why(cmd.Context(), &policyv1.ExplainConnectionRequest{Source: end(args[0]), Destination: end(args[1]), Port: port, Protocol: protocol}, output)
 		},
 	}
@@ -93,6 +96,11 @@ func parsePort(text string) (uint32, string, error) {
 		return 0, "", fmt.Errorf("invalid port %q: expected a number up to %d, as in 8080 or 53/udp", text, 1<<bits-1)
 	}
 	return uint32(n), protocol, nil
+}
+
+func isIPv6(text string) bool {
+	addr, err := netip.ParseAddr(text)
+	return err == nil && addr.Unmap().Is6()
 }
 
 func (a *app) why(ctx context.Context, r *policyv1.ExplainConnectionRequest, output string) error {

@@ -239,6 +239,10 @@ func TestPolicyWhyEnds(t *testing.T) {
 	if out := m.must(t, "policy", "why", "node:n1", "192.0.2.7", "icmp"); out != want {
 		t.Errorf("got\n%swant\n%s", out, want)
 	}
+	// An echo request is of the addresses' family.
+	if m.must(t, "policy", "why", "web", "fd00::1", "icmp"); m.policy.explained.GetProtocol() != "ICMPv6" || m.policy.explained.GetPort() != 128 {
+		t.Errorf("asked for %v", m.policy.explained)
+	}
 	for args, line := range map[string]string{
 		"web web 80":            "1. Egress of default/web\n   not checked: a pod that reaches itself always passes\n",
 		"web svc:api 8080":      "default/web -> svc:default/api, 8080/TCP: ALLOWED\nThe service leads to its backends; this is about " + apiPod + " (10.0.2.6), 80/TCP.\n",
@@ -281,6 +285,25 @@ func TestPolicyWhyJSON(t *testing.T) {
 		len(got.Sides) != 2 || got.Sides[0].Kernel.Asked || got.Sides[0].Kernel.Fault == "" || got.Sides[0].Enforced == nil || !got.Sides[1].Kernel.Agrees ||
 		got.Sides[1].Kernel.Entry.Policy != 4 || got.Sides[1].Kernel.Differences == nil || !got.Sides[1].Rules[1].Nearest || *got.Sides[1].Rules[2].PeerMatches {
 		t.Errorf("%+v\n%s", got, out)
+	}
+}
+
+// A rule that hands the decision on has neither won nor lost, and keys that Weir adds are shortened.
+func TestPolicyWhyWords(t *testing.T) {
+	m := whyMesh(t, clone(connection(), func(r *policyv1.ExplainConnectionResponse) {
+		s := r.Sides[1]
+		s.EnforcedBy = nil
+		s.Rules[1] = &policyv1.RuleStep{Rule: rule("ingress", 1), PeerMatches: true, PortMatches: true, Reason: "it passes the decision to the next tier"}
+		s.Rules[2] = &policyv1.RuleStep{Rule: rule("ingress", 2), Reason: "k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name=a is wanted, and the peer has k8s:io.cilium.k8s.namespace.labels.team=b"}
+	}))
+	out := m.must(t, "policy", "why", "web", apiPod, "80")
+	for _, line := range []string{
+		"enforced   by rules that switch no default deny on: what none of them denies passes\n", "              passed  CiliumNetworkPolicy default/api ingress[1]  peer and port match; it passes",
+		"              missed  CiliumNetworkPolicy default/api ingress[2]  namespace=a is wanted, and the peer has namespace label team=b\n",
+	} {
+		if !strings.Contains(out, line) {
+			t.Errorf("no %q in\n%s", line, out)
+		}
 	}
 }
 

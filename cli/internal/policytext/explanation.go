@@ -172,7 +172,7 @@ func writeSide(w io.Writer, step int, s *policyv1.Side, k *Kernel) {
 	if !s.GetEnforced() && len(s.GetRules()) == 0 {
 		item(w, "enforced", "no: no policy selects the endpoint in this direction, so everything passes")
 	} else {
-		by := "by rules that switch no default deny on"
+		by := "by rules that switch no default deny on: what none of them denies passes"
 		if len(s.GetEnforcedBy()) > 0 {
 			by = "default deny, by " + strings.Join(s.GetEnforcedBy(), ", ")
 		}
@@ -218,6 +218,8 @@ func mark(r *policyv1.RuleStep) string {
 	switch {
 	case r.GetDecided():
 		return "won"
+	case r.GetPeerMatches() && r.GetPortMatches() && strings.HasPrefix(r.GetReason(), "it passes"):
+		return "passed"
 	case r.GetPeerMatches() && r.GetPortMatches():
 		return "lost"
 	case r.GetNearest():
@@ -225,6 +227,11 @@ func mark(r *policyv1.RuleStep) string {
 	}
 	return "missed"
 }
+
+// shortKeys names the labels that Weir adds as a person would.
+var shortKeys = strings.NewReplacer(
+	nameOfNamespace, "namespace=", ofNamespaceLabel, "namespace label ", "k8s:io.kubernetes.pod.namespace", "namespace", "k8s:io.cilium.k8s.policy.", "",
+)
 
 func reason(r *policyv1.RuleStep) string {
 	half := ""
@@ -238,13 +245,14 @@ func reason(r *policyv1.RuleStep) string {
 	case r.GetReason() == "":
 		return "neither peer nor port matches"
 	}
+	text := shortKeys.Replace(r.GetReason())
 	switch {
-	case r.GetReason() == "":
+	case text == "":
 		return half
 	case half == "":
-		return r.GetReason()
+		return text
 	}
-	return half + "; " + r.GetReason()
+	return half + "; " + text
 }
 
 func verdictWords(s *policyv1.Side, k *Kernel) string {
