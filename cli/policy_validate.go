@@ -29,7 +29,7 @@ func (a *app) policyValidateCommand() *cobra.Command {
 		Long: `Check the policies of a file, and say what they would change, without changing anything: each document as if those
 before it were applied. The exit code is 1 if any is not valid, or needs something that Weir does not enforce yet.`,
 		Example: `  weir policy validate policy.yaml
-  kubectl get cnp -A -o yaml | weir policy validate -`,
+  kustomize build overlays/production | weir policy validate -`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := oneOf(output, "text", "json"); err != nil {
 				return err

@@ -39,7 +39,7 @@ func (a *app) policyWhyCommand() *cobra.Command {
 which won, and why the others lost or missed; and that the kernel of each node has the same.
 
 SRC and DST are NAMESPACE/POD, POD in the namespace default (the name of a Deployment with one pod does as well), an address, node:NAME,
-and for DST svc:NAMESPACE/NAME. PROTO is tcp (default), udp, sctp, icmp or icmpv6; for those PORT is the type (icmp alone is an echo request).
+and for DST svc:NAMESPACE/NAME. PROTO is tcp (default), udp, sctp, icmp or icmpv6; for the last two PORT is the type (icmp alone is an echo request).
 
 The exit code is 0 if the connection passes, 2 if it does not, and 1 if the answer is not sure: a kernel has something else, or could not be asked.`,
 		Example: `  weir policy why shop/web shop/backend 8080
