@@ -10,6 +10,7 @@ LDFLAGS := -s -w -X github.com/weirmesh/weir/internal/version.Version=$(VERSION)
 CLANG   := clang-19
 
 SOAK_CASES ?= 100000
+SOAK_LABS ?= 100
 SOAK_SEED ?= $(shell date +%s)
 
 .PHONY: help build generate generate-proto generate-bpf tools deps test policy-cases lint bench demo clean check-stale soak
@@ -46,8 +47,8 @@ test: build ## run every test, end-to-end ones on the lab included (root)
 	@set -e; for m in $(filter-out test/e2e,$(PRESENT)); do echo "== $$m"; (cd $$m && go test -race -count=1 ./...); done
 	@echo "== test/e2e"; cd test/e2e && go test -count=1 -timeout 20m -v ./... 2>&1 | $(CURDIR)/scripts/failed-tests; exit $${PIPESTATUS[0]}
 
-soak: build ## policy against the reference evaluator, SOAK_CASES packets from world SOAK_SEED on; 1,000 changes of policy under traffic (root)
-	cd test/differential && go test -count=1 -timeout 120m -v -run '^(TestCompiler|TestDatapath)$$' . -args -cases $(SOAK_CASES) -seed $(SOAK_SEED)
+soak: build ## policy against the reference evaluator, SOAK_CASES packets from world SOAK_SEED on, SOAK_LABS worlds on labs; 1,000 changes of policy under traffic (root)
+	cd test/differential && go test -count=1 -timeout 120m -v -run '^(TestCompiler|TestDatapath|TestLab)$$' . -args -cases $(SOAK_CASES) -seed $(SOAK_SEED) -labs $(SOAK_LABS)
 	cd test/e2e && WEIR_SOAK_CHANGES=1000 go test -count=1 -timeout 60m -v -run '^TestPolicyChanges$$' .
 
 policy-cases: build ## play the policy cases of a folder on live labs (root): make policy-cases CASES=DIR [CASES_FLAGS='-v --only PATTERN']

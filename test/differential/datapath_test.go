@@ -47,7 +47,7 @@ func (n *node) fault(s scenario, counts map[string]int) *fault {
 		if f != nil {
 			return f
 		}
-		if passed && !l.untracked(connection{p, first}) {
+		if passed {
 			live = append(live, connection{p, first})
 		}
 	}
@@ -77,18 +77,6 @@ type connection struct {
 
 // linkTypes of ICMPv6 keep a link going (neighbours, routers, multicast listeners), and packet-too-big always passes: no matter of policy.
 var linkTypes = []uint8{2, 130, 131, 132, 133, 134, 135, 136, 137, 143}
-
-// untracked: the node's own connections are tracked only while its policies are enforced, so that the first ones meet connections of which nothing is
-// known.
-func (l *loaded) untracked(c connection) bool {
-	host := "node:" + local
-	if l.canonical(c.packet.From) != host && l.canonical(c.packet.To) != host {
-		return false
-	}
-	e, err := l.Policies().Endpoint(datapath.HostEndpoint)
-	l.do(err)
-	return e.Ingress == 0 && e.Egress == 0
-}
 
 func (l *loaded) frameOf(p reference.Packet, sport uint16) frame {
 	f := frame{

@@ -122,11 +122,25 @@ func (l *loaded) setEndpoint(subject string, ends []string) {
 	l.endpoints[subject] = id
 	e := datapath.EndpointPolicy{IngressAudit: l.options.Audit, EgressAudit: l.options.Audit}
 	for direction, number := range map[policy.Direction]*uint32{policy.Ingress: &e.Ingress, policy.Egress: &e.Egress} {
-		if r := l.resolved[resolvedKey{subject, direction}]; r.Enforced {
+		switch r := l.resolved[resolvedKey{subject, direction}]; {
+		case r.Enforced:
 			*number = l.writePolicy(r, ends)
+		case id == datapath.HostEndpoint:
+			*number = l.allowAll()
 		}
 	}
 	l.do(l.Policies().SetEndpoint(id, e))
+}
+
+// allowAll is what the policy service gives a node that no policy selects while the host firewall is on: its connections are tracked, so that the first
+// policy meets none of which nothing is known.
+func (l *loaded) allowAll() uint32 {
+	const key = "allow-all"
+	if l.policies[key] == 0 {
+		l.policies[key] = l.numbersFrom + uint32(len(l.policies)+1)
+		l.do(l.Policies().SetPeer(l.policies[key], 0, []datapath.PolicyRange{{Last: 65535, Verdict: datapath.PolicyAllow}}))
+	}
+	return l.policies[key]
 }
 
 // writePolicy writes the rows of a resolved policy, once.
@@ -316,7 +330,11 @@ func (l *loaded) expected(from, to string, p reference.Packet) (out []expectatio
 	}{{from, to, policy.Egress}, {to, from, policy.Ingress}} {
 		id, ok := l.endpoints[side.subject]
 		r := l.resolved[resolvedKey{side.subject, side.direction}]
-		if !ok || r == nil || !r.Enforced {
+		switch {
+		case id == datapath.HostEndpoint && !r.Enforced:
+			out = append(out, expectation{at{id, uint8(side.direction)}, told{datapath.PolicyAllow, 0}})
+			continue
+		case !ok || r == nil || !r.Enforced:
 			continue
 		}
 		d := r.Decide(l.peer(side.peer, local, p.V6, l.networks), p.ProtocolNumber(), uint16(p.Port))
