@@ -347,11 +347,18 @@ func TestHairpin(t *testing.T) {
 	})
 }
 
-// unreachable checks that a packet says "port unreachable" about another.
+// unreachable checks that a packet tells the sender of another that nobody is there.
 func (b *bench) unreachable(got []byte, about tuple) {
 	b.Helper()
 	p := b.decode(got)
 	outer := b.read(got)
+	if l, ok := p.TransportLayer().(*layers.TCP); ok {
+		b.same("reset", outer, about.reversed())
+		if !l.RST || !l.ACK || l.SYN || l.Ack != 101 || l.Seq != 0 {
+			b.Errorf("answer %+v, want a reset of the SYN", l)
+		}
+		return
+	}
 	if outer.src.Addr() != about.dst.Addr() || outer.dst.Addr() != about.src.Addr() {
 		b.Errorf("from %v to %v, want %v to %v", outer.src, outer.dst, about.dst, about.src)
 	}
@@ -415,7 +422,11 @@ func TestServiceRefusals(t *testing.T) {
 			{"pod, to a node port that is for this node's backends only for others", tcProgFromPod, b.ifA, tuple{at(f.a, 40001), at(f.node, 30002), proto}, 0, false},
 		} {
 			b.records()
-			v := b.run(c.program, c.ifindex, c.u.packet(t, syn, 32))
+			size := 32
+			if proto == unix.IPPROTO_TCP {
+				size = 0
+			}
+			v := b.run(c.program, c.ifindex, c.u.packet(t, syn, size))
 			switch {
 			case c.reason == 0:
 				if v.code == actShot {

@@ -38,7 +38,7 @@ func newServices(m serviceMaps) (*Services, error) {
 		set := sets[v.Set]
 		if set == nil {
 			set = newSet(v.Set, setKey(&svc), &svc)
-			set.makeTables(m.maglevSize)
+			set.planTables()
 			sets[v.Set] = set
 			if s.sets[set.key] == nil {
 				s.sets[set.key] = set
@@ -132,9 +132,9 @@ func (s *Services) reconcile(sets map[uint32]*backendSet, ranges map[uint32][]ne
 		s.backends += len(set.backends)
 		s.tables += len(set.tables)
 		missing := false
-		for _, t := range set.tables {
-			missing = missing || !have[maglevKey(set, t.local)]
-			delete(have, maglevKey(set, t.local))
+		for _, local := range set.tables {
+			missing = missing || !have[maglevKey(set, local)]
+			delete(have, maglevKey(set, local))
 		}
 		if missing {
 			errs = append(errs, s.writeTables(set))

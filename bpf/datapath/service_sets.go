@@ -22,17 +22,11 @@ type backendSet struct {
 	refs     int
 	backends []Backend // as slots lie: ready and terminating, in each part those of this node first
 	counts   setCounts
-	onHost   bool // some backend is a process of this node
-	tables   []setTable
+	onHost   bool   // some backend is a process of this node
+	tables   []bool // Maglev tables in the kernel: of all backends that may get connections (false), of the local ones (true)
 }
 
 type setCounts struct{ ready, readyLocal, terminatingLocal int }
-
-// setTable is a Maglev table: of all backends that may get connections, or of the local ones.
-type setTable struct {
-	local bool
-	slots []uint16 // relative to the first backend's
-}
 
 // setKey names a set by its content: sorted backends, and the tables that it needs.
 func setKey(svc *Service) string {
@@ -107,32 +101,34 @@ func (s *backendSet) slots(local bool) (first, count int) {
 	return c.ready, c.terminatingLocal
 }
 
-// makeTables fills the Maglev tables: their content depends on the backends' addresses alone, so that it is the same on all nodes.
-func (s *backendSet) makeTables(size int) {
+// planTables notes which Maglev tables the set has: those of no backends it has not.
+func (s *backendSet) planTables() {
 	for i, local := range []bool{false, true} {
-		if s.key[0]&(1<<i) == 0 {
-			continue
+		if _, count := s.slots(local); s.key[0]&(1<<i) != 0 && count > 0 {
+			s.tables = append(s.tables, local)
 		}
-		first, count := s.slots(local)
-		order := make([]int, count)
-		for i := range order {
-			order[i] = first + i
-		}
-		slices.SortFunc(order, func(a, b int) int { return s.backends[a].Compare(s.backends[b].AddrPort) })
-		names := make([][]byte, count)
-		for i, slot := range order {
-			a := s.backends[slot].Addr().As16()
-			names[i] = binary.BigEndian.AppendUint16(a[:], s.backends[slot].Port())
-		}
-		table := maglev.Table(names, size)
-		if table == nil {
-			continue
-		}
-		for i, b := range table {
-			table[i] = uint16(order[b] - first)
-		}
-		s.tables = append(s.tables, setTable{local: local, slots: table})
 	}
+}
+
+// table fills a Maglev table. Its content depends on the backends' addresses alone, so that it is the same on all nodes; its slots count from the
+// first backend that it may choose.
+func (s *backendSet) table(local bool, size int) []uint16 {
+	first, count := s.slots(local)
+	order := make([]int, count)
+	for i := range order {
+		order[i] = first + i
+	}
+	slices.SortFunc(order, func(a, b int) int { return s.backends[a].Compare(s.backends[b].AddrPort) })
+	names := make([][]byte, count)
+	for i, slot := range order {
+		a := s.backends[slot].Addr().As16()
+		names[i] = binary.BigEndian.AppendUint16(a[:], s.backends[slot].Port())
+	}
+	table := maglev.Table(names, size)
+	for i, b := range table {
+		table[i] = uint16(order[b] - first)
+	}
+	return table
 }
 
 // row is the service's value in the map.
@@ -257,7 +253,7 @@ func (s *Services) acquire(svc *Service) (set *backendSet, made bool, err error)
 		return set, false, nil
 	}
 	set = newSet(s.nextSet, key, svc)
-	set.makeTables(s.maps.maglevSize)
+	set.planTables()
 	if s.backends+len(set.backends) > int(s.maps.backends.MaxEntries()) {
 		return nil, false, full(s.maps.backends, tcMapBackends)
 	}
@@ -343,12 +339,12 @@ func (s *Services) countHost(sets []*backendSet, by int) error {
 }
 
 func (s *Services) writeTables(set *backendSet) error {
-	for i, t := range set.tables {
-		bytes := unsafe.Slice((*byte)(unsafe.Pointer(&t.slots[0])), 2*len(t.slots))
-		if err := s.maps.maglev.Put(maglevKey(set, t.local), bytes); err != nil {
+	for _, local := range set.tables {
+		slots := set.table(local, s.maps.maglevSize)
+		bytes := unsafe.Slice((*byte)(unsafe.Pointer(&slots[0])), 2*len(slots))
+		if err := s.maps.maglev.Put(maglevKey(set, local), bytes); err != nil {
 			return fmt.Errorf("write table: %w", fullError(s.maps.maglev, tcMapMaglev, err))
 		}
-		set.tables[i].slots = nil // the kernel has it
 	}
 	return nil
 }
@@ -369,8 +365,8 @@ func (s *Services) deleteSets(gone []*backendSet) error {
 	for _, set := range gone {
 		a, _, b, _ := set.rowsOf()
 		slots, members = append(slots, a...), append(members, b...)
-		for _, t := range set.tables {
-			if err := s.maps.maglev.Delete(maglevKey(set, t.local)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		for _, local := range set.tables {
+			if err := s.maps.maglev.Delete(maglevKey(set, local)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 				errs = append(errs, fmt.Errorf("delete table: %w", err))
 			}
 		}
