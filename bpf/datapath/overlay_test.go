@@ -206,3 +206,37 @@ func TestOverlayHost(t *testing.T) {
 		t.Errorf("drop %+v, want by policy of the host", r)
 	}
 }
+
+// What a node forwards to a service's backend on another node goes there by the tunnel, as the node's own; the answers come past it.
+func TestOverlayNodePort(t *testing.T) {
+	w, _, _ := overlayWorld(t, 4)
+	uplink, err := netlink.LinkByName("eth0")
+	w.do(err)
+	w.do(inside(w.out.ns, func() error {
+		// A real node's from_overlay takes packets whatever their MAC; this one's stack does not.
+		l, err := netlink.LinkByName(fmt.Sprintf("vx%d", IdentityRemoteNode))
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetHardwareAddr(l, uplink.Attrs().HardwareAddr)
+	}))
+	id := uint32(0)
+	for family, f := range lbFamilies {
+		seen := server(w, in(w.out), at(f.far, 8080))
+		for network, proto := range networks {
+			t.Run(family+" "+network, func(t *testing.T) {
+				id++
+				w.do(w.Services().Upsert(Service{Frontend: Frontend{f.any, 30080, proto}, Kind: NodePort, ID: id, Backends: backends(at(f.far, 8080))}))
+				if _, err := talk(in(w.out), network, at(f.node, 30080)); err != nil {
+					t.Fatalf("%v; records %+v", err, w.records())
+				}
+				if got := <-seen; got.Addr().Unmap() != f.node || got.Port() < 61000 {
+					t.Errorf("the backend sees %v, want %v and a claimed port", got, f.node)
+				}
+				for network == "udp" && len(seen) > 0 {
+					<-seen
+				}
+			})
+		}
+	}
+}
