@@ -348,7 +348,10 @@ func TestUDPMoves(t *testing.T) {
 						}
 						_, from, err := c.ReadFromUDPAddrPort(make([]byte, 10))
 						if err != nil {
-							t.Errorf("%s: %v; records %+v", step, err, w.records())
+							t.Errorf("%s: %v", step, err)
+							for _, r := range w.records() {
+								t.Logf("type %d %v:%d -> %v:%d endpoint %d point %d reason %d icmp %d/%d", r.Type, r.SrcAddr(), r.Sport, r.DstAddr(), r.Dport, r.Endpoint, r.Point, r.Reason, r.IcmpType, r.IcmpCode)
+							}
 							return
 						}
 						if netip.AddrPortFrom(from.Addr().Unmap(), from.Port()) != at(f.vip, 80) {
