@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,7 +27,7 @@ func lbWorld(t testing.TB, cgroup string) (w *world, a, b *pod) {
 	a, b = w.plug("a", epA, idA, podA4, podA6), w.plug("b", epB, idB, podB4, podB6)
 	w.do(inside(w.out.ns, func() error {
 		return errors.Join(addAddr("lo", far4.String()+"/32"), addAddr("lo", far6.String()+"/128"),
-			addRoute("198.51.100.7/32", "outside", node4.String()), addRoute("2001:db8:100::7/128", "outside", node6.String()))
+			addRoute("198.51.100.7/32", "outside", node4.String()), addRoute("2001:db8:100::7/128", "outside", node6.String()), owned(far6))
 	}))
 	w.do(addRoute("10.244.2.0/24", "eth0", w.out.v4.String()), addRoute("fd00:10:244:2::/64", "eth0", w.out.v6.String()))
 	for _, p := range []string{"10.244.2.7/32", "fd00:10:244:2::7/128"} {
@@ -36,6 +37,19 @@ func lbWorld(t testing.TB, cgroup string) (w *world, a, b *pod) {
 		w.do(w.IPCache().Upsert(netip.MustParsePrefix(p), IPCacheEntry{Flags: IPCacheServices}))
 	}
 	return w, a, b
+}
+
+// owned waits until an address is the current network namespace's: the kernel makes an IPv6 address's route later than the address.
+func owned(a netip.Addr) error {
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		routes, err := netlink.RouteGet(a.AsSlice())
+		if err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("address %v: no local route after 5 seconds: %w", a, err)
+		}
+	}
 }
 
 // server echoes on TCP and UDP and tells whom it saw. ns is nil for the node itself.

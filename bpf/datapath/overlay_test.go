@@ -218,7 +218,7 @@ func TestOverlayNodePort(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return netlink.LinkSetHardwareAddr(l, uplink.Attrs().HardwareAddr)
+		return errors.Join(netlink.LinkSetHardwareAddr(l, uplink.Attrs().HardwareAddr), owned(far6))
 	}))
 	id := uint32(0)
 	for family, f := range lbFamilies {
