@@ -70,8 +70,8 @@ func (c *Cluster) Decide(p Packet) (egress, ingress Verdict) {
 	if from.same(to) {
 		return Allow, Allow // spec 12.2
 	}
-	if p.ProtocolNumber() == 1 && p.Port == 3 && p.Code == 4 {
-		return Allow, Allow // fragmentation needed (spec 9.6)
+	if p.ProtocolNumber() == 1 && p.Port == 3 && p.Code == 4 || p.ProtocolNumber() == 58 && p.Port == 2 {
+		return Allow, Allow // fragmentation needed (spec 9.6), and its like of IPv6
 	}
 	return c.decide(Egress, from, to, p), c.decide(Ingress, to, from, p)
 }

@@ -11,13 +11,13 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// casesEnv names a folder of case files to check the evaluator against.
+// casesEnv names a folder of case files to check the evaluator against, instead of the repository's own.
 const casesEnv = "WEIR_POLICY_CASES"
 
 func TestCases(t *testing.T) {
 	folder := os.Getenv(casesEnv)
 	if folder == "" {
-		t.Skipf("%s names no folder of case files", casesEnv)
+		folder = "../cases/testdata"
 	}
 	cases, err := ReadCases(folder)
 	if err != nil {
@@ -39,7 +39,7 @@ func TestCases(t *testing.T) {
 				checked++
 				egress, ingress := c.Decide(p)
 				got := "deny"
-				if egress == Allow && ingress == Allow {
+				if egress == Allow && ingress == Allow || c.Config.PolicyAuditMode { // audit tells and lets pass
 					got = "allow"
 				}
 				if got != e.Verdict || e.Direction == "egress" && egress == Allow || e.Direction == "ingress" && ingress == Allow {
