@@ -135,7 +135,8 @@ func (r *Resolved) enforcement(o Options, s *Subject, selected []*Rule) {
 		r.EnforcedBy = append(r.EnforcedBy, "reserved:init")
 	}
 	r.DefaultDeny = len(r.EnforcedBy) > 0
-	r.Enforced = r.Enforced || r.DefaultDeny
+	// A host's connections are tracked from the time that the host firewall is on, so that a policy that comes later knows them.
+	r.Enforced = r.Enforced || r.DefaultDeny || s.Host
 }
 
 // compiler fills a Resolved.

@@ -292,3 +292,20 @@ func TestObject(t *testing.T) {
 		t.Errorf("got %v, want %s", err, want)
 	}
 }
+
+// TestHostIsTracked: with the host firewall on, a node that no policy selects has a policy that allows everything, so that the kernel knows its connections when
+// one comes.
+func TestHostIsTracked(t *testing.T) {
+	host := &Subject{Labels: labelset.Set{"reserved:host"}, Host: true}
+	for _, on := range []bool{false, true} {
+		for _, d := range []Direction{Ingress, Egress} {
+			r, err := Resolve(Options{HostFirewall: on}, host, d, nil, nil)
+			if err != nil || r.Enforced != on || r.DefaultDeny {
+				t.Fatalf("host firewall %t, direction %d: enforced %t, default deny %t, %v", on, d, r.Enforced, r.DefaultDeny, err)
+			}
+			if got := r.Decide(&Peer{Labels: labelset.Set{"reserved:world"}}, TCP, 22).Verdict; on && got != Allow {
+				t.Errorf("direction %d: verdict %d, want allow", d, got)
+			}
+		}
+	}
+}
