@@ -78,6 +78,9 @@ func (d *Datapath) load() error {
 	if d.services, err = newServices(d.serviceMaps()); err != nil {
 		return err
 	}
+	if err := d.adoptServices(); err != nil {
+		return err
+	}
 	d.policies, err = newPolicies(maps[tcMapPolicyEndpoints], maps[tcMapPolicyPeers], maps[tcMapPolicyRanges], maps[tcMapPolicyGeneration])
 	if err != nil {
 		return err
@@ -90,7 +93,7 @@ func (d *Datapath) load() error {
 		err = d.takeOverLinks()
 	}
 	if err == nil {
-		err = d.adoptRest(old)
+		err = errors.Join(d.adoptRest(old), d.dropOldServices())
 	}
 	return errors.Join(err, old.close())
 }
