@@ -32,8 +32,8 @@ enum ct_flags {
 struct ct_key {
 	struct addr lo;
 	struct addr hi;
-	__be16 lo_port; /* ICMP echo: the asking side's port is the id, the other's 0; other ICMP: 0 and type << 8 |
-			   code of the receiver */
+	__be16 lo_port; /* ICMP echo: the asking side's port is the id, the other's 0; other ICMP: 0xffff and type << 8
+			   | code of the receiver */
 	__be16 hi_port;
 	__u16 endpoint;
 	__u8 proto;

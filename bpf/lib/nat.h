@@ -298,7 +298,7 @@ __noinline int nat_out(struct __sk_buff *skb)
 	p = &s->packet;
 	if (p->icmp_error)
 		return nat_out_error(skb);
-	if (p->kind)
+	if (p->kind && p->kind != KIND_TIMESTAMP)
 		return DROP_NAT_PROTOCOL;
 	out.src = p->src;
 	out.dst = p->dst;
@@ -373,7 +373,7 @@ __noinline int nat_in(struct __sk_buff *skb)
 	if (p->icmp_error)
 		return nat_in_error(skb);
 	port = bpf_ntohs(p->dport);
-	if (p->kind || port < cfg_nat_port_min || port > cfg_nat_port_max)
+	if ((p->kind && p->kind != KIND_TIMESTAMP) || port < cfg_nat_port_min || port > cfg_nat_port_max)
 		return NAT_NOT_OURS;
 	key.src = p->src;
 	key.dst = p->dst;

@@ -25,8 +25,9 @@ enum fragment {
 /* kind of a ct_key. */
 enum kind {
 	KIND_CONNECTION = 0,
-	KIND_ICMP = 1,	  /* ICMP that is not echo */
-	KIND_HAIRPIN = 2, /* a pod and the service that led back to it */
+	KIND_ICMP = 1,	    /* ICMP that is not echo */
+	KIND_HAIRPIN = 2,   /* a pod and the service that led back to it */
+	KIND_TIMESTAMP = 3, /* ICMP timestamps, whose identifiers are not those of echoes */
 };
 
 enum translated {
@@ -219,12 +220,15 @@ static __always_inline void packet_icmp_ports(struct packet *p, __u8 type, __u8 
 		answer = type == 129;
 		error = type >= 1 && type <= 4;
 	}
+	if (p->proto == IPPROTO_ICMP && (type == 13 || type == 14))
+		p->kind = KIND_TIMESTAMP;
 	if (request) {
 		p->sport = id;
 	} else if (answer) {
 		p->dport = id;
 	} else {
 		p->kind = KIND_ICMP;
+		p->sport = 0xffff; /* both directions of type 0, code 0 would have one key */
 		p->dport = bpf_htons((__u16)type << 8 | code);
 		p->icmp_error = error;
 	}
