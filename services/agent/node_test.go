@@ -116,7 +116,7 @@ func (c *central) Sync(stream grpc.BidiStreamingServer[policyv1.SyncRequest, pol
 }
 
 // push sends upserts and waits until the agent has them in its maps.
-func (c *central) push(t *testing.T, upserts ...*policyv1.Resource) {
+func (c *central) push(t testing.TB, upserts ...*policyv1.Resource) {
 	t.Helper()
 	c.mu.Lock()
 	c.pushed = append(c.pushed, upserts...)
@@ -187,7 +187,7 @@ type account struct {
 	started           int
 }
 
-func (c *central) account(t *testing.T) account {
+func (c *central) account(t testing.TB) account {
 	t.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -229,7 +229,7 @@ func (c *central) account(t *testing.T) account {
 }
 
 // until waits until what the relay has fulfils a condition.
-func (c *central) until(t *testing.T, what string, done func(account) bool) account {
+func (c *central) until(t testing.TB, what string, done func(account) bool) account {
 	t.Helper()
 	patience := time.After(20 * time.Second)
 	for {
@@ -250,7 +250,7 @@ func (c *central) until(t *testing.T, what string, done func(account) bool) acco
 
 // cluster is one node with a real datapath, whose agent is a process.
 type cluster struct {
-	t       *testing.T
+	t       testing.TB
 	central *central
 	args    []string
 	socket  string
@@ -261,7 +261,7 @@ type cluster struct {
 }
 
 // newCluster must run on a thread in the node's namespace.
-func newCluster(t *testing.T, extra ...string) *cluster {
+func newCluster(t testing.TB, extra ...string) *cluster {
 	t.Helper()
 	must := func(err error) {
 		t.Helper()

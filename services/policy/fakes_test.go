@@ -16,6 +16,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
 	grpcstatus "google.golang.org/grpc/status"
 	"sigs.k8s.io/yaml"
 
@@ -114,10 +115,14 @@ func (s *fakeSource) Watch(_ *sourcev1.WatchRequest, stream grpc.ServerStreaming
 }
 
 func (s *fakeSource) send(kind sourcev1.WatchResponse_Type, doc string) {
+	s.sendEvent(event(kind, doc))
+}
+
+func (s *fakeSource) sendEvent(e *sourcev1.WatchResponse) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for w := range s.watchers {
-		w <- event(kind, doc)
+		w <- e
 	}
 }
 
@@ -168,7 +173,7 @@ func (b *fakeBroker) setDown(down bool) {
 
 // cluster is a policy service with fakes around it, all over mutual TLS on loopback.
 type cluster struct {
-	t      *testing.T
+	t      testing.TB
 	ca     *spiffe.CA
 	source *fakeSource
 	broker *fakeBroker
@@ -177,7 +182,7 @@ type cluster struct {
 	config Config
 }
 
-func newCluster(t *testing.T, docs ...string) *cluster {
+func newCluster(t testing.TB, docs ...string) *cluster {
 	t.Helper()
 	ca, err := spiffe.NewCA("weir.test")
 	if err != nil {
@@ -231,7 +236,8 @@ func (c *cluster) serveFake(service string, register func(*grpc.Server)) string 
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	server := grpc.NewServer(grpc.Creds(c.identity(spiffe.ID{Service: service}).ServerCredentials()))
+	server := grpc.NewServer(grpc.Creds(c.identity(spiffe.ID{Service: service}).ServerCredentials()),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}))
 	register(server)
 	go func() { _ = server.Serve(ln) }() // ends with Stop
 	c.t.Cleanup(server.Stop)
@@ -267,7 +273,7 @@ func (c *cluster) start() (stop func()) {
 
 // agent is a hand-driven agent. It holds what it was sent, and acknowledges unless told not to.
 type agent struct {
-	t        *testing.T
+	t        testing.TB
 	stream   grpc.BidiStreamingClient[policyv1.SyncRequest, policyv1.SyncResponse]
 	noAck    bool
 	state    map[string]*policyv1.Resource // by kind/key

@@ -13,7 +13,7 @@ import (
 )
 
 // New makes a network namespace and returns a path that opens it. A thread holds it until the test ends.
-func New(t *testing.T) string {
+func New(t testing.TB) string {
 	t.Helper()
 	requireRoot(t)
 	path, stop := make(chan string, 1), make(chan struct{})
@@ -41,7 +41,7 @@ func New(t *testing.T) string {
 }
 
 // Do runs f, a test's body, on a thread in a new namespace, as if it were the node's.
-func Do(t *testing.T, f func()) {
+func Do(t testing.TB, f func()) {
 	t.Helper()
 	requireRoot(t)
 	done := make(chan struct{})
@@ -60,7 +60,7 @@ func Do(t *testing.T, f func()) {
 	}
 }
 
-func requireRoot(t *testing.T) {
+func requireRoot(t testing.TB) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Fatal("this test needs root: it makes network namespaces")
