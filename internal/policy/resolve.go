@@ -5,8 +5,8 @@ package policy
 import (
 	"cmp"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -279,22 +279,73 @@ func (c *compiler) sortTerms() {
 	}
 }
 
-// hash is over everything that decides and that decisions are told by.
+// hash is over everything that decides and that decisions are told by. It is taken for every subject that a changed rule selects.
 func (r *Resolved) hash() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "1 %d %t %q %q\n", r.Direction, r.DefaultDeny, r.EnforcedBy, r.names)
+	d := digest(make([]byte, 0, 4096))
+	d.number(1) // of this form
+	d.number(int(r.Direction))
+	d.flag(r.DefaultDeny)
+	d.texts(r.EnforcedBy)
+	d.texts(r.names)
+	d.number(len(r.Terms))
 	for _, t := range r.Terms {
-		fmt.Fprintf(&b, "%q\n", t.Key)
+		d.text(t.Key)
 	}
-	for _, n := range r.Rules {
-		fmt.Fprintf(&b, "%q %d %s %d %q %q %s\n", n.Ref, n.Spec, n.List, n.Index, n.Log, n.Labels, n.Implicit)
+	d.number(len(r.Rules))
+	for i := range r.Rules {
+		n := &r.Rules[i]
+		for _, text := range [...]string{n.Ref.Kind, n.Ref.Namespace, n.Ref.Name, n.Ref.UID, n.List, n.Log, n.Implicit} {
+			d.text(text)
+		}
+		d.number(n.Spec)
+		d.number(n.Index)
+		d.texts(n.Labels)
 	}
+	d.number(len(r.entries))
 	for i := range r.entries {
 		e := &r.entries[i]
-		fmt.Fprintln(&b, e.rule, e.tier, e.action, e.localhost, e.any, e.terms, e.anyPort, e.ports)
+		for _, n := range [...]int{e.rule, int(e.tier), int(e.action), len(e.terms), len(e.ports)} {
+			d.number(n)
+		}
+		for _, f := range [...]bool{e.localhost, e.any, e.anyPort} {
+			d.flag(f)
+		}
+		for _, t := range e.terms {
+			d.number(t)
+		}
+		for _, p := range e.ports {
+			for _, n := range [...]int{int(p.proto), int(p.first), int(p.last), p.term} {
+				d.number(n)
+			}
+		}
 	}
-	sum := sha256.Sum256([]byte(b.String()))
+	sum := sha256.Sum256(d)
 	return hex.EncodeToString(sum[:16])
+}
+
+// digest is a text that says each thing in one way: lengths go before what they count.
+type digest []byte
+
+func (d *digest) number(n int) { *d = binary.AppendVarint(*d, int64(n)) }
+
+func (d *digest) flag(f bool) {
+	if f {
+		*d = append(*d, 1)
+	} else {
+		*d = append(*d, 0)
+	}
+}
+
+func (d *digest) text(s string) {
+	d.number(len(s))
+	*d = append(*d, s...)
+}
+
+func (d *digest) texts(all []string) {
+	d.number(len(all))
+	for _, s := range all {
+		d.text(s)
+	}
 }
 
 // Networks returns the prefixes that addresses IN the cluster must be told apart by: a peer's Networks are those of them that its addresses lie in.
