@@ -21,7 +21,7 @@ type Config struct {
 	Source string
 	// Identity are the addresses of the identity broker's replicas.
 	Identity []string
-	Policy   PolicyConfig
+	Policy   Choices
 	// StandIns lets annotations of a pod (weir.dev/cluster, weir.dev/reserved) make it stand for a pod of another cluster, or for an endpoint of a
 	// reserved identity: for labs, since whoever may write pods then may be anybody. Default false.
 	StandIns bool
@@ -30,8 +30,8 @@ type Config struct {
 	Listeners []net.Listener
 }
 
-// PolicyConfig are the choices that change what policies mean. All replicas of a cluster must have the same.
-type PolicyConfig struct {
+// Choices are the choices that change what policies mean. All replicas of a cluster must have the same.
+type Choices struct {
 	// Enforcement is default (endpoints that a policy selects), always or never; default "default".
 	Enforcement string
 	// Audit lets pass and tells what policy would drop; default false.
@@ -54,7 +54,7 @@ type PolicyConfig struct {
 func DefaultConfig() Config {
 	return Config{
 		Common: flags.Default(":18001"),
-		Policy: PolicyConfig{Enforcement: "default", AllowLocalhost: "always", DefaultLocalCluster: true, NonDefaultDeny: true},
+		Policy: Choices{Enforcement: "default", AllowLocalhost: "always", DefaultLocalCluster: true, NonDefaultDeny: true},
 	}
 }
 

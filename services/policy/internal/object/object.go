@@ -214,7 +214,9 @@ func (n *Namespace) Key() Key { return Key{Kind: KindNamespace, Name: n.Name} }
 func (p *Pod) Key() Key { return Key{Kind: KindPod, Namespace: p.Namespace, Name: p.Name} }
 
 // Key implements Object.
-func (s *Service) Key() Key { return Key{Kind: KindService, Namespace: s.Namespace, Name: s.Name} }
+func (service *Service) Key() Key {
+	return Key{Kind: KindService, Namespace: service.Namespace, Name: service.Name}
+}
 
 // Key implements Object.
 func (s *EndpointSlice) Key() Key {
