@@ -19,7 +19,7 @@ import (
 // layouts gives the layout version of every pinned map. A change of a key or value type raises the number, so that two versions never share a
 // pin by accident.
 var layouts = map[string]int{
-	tcMapCt:         2,
+	tcMapCt:         ctLayout,
 	tcMapEndpoints:  2,
 	tcMapInterfaces: 2,
 	tcMapIpcache:    2,
@@ -74,13 +74,20 @@ func (d *Datapath) loadCollections() error {
 	if err := d.setSizes(spec); err != nil {
 		return err
 	}
-	if d.coll, err = d.loadCollection(spec, nil); err != nil {
-		return fmt.Errorf("load tc programs: %w", err)
+	shared, err := d.earlierConns(spec)
+	if err != nil {
+		return err
+	}
+	if d.coll, err = d.loadCollection(spec, shared); err != nil {
+		return errors.Join(fmt.Errorf("load tc programs: %w", err), closeMaps(shared))
+	}
+	if err := closeMaps(shared); err != nil {
+		return err
 	}
 	if spec, err = loadSock(); err != nil {
 		return fmt.Errorf("read socket hooks: %w", err)
 	}
-	shared := map[string]*ebpf.Map{}
+	shared = map[string]*ebpf.Map{}
 	for name, m := range spec.Maps {
 		if have := d.coll.Maps[name]; have != nil && layouts[name] != 0 {
 			shared[name] = have

@@ -25,12 +25,14 @@ var older = []struct {
 	{tcMapIpcache, 1, 24, nil},
 	{tcMapEndpoints, 1, 16, nil},
 	{tcMapInterfaces, 1, 16, nil},
-	{tcMapCt, 1, 168, func(v []byte) {
-		// Who began it was taken for its direction.
-		e := unsafe.Offsetof(tcCtEntry{}.Conn)
-		v[e+unsafe.Offsetof(tcCtConn{}.PolicyDirection)] = v[e+unsafe.Offsetof(tcCtConn{}.Direction)]
-		v[e+unsafe.Offsetof(tcCtConn{}.Verdict)] = 0
-	}},
+	{tcMapCt, ctBefore.layout, ctBefore.valueSize, ctBefore.fix},
+}
+
+// olderLayout is a layout that is converted.
+type olderLayout struct {
+	layout    int
+	valueSize uint32
+	fix       func(value []byte)
 }
 
 const metricsLayoutBefore = 1
@@ -47,12 +49,29 @@ type copied struct {
 	dir        [2]tcTraffic
 }
 
-func (t *takeover) close() error {
+func (t *takeover) close() error { return closeMaps(t.maps) }
+
+func closeMaps(maps map[string]*ebpf.Map) error {
 	var errs []error
-	for _, m := range t.maps {
+	for _, m := range maps {
 		errs = append(errs, m.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// earlierConns shows the new programs the connections of the earlier ones: while hooks are replaced, a connection may begin at the one and its answers
+// come to the other.
+func (d *Datapath) earlierConns(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
+	m := spec.Maps[tcMapCtEarlier]
+	old, err := d.openLayout(tcMapCt, ctBefore.layout, m.KeySize, ctBefore.valueSize)
+	if err != nil || old == nil {
+		return nil, err
+	}
+	m.ValueSize, m.MaxEntries, m.Flags = old.ValueSize(), old.MaxEntries(), old.Flags()
+	if err := errors.Join(spec.Variables[tcVarCfgCtEarlier].Set(uint32(ctBefore.layout)), spec.Variables[tcVarCtTakeover].Set(uint32(1))); err != nil {
+		return nil, errors.Join(fmt.Errorf("connections of layout %d: %w", ctBefore.layout, err), old.Close())
+	}
+	return map[string]*ebpf.Map{tcMapCtEarlier: old}, nil
 }
 
 func (d *Datapath) oldPin(name string, layout int) string {
@@ -61,6 +80,10 @@ func (d *Datapath) oldPin(name string, layout int) string {
 
 // openOld opens a map of an earlier layout; nil means that there is none.
 func (d *Datapath) openOld(name string, layout int, valueSize uint32) (*ebpf.Map, error) {
+	return d.openLayout(name, layout, d.coll.Maps[name].KeySize(), valueSize)
+}
+
+func (d *Datapath) openLayout(name string, layout int, keySize, valueSize uint32) (*ebpf.Map, error) {
 	m, err := ebpf.LoadPinnedMap(d.oldPin(name, layout), nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -68,7 +91,7 @@ func (d *Datapath) openOld(name string, layout int, valueSize uint32) (*ebpf.Map
 	if err != nil {
 		return nil, fmt.Errorf("map %s of layout %d: %w", name, layout, err)
 	}
-	if m.ValueSize() != valueSize || m.KeySize() != d.coll.Maps[name].KeySize() {
+	if m.ValueSize() != valueSize || m.KeySize() != keySize {
 		return nil, errors.Join(fmt.Errorf("map %s of layout %d: %w: values of %d bytes", name, layout, ErrIncompatible, m.ValueSize()), m.Close())
 	}
 	return m, nil
@@ -139,12 +162,21 @@ func (d *Datapath) adoptRest(t *takeover) error {
 	if len(t.maps) == 0 {
 		return nil
 	}
+	if err := d.coll.Variables[tcVarCtTakeover].Set(uint32(0)); err != nil {
+		return fmt.Errorf("end of the takeover: %w", err)
+	}
 	if err := waitForPrograms(); err != nil {
 		return err
 	}
 	if old := t.maps[tcMapCt]; old != nil {
 		if err := d.adoptConns(t, old); err != nil {
 			return err
+		}
+		// The new programs keep the map until they are replaced themselves. Filters of clsact may still be the old ones.
+		if d.tcx {
+			if err := empty(old); err != nil {
+				return err
+			}
 		}
 	}
 	if old := t.maps[tcMapMetrics]; old != nil {
@@ -219,6 +251,25 @@ func (d *Datapath) adoptConns(t *takeover, old *ebpf.Map) error {
 		return fmt.Errorf("list ct of the earlier layout: %w", err)
 	}
 	return nil
+}
+
+// empty deletes all rows.
+func empty(m *ebpf.Map) error {
+	var key, value []byte
+	var keys [][]byte
+	it := m.Iterate()
+	for it.Next(&key, &value) {
+		keys = append(keys, key)
+		key = nil
+	}
+	errs := []error{it.Err()}
+	for _, k := range keys {
+		if err := m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("empty a map of an earlier layout: %w", err))
+			break
+		}
+	}
+	return errors.Join(errs...)
 }
 
 var errAbsent = errors.New("no such entry")

@@ -153,3 +153,36 @@ func TestUpgrade(t *testing.T) {
 	b.enforce(epA, EndpointPolicy{Egress: 6})
 	b.expect("answer of a carried connection", defaultDenied(DirectionEgress), tcProgFromNetwork, b.uplink, tcp(t, server, quiet, ack, 2, 2, 5))
 }
+
+// A connection that began at an earlier version's program, after its map was copied, is known to the new programs: its answers pass where policy lets
+// nobody begin, and its totals are those of both.
+func TestUpgradeBetweenHooks(t *testing.T) {
+	b := newBench(t, nil)
+	client, server := at(podA4, 1), at(far4, 80)
+	b.run(tcProgFromPod, b.ifA, tcp(t, client, server, syn, 1, 0, 0))
+	old := b.oldMap(tcMapCt, ebpf.Hash, ctBefore.layout, ctBefore.valueSize)
+	b.moveToOld(tcMapCt, old)
+	fresh := &Datapath{cfg: b.cfg, log: b.log, links: map[string]heldLink{}}
+	if err := fresh.loadCollections(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := fresh.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	b.policy(6, map[uint32][]PolicyRange{0: nothing})
+	b.enforce(epA, EndpointPolicy{Ingress: 6})
+	coll := b.coll
+	b.coll = fresh.coll
+	defer func() { b.coll = coll }()
+	b.expect("an answer", passes, tcProgFromNetwork, b.uplink, tcp(t, server, client, syn|ack, 1, 2, 0))
+	b.expect("an answer to nothing", defaultDenied(DirectionIngress), tcProgFromNetwork, b.uplink, tcp(t, server, at(podA4, 2), syn|ack, 1, 2, 0))
+	if err := b.adoptRest(&takeover{maps: map[string]*ebpf.Map{tcMapCt: old}}); err != nil {
+		t.Fatal(err)
+	}
+	conns := b.conns()
+	if len(conns) != 1 || conns[0].Forward.Packets != 1 || conns[0].Reverse.Packets != 1 || conns[0].Source != client {
+		t.Errorf("connections %+v, want one of a packet each way", conns)
+	}
+}

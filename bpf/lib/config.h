@@ -35,6 +35,7 @@ volatile const struct addr cfg_node_v6 = {};
 /* The VXLAN device and its port (host order); 0 = native routing. */
 volatile const __u32 cfg_tunnel_ifindex = 0;
 volatile const __u32 cfg_tunnel_port = 0;
+volatile const __u32 cfg_ct_earlier = 0; /* layout of ct_earlier; 0 = it is empty */
 /* Ports (host order) that masquerading claims; keep clear of ip_local_port_range. */
 volatile const __u32 cfg_nat_port_min = 61000;
 volatile const __u32 cfg_nat_port_max = 65535;

@@ -71,6 +71,9 @@ static __always_inline void ct_init(struct ct_conn *e, const struct packet *p, c
 	e->tcp_flags[0] = e->tcp_flags[1] = 0;
 	e->known = 0;
 	e->fins = 0;
+#ifdef WEIR_NEXT_LAYOUT
+	e->carried = 0;
+#endif
 	e->icmp_type = p->icmp_type;
 	e->icmp_code = p->icmp_code;
 	e->out_point = o->point;
@@ -171,6 +174,9 @@ static __always_inline bool ct_count(struct ct_conn *e, const struct packet *p, 
 	if (!e->dir[d].packets)
 		e->dir[d].first = p->now;
 	e->dir[d].packets += p->segments;
+#ifdef WEIR_NEXT_LAYOUT
+	e->carried += p->segments;
+#endif
 	e->dir[d].bytes += p->bytes;
 	if (e->dir[d].last < p->now) /* two CPUs may come in either order */
 		e->dir[d].last = p->now;

@@ -71,6 +71,9 @@ struct ct_conn {
 	__u32 peer_identity;
 	__u32 rule;	  /* that decided */
 	__u32 generation; /* of policy when it was decided */
+#ifdef WEIR_NEXT_LAYOUT	  /* only the tests' build that is one layout ahead: see datapath/layout_next.go */
+	__u64 carried;	  /* packets that were counted in this layout */
+#endif
 };
 
 struct ct_entry {

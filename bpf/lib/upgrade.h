@@ -80,7 +80,7 @@ int adopt(struct __sk_buff *skb)
 		for (i = 0; i < 2; i++) {
 			e->dir[i].packets += r->added[i].packets;
 			e->dir[i].bytes += r->added[i].bytes;
-			if (!e->dir[i].first)
+			if (r->conn.dir[i].first && (!e->dir[i].first || r->conn.dir[i].first < e->dir[i].first))
 				e->dir[i].first = r->conn.dir[i].first;
 		}
 	}
