@@ -79,18 +79,19 @@ func BenchmarkChange(b *testing.B) {
 	for _, nodes := range []int{10, 100, 1000} {
 		b.Run(fmt.Sprintf("%d nodes", nodes), func(b *testing.B) {
 			f := newFleet(b, nodes)
-			b.Run("rule of all pods", func(b *testing.B) {
-				f.measure(b, len(f.agents), func(i int) string { return editDoc("everywhere", "{}", i) })
-				f.inForce(b, "everywhere")
+			// In this order: policies of earlier versions stay for minutes, for agents that lag, and make what follows dearer.
+			b.Run("identity that 100 selectors match", func(b *testing.B) {
+				f.measure(b, len(f.agents), func(i int) string {
+					return fmt.Sprintf("kind: Pod\nmetadata: {name: new%d, namespace: default, uid: new%d, labels: {app: newcomer, new: %s}}\nspec: {nodeName: n0}\n", i, i, marker(i))
+				})
 			})
 			b.Run("rule of one pod", func(b *testing.B) {
 				f.measure(b, 1, func(i int) string { return editDoc("single", "{matchLabels: {single: one}}", i) })
 				f.inForce(b, "single")
 			})
-			b.Run("identity that 100 selectors match", func(b *testing.B) {
-				f.measure(b, len(f.agents), func(i int) string {
-					return fmt.Sprintf("kind: Pod\nmetadata: {name: new%d, namespace: default, uid: new%d, labels: {app: newcomer, new: %s}}\nspec: {nodeName: n0}\n", i, i, marker(i))
-				})
+			b.Run("rule of all pods", func(b *testing.B) {
+				f.measure(b, len(f.agents), func(i int) string { return editDoc("everywhere", "{}", i) })
+				f.inForce(b, "everywhere")
 			})
 		})
 	}
