@@ -341,11 +341,15 @@ func covers(a, b []datapath.PolicyRange) bool {
 // refuse notes that a policy does not fit.
 func (e *Engine) refuse(p *policy, err error) {
 	if p.full == nil {
-		e.log.Error("a policy does not fit", "policy", p.key(), "error", err)
-		e.cfg.Events.Notice("policy-refused", map[string]any{"policy": p.key(), "rules": labelsOf(p.desired), "error": err.Error()})
+		e.tellRefused(p, err)
 	}
 	p.full = err
 	e.judge(p)
+}
+
+func (e *Engine) tellRefused(p *policy, err error) {
+	e.log.Error("a policy does not fit", "policy", p.key(), "error", err)
+	e.cfg.Events.Notice("policy-refused", map[string]any{"policy": p.key(), "rules": labelsOf(p.desired), "error": err.Error()})
 }
 
 // judge keeps the refusal of a policy.

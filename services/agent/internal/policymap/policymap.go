@@ -212,7 +212,9 @@ func (e *Engine) place(unplaced map[string]Unplaced) {
 		if (reason == nil) == (p.blocked == nil) {
 			continue
 		}
-		p.blocked = reason
+		if p.blocked = reason; reason != nil {
+			e.tellRefused(p, reason)
+		}
 		e.judge(p)
 		for key, s := range e.subjects {
 			if s.Ingress == p.key() || s.Egress == p.key() {

@@ -416,6 +416,9 @@ func TestUnplacedPeers(t *testing.T) {
 	if r := f.Refusals(); len(r) != 1 || !strings.Contains(r[desired.Key{Kind: desired.KindPolicy, Name: "next"}], "no room for 10.1.0.0/16") {
 		t.Errorf("refusals %v: want the one that tells it from the prefix around it", r)
 	}
+	if !slices.Contains(f.told.notices, "policy-refused") {
+		t.Errorf("events %v: want the refusal", f.told.notices)
+	}
 	f.Place(nil)
 	must(t, f.Switch())
 	f.expect("room again", 7, map[string]string{"300:80": "allow", "cidr:10.1.0.0/16:80": "default-deny"})
