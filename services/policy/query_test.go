@@ -78,6 +78,7 @@ func TestPolicyReachesItsNode(t *testing.T) {
 
 func TestStatusOfPolicies(t *testing.T) {
 	c, one, two := two(t)
+	two.until("all endpoints", func() bool { return two.has("endpoint api") && two.has("endpoint web") && two.has("endpoint db") })
 	two.noAck = true
 	c.source.send(added, policyDoc(7, fromWeb))
 	one.until("the policy", func() bool { return one.state["subject api"].GetSubject().GetIngress() != "" })
