@@ -47,7 +47,7 @@ func TestStartWithPolicy(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
 	defer cancel()
 	lab.InForce(ctx, "default/out", "default/c-in", "default/b-in", "default/a-out")
-	const rounds, replicas = 10, 10
+	const rounds, replicas = 5, 20
 	for round := range rounds {
 		both := newcomers(round, "out", replicas) + "---" + newcomers(round, "in", replicas)
 		lab.Apply(ctx, both)
