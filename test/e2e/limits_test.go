@@ -373,9 +373,9 @@ func (f *full) connections(ctx context.Context, t *testing.T) {
 	if n := flood.answered(); n == 0 || n >= ctMax {
 		t.Errorf("%d clients were answered, the table holds %d", n, ctMax)
 	}
-	const full = flowpb.DropReason_CT_MAP_INSERTION_FAILED
+	const reason = flowpb.DropReason_CT_MAP_INSERTION_FAILED
 	f.Expect(ctx, cluster.Wanted{What: "a drop flow of a refused connection", Match: func(x *flowpb.Flow) bool {
-		return x.NodeName == "default/node2" && x.Verdict == flowpb.Verdict_DROPPED && x.DropReasonDesc == full && x.GetIP().GetSource() == addrA.String()
+		return x.NodeName == "default/node2" && x.Verdict == flowpb.Verdict_DROPPED && x.DropReasonDesc == reason && x.GetIP().GetSource() == addrA.String()
 	}})
 	flood.stop()
 	f.expect(ctx, t, "room in the table", "a", atServer, true)
