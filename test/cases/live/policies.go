@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
+	statusv1 "github.com/weirmesh/weir/gen/weir/status/v1"
 	"github.com/weirmesh/weir/test/cases/format"
 )
 
@@ -131,7 +132,7 @@ func (l *Lab) AwaitPolicies(ctx context.Context, objects []*Object) error {
 	}
 }
 
-// AwaitListed waits until so many objects are left.
+// AwaitListed waits until so many objects are left, and every agent holds that state.
 func (l *Lab) AwaitListed(ctx context.Context, count int) error {
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
@@ -140,15 +141,33 @@ func (l *Lab) AwaitListed(ctx context.Context, count int) error {
 		if err != nil {
 			return err
 		}
-		if len(listed) == count {
+		late, err := l.late(ctx)
+		if err != nil {
+			return err
+		}
+		if len(listed) == count && late == "" {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%d policies are listed, not %d: %w", len(listed), count, ctx.Err())
+			return fmt.Errorf("%d policies are listed, not %d, or an agent is behind (%s): %w", len(listed), count, late, ctx.Err())
 		case <-tick.C:
 		}
 	}
+}
+
+// late names an agent that does not hold the policy service's last revision; "" = none.
+func (l *Lab) late(ctx context.Context) (string, error) {
+	r, err := statusv1.NewStatusServiceClient(l.policy).GetStatus(ctx, &statusv1.GetStatusRequest{})
+	if err != nil {
+		return "", fmt.Errorf("status of the policy service: %w", err)
+	}
+	for _, d := range r.Details {
+		if strings.HasPrefix(d.Name, "agent ") && !strings.Contains(d.Value, "behind 0,") {
+			return d.Name + ": " + d.Value, nil
+		}
+	}
+	return "", nil
 }
 
 // pending says why an object is not in force, nor refused; "" = it is one of them.
