@@ -94,8 +94,8 @@ static __always_inline bool answer_v6(struct __sk_buff *skb, const struct packet
 	       !bpf_skb_store_bytes(skb, ETH_HLEN, &e, sizeof(e), 0);
 }
 
-/* answer_reset turns a TCP packet without data into the reset that its receiver would send. Every change goes through the
- * checksum helpers: the checksum may not be made yet, and only they know. Swapping does not change it. */
+/* answer_reset turns a TCP packet without data into the reset that its receiver would send. Every change goes through
+ * the checksum helpers: the checksum may not be made yet, and only they know. Swapping does not change it. */
 static __always_inline bool answer_reset(struct __sk_buff *skb, const struct packet *p)
 {
 	__u32 checksum = p->l4 + 16;
@@ -112,12 +112,12 @@ static __always_inline bool answer_reset(struct __sk_buff *skb, const struct pac
 		ack = bpf_htonl(p->seq + !!(p->tcp_flags & TCP_SYN) + !!(p->tcp_flags & TCP_FIN));
 	is = bpf_htons((__u16)tcp.doff << 12 | (ack ? TCP_RST | TCP_ACK : TCP_RST));
 	if (bpf_skb_load_bytes(skb, p->l4 + 12, &was, 2) || bpf_l4_csum_replace(skb, checksum, tcp.seq, seq, 4) ||
-	    bpf_l4_csum_replace(skb, checksum, tcp.ack_seq, ack, 4) ||
-	    bpf_l4_csum_replace(skb, checksum, was, is, 2) ||
+	    bpf_l4_csum_replace(skb, checksum, tcp.ack_seq, ack, 4) || bpf_l4_csum_replace(skb, checksum, was, is, 2) ||
 	    bpf_l4_csum_replace(skb, checksum, tcp.window, none, 2) ||
-	    bpf_skb_store_bytes(skb, p->l4, &tcp.dest, 2, 0) || bpf_skb_store_bytes(skb, p->l4 + 2, &tcp.source, 2, 0) ||
-	    bpf_skb_store_bytes(skb, p->l4 + 4, &seq, 4, 0) || bpf_skb_store_bytes(skb, p->l4 + 8, &ack, 4, 0) ||
-	    bpf_skb_store_bytes(skb, p->l4 + 12, &is, 2, 0) || bpf_skb_store_bytes(skb, p->l4 + 14, &none, 2, 0))
+	    bpf_skb_store_bytes(skb, p->l4, &tcp.dest, 2, 0) ||
+	    bpf_skb_store_bytes(skb, p->l4 + 2, &tcp.source, 2, 0) || bpf_skb_store_bytes(skb, p->l4 + 4, &seq, 4, 0) ||
+	    bpf_skb_store_bytes(skb, p->l4 + 8, &ack, 4, 0) || bpf_skb_store_bytes(skb, p->l4 + 12, &is, 2, 0) ||
+	    bpf_skb_store_bytes(skb, p->l4 + 14, &none, 2, 0))
 		return false;
 	if (p->v4) {
 		__be32 src = addr_v4(&p->dst), dst = addr_v4(&p->src);

@@ -381,7 +381,7 @@ func (c *Compiled) prefixPeer(prefix netip.Prefix) *policy.Peer {
 	return p
 }
 
-// Services, CIDRGroups and NamedPorts make it a policy.World.
+// Services implements policy.World.
 func (c *Compiled) Services(namespace, name string, selector *policy.Selector) []policy.Service {
 	var out []policy.Service
 	for _, s := range c.cluster.Services {

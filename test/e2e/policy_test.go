@@ -120,14 +120,12 @@ func changes(t *testing.T) int {
 
 // world is the traffic of a policy test: what a sends must arrive, what b sends must not.
 type world struct {
-	server       *pulse.Server
-	friend, foe  *pulse.Client
-	friend6      *pulse.Client
-	lab          *cluster.Lab
-	guest        string // namespace of c
-	serverNetns  string
-	foeAtServer  uint64
-	foeConnected uint64
+	server      *pulse.Server
+	friend, foe *pulse.Client
+	friend6     *pulse.Client
+	lab         *cluster.Lab
+	guest       string // namespace of c
+	serverNetns string
 }
 
 func startWorld(ctx context.Context, t *testing.T, lab *cluster.Lab) *world {
