@@ -100,7 +100,8 @@ func caseOf(w *random.World) *reference.Case {
 	return c
 }
 
-// onSameHost: both ends are in one node's own network namespace.
+// onSameHost: both ends are in one node's own network namespace; or one is, and the other is a pod that the mesh leaves alone, between which and its node no
+// program stands.
 func onSameHost(c *reference.Cluster, p reference.Packet) bool {
 	host := func(end string) string {
 		if name, ok := strings.CutPrefix(end, "node:"); ok {
@@ -112,6 +113,10 @@ func onSameHost(c *reference.Cluster, p reference.Packet) bool {
 			}
 		}
 		return ""
+	}
+	const unmanaged = "entity:unmanaged"
+	if p.From == unmanaged && host(p.To) != "" || p.To == unmanaged && host(p.From) != "" {
+		return true
 	}
 	return host(p.From) != "" && host(p.From) == host(p.To)
 }
