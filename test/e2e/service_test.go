@@ -174,7 +174,10 @@ func scale(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 		for _, n := range r.asks.Servers {
 			total += n
 		}
-		t.Logf("%s: %d answers of %d backends", r.from, total, len(r.asks.Servers))
+		t.Logf("%s: %d answers of %d backends, %d asked again", r.from, total, len(r.asks.Servers), r.asks.Resent)
+		if r.asks.Resent > 3 {
+			t.Errorf("%s: %d of %d questions had to be asked again: at most one is in the queue of each backend that ends", r.from, r.asks.Resent, total)
+		}
 		if r.asks.Failed > 0 {
 			t.Errorf("%s: %d of %d connections failed: %q", r.from, r.asks.Failed, total+r.asks.Failed, r.asks.Errors)
 		}

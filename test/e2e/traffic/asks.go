@@ -15,6 +15,8 @@ type Asks struct {
 	Servers map[string]int `json:"servers"`
 	// Clients counts answers by the client address that the server saw.
 	Clients map[string]int `json:"clients"`
+	// Resent counts questions over UDP that got no answer and were asked a second time: whoever ends takes what waits in its socket along.
+	Resent int `json:"resent"`
 	// Failed questions; the first ten errors.
 	Failed int      `json:"failed"`
 	Errors []string `json:"errors,omitempty"`
@@ -39,7 +41,14 @@ func AskMany(ctx context.Context, network string, to netip.AddrPort, over time.D
 				asked++
 				mu.Unlock()
 				a, err := Ask(network, to, limit)
+				again := err != nil && network != "tcp"
+				if again {
+					a, err = Ask(network, to, limit)
+				}
 				mu.Lock()
+				if again {
+					all.Resent++
+				}
 				if err != nil {
 					all.Failed++
 					if len(all.Errors) < 10 {
