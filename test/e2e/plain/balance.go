@@ -13,7 +13,7 @@ import (
 var Target = netip.MustParseAddr("10.97.128.1")
 
 // balanced are the ports of services.
-var balanced = []int{7100, 7101, 7102}
+var balanced = []int{7100, 7102}
 
 // front is the address of the i-th other service.
 func front(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 97, byte(i / 250), byte(2 + i%250)}) }
