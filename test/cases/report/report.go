@@ -66,9 +66,6 @@ func (r *Report) Add(result *runner.Result) {
 		r.notYet = append(r.notYet, id+": "+line)
 	}
 	for _, o := range result.Outcomes {
-		if o.First != "" {
-			fmt.Fprintf(r.out, "AGAIN %s %s: first %s\n", id, o.What, o.First)
-		}
 		r.count(result, o)
 	}
 	if result.Failed() {

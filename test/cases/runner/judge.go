@@ -28,25 +28,8 @@ const (
 	refusedRetry = 100 * time.Millisecond
 )
 
-// What an expectation may get without a drop that says why.
-const (
-	notWhole    = "arrived, but not whole"
-	lostSilence = "lost without a word"
-)
-
-// try plays one expectation, and once more where packets were lost and nobody said so: a busy machine may lose one. The first try is told.
+// try plays one expectation.
 func (g *game) try(ctx context.Context, a *attempt) Outcome {
-	o := g.tryOnce(ctx, a)
-	if a.on != nil || o.Got != notWhole && o.Got != lostSilence {
-		return o
-	}
-	first := o.Got + ": " + o.Detail
-	o = g.tryOnce(ctx, a)
-	o.First = first
-	return o
-}
-
-func (g *game) tryOnce(ctx context.Context, a *attempt) Outcome {
 	o := Outcome{What: describe(a.index, a.e), Want: a.e.Verdict, Reason: a.e.Reason, How: Live}
 	fail := func(err error) Outcome {
 		o.Class, o.Got, o.Detail = NotRun, "not runnable", err.Error()
@@ -202,11 +185,11 @@ func judge(o *Outcome, e *format.Expectation, s seen) {
 	case !s.arrived && byPolicy:
 		o.Got = format.Deny
 	case s.arrived:
-		o.Got = notWhole
+		o.Got = "arrived, but not whole"
 	case len(s.drops) > 0:
 		o.Got = "dropped, but not by policy"
 	default:
-		o.Got = lostSilence
+		o.Got = "lost without a word"
 	}
 	want := e.Verdict
 	switch {

@@ -48,8 +48,6 @@ type Outcome struct {
 	Want, Got string
 	// Detail is what was seen, Reason the case's own.
 	Detail, Reason string
-	// First is what the first of two tries got; "" = there was one.
-	First string
 }
 
 // Result is what became of a case.
