@@ -20,7 +20,6 @@ import (
 	"time"
 
 	"github.com/weirmesh/weir/test/e2e/plain"
-	"github.com/weirmesh/weir/test/e2e/ratio"
 )
 
 const pods = `
@@ -158,23 +157,10 @@ func (b bench) path(ctx context.Context) (err error) {
 		{"across nodes", "10.244.2.103", plain.Pods["c"]},
 	} {
 		for _, m := range []struct{ what, unit string }{{"rtt", "us"}, {"throughput", "MB/s"}, {"connections", "/s"}} {
-			var p ratio.Pairs
-			for i := range b.pairs {
-				var with, without float64
-				var werr, berr error
-				if i%2 == 0 { // who goes first alternates
-					with, werr = mesh(m.what, path.mesh)
-					without, berr = bare(m.what, path.bare)
-				} else {
-					without, berr = bare(m.what, path.bare)
-					with, werr = mesh(m.what, path.mesh)
-				}
-				if err := errors.Join(werr, berr); err != nil {
-					return fmt.Errorf("%s, %s: %w", m.what, path.name, err)
-				}
-				p.Add(with, without)
+			s, err := b.interleaved(func() (float64, error) { return mesh(m.what, path.mesh) }, func() (float64, error) { return bare(m.what, path.bare) })
+			if err != nil {
+				return fmt.Errorf("%s, %s: %w", m.what, path.name, err)
 			}
-			s := p.Summary()
 			fmt.Printf("%-14s %-12s %14s %14s   %s\n", m.what, path.name, fmt.Sprintf("%.1f %s", s.Subject, m.unit), fmt.Sprintf("%.1f %s", s.Baseline, m.unit), s)
 		}
 	}
