@@ -307,6 +307,126 @@ func (Verdict) EnumDescriptor() ([]byte, []int) {
 	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{4}
 }
 
+// FilterKind is what speaks on a filtered connection, and who reads it.
+type FilterKind int32
+
+const (
+	FilterKind_FILTER_KIND_UNSPECIFIED FilterKind = 0
+	FilterKind_FILTER_KIND_HTTP        FilterKind = 1
+	// Decided by the server name of TLS; the rest passes unread.
+	FilterKind_FILTER_KIND_TLS FilterKind = 2
+	// By weir-dns.
+	FilterKind_FILTER_KIND_DNS FilterKind = 3
+	// A service's route (CiliumEnvoyConfig).
+	FilterKind_FILTER_KIND_ROUTE FilterKind = 4
+)
+
+// Enum value maps for FilterKind.
+var (
+	FilterKind_name = map[int32]string{
+		0: "FILTER_KIND_UNSPECIFIED",
+		1: "FILTER_KIND_HTTP",
+		2: "FILTER_KIND_TLS",
+		3: "FILTER_KIND_DNS",
+		4: "FILTER_KIND_ROUTE",
+	}
+	FilterKind_value = map[string]int32{
+		"FILTER_KIND_UNSPECIFIED": 0,
+		"FILTER_KIND_HTTP":        1,
+		"FILTER_KIND_TLS":         2,
+		"FILTER_KIND_DNS":         3,
+		"FILTER_KIND_ROUTE":       4,
+	}
+)
+
+func (x FilterKind) Enum() *FilterKind {
+	p := new(FilterKind)
+	*p = x
+	return p
+}
+
+func (x FilterKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FilterKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_weir_policy_v1_policy_proto_enumTypes[5].Descriptor()
+}
+
+func (FilterKind) Type() protoreflect.EnumType {
+	return &file_weir_policy_v1_policy_proto_enumTypes[5]
+}
+
+func (x FilterKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FilterKind.Descriptor instead.
+func (FilterKind) EnumDescriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{5}
+}
+
+// Mismatch says what becomes of a request whose header is not as required.
+type Mismatch int32
+
+const (
+	// The item does not match.
+	Mismatch_MISMATCH_UNSPECIFIED Mismatch = 0
+	// The rest: the item matches all the same, and ...
+	Mismatch_MISMATCH_LOG Mismatch = 1
+	// ... the value is added beside others.
+	Mismatch_MISMATCH_ADD Mismatch = 2
+	// ... the header is removed.
+	Mismatch_MISMATCH_DELETE Mismatch = 3
+	// ... the header is set to the value.
+	Mismatch_MISMATCH_REPLACE Mismatch = 4
+)
+
+// Enum value maps for Mismatch.
+var (
+	Mismatch_name = map[int32]string{
+		0: "MISMATCH_UNSPECIFIED",
+		1: "MISMATCH_LOG",
+		2: "MISMATCH_ADD",
+		3: "MISMATCH_DELETE",
+		4: "MISMATCH_REPLACE",
+	}
+	Mismatch_value = map[string]int32{
+		"MISMATCH_UNSPECIFIED": 0,
+		"MISMATCH_LOG":         1,
+		"MISMATCH_ADD":         2,
+		"MISMATCH_DELETE":      3,
+		"MISMATCH_REPLACE":     4,
+	}
+)
+
+func (x Mismatch) Enum() *Mismatch {
+	p := new(Mismatch)
+	*p = x
+	return p
+}
+
+func (x Mismatch) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Mismatch) Descriptor() protoreflect.EnumDescriptor {
+	return file_weir_policy_v1_policy_proto_enumTypes[6].Descriptor()
+}
+
+func (Mismatch) Type() protoreflect.EnumType {
+	return &file_weir_policy_v1_policy_proto_enumTypes[6]
+}
+
+func (x Mismatch) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Mismatch.Descriptor instead.
+func (Mismatch) EnumDescriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{6}
+}
+
 // SyncRequest is a message from an agent.
 type SyncRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -317,6 +437,7 @@ type SyncRequest struct {
 	//	*SyncRequest_Unregister
 	//	*SyncRequest_Ack
 	//	*SyncRequest_Refusal
+	//	*SyncRequest_Slots
 	Message       isSyncRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -404,6 +525,15 @@ func (x *SyncRequest) GetRefusal() *Refusal {
 	return nil
 }
 
+func (x *SyncRequest) GetSlots() *SlotReport {
+	if x != nil {
+		if x, ok := x.Message.(*SyncRequest_Slots); ok {
+			return x.Slots
+		}
+	}
+	return nil
+}
+
 type isSyncRequest_Message interface {
 	isSyncRequest_Message()
 }
@@ -433,6 +563,11 @@ type SyncRequest_Refusal struct {
 	Refusal *Refusal `protobuf:"bytes,5,opt,name=refusal,proto3,oneof"`
 }
 
+type SyncRequest_Slots struct {
+	// All slots that this node has given; sent after hello and at every change, to every replica.
+	Slots *SlotReport `protobuf:"bytes,6,opt,name=slots,proto3,oneof"`
+}
+
 func (*SyncRequest_Hello) isSyncRequest_Message() {}
 
 func (*SyncRequest_Register) isSyncRequest_Message() {}
@@ -442,6 +577,117 @@ func (*SyncRequest_Unregister) isSyncRequest_Message() {}
 func (*SyncRequest_Ack) isSyncRequest_Message() {}
 
 func (*SyncRequest_Refusal) isSyncRequest_Message() {}
+
+func (*SyncRequest_Slots) isSyncRequest_Message() {}
+
+// SlotReport says which slots of the node's proxies are in use.
+type SlotReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Slots         []*Slot                `protobuf:"bytes,1,rep,name=slots,proto3" json:"slots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SlotReport) Reset() {
+	*x = SlotReport{}
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SlotReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SlotReport) ProtoMessage() {}
+
+func (x *SlotReport) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SlotReport.ProtoReflect.Descriptor instead.
+func (*SlotReport) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *SlotReport) GetSlots() []*Slot {
+	if x != nil {
+		return x.Slots
+	}
+	return nil
+}
+
+// Slot is a small number that stands for one listener of a node's proxy.
+type Slot struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 4095; a number stays with its key while anything on the node uses it, and rests after.
+	Number uint32 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// Of a Filter.
+	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// Port of the listener on 127.0.0.1 and ::1; of DNS slots it is weir-dns's, the same for all.
+	Port          uint32 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Slot) Reset() {
+	*x = Slot{}
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Slot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Slot) ProtoMessage() {}
+
+func (x *Slot) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Slot.ProtoReflect.Descriptor instead.
+func (*Slot) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Slot) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Slot) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Slot) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
 
 // Refusal says what this node does not enforce, and why.
 type Refusal struct {
@@ -457,7 +703,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[1]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -469,7 +715,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[1]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -482,7 +728,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{1}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Refusal) GetRevision() uint64 {
@@ -519,7 +765,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -531,7 +777,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -544,7 +790,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{2}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Hello) GetNode() string {
@@ -583,7 +829,7 @@ type SyncResponse struct {
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -595,7 +841,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -608,7 +854,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{3}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SyncResponse) GetMessage() isSyncResponse_Message {
@@ -679,7 +925,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -691,7 +937,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -704,7 +950,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{4}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Synced) GetRevision() uint64 {
@@ -728,7 +974,7 @@ type Spread struct {
 
 func (x *Spread) Reset() {
 	*x = Spread{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -740,7 +986,7 @@ func (x *Spread) String() string {
 func (*Spread) ProtoMessage() {}
 
 func (x *Spread) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -753,7 +999,7 @@ func (x *Spread) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Spread.ProtoReflect.Descriptor instead.
 func (*Spread) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{5}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Spread) GetUid() string {
@@ -792,7 +1038,7 @@ type Update struct {
 
 func (x *Update) Reset() {
 	*x = Update{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -804,7 +1050,7 @@ func (x *Update) String() string {
 func (*Update) ProtoMessage() {}
 
 func (x *Update) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -817,7 +1063,7 @@ func (x *Update) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Update.ProtoReflect.Descriptor instead.
 func (*Update) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{6}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Update) GetRevision() uint64 {
@@ -860,7 +1106,7 @@ type SelectorChange struct {
 
 func (x *SelectorChange) Reset() {
 	*x = SelectorChange{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -872,7 +1118,7 @@ func (x *SelectorChange) String() string {
 func (*SelectorChange) ProtoMessage() {}
 
 func (x *SelectorChange) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -885,7 +1131,7 @@ func (x *SelectorChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SelectorChange.ProtoReflect.Descriptor instead.
 func (*SelectorChange) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{7}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SelectorChange) GetKey() string {
@@ -921,7 +1167,7 @@ type ResourceKey struct {
 
 func (x *ResourceKey) Reset() {
 	*x = ResourceKey{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -933,7 +1179,7 @@ func (x *ResourceKey) String() string {
 func (*ResourceKey) ProtoMessage() {}
 
 func (x *ResourceKey) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -946,7 +1192,7 @@ func (x *ResourceKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceKey.ProtoReflect.Descriptor instead.
 func (*ResourceKey) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{8}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ResourceKey) GetKind() ResourceKind {
@@ -985,7 +1231,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -997,7 +1243,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1010,7 +1256,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{9}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Resource) GetResource() isResource_Resource {
@@ -1192,7 +1438,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1450,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1463,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{10}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Node) GetName() string {
@@ -1282,7 +1528,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1294,7 +1540,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1307,7 +1553,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{11}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Endpoint) GetUid() string {
@@ -1391,7 +1637,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1403,7 +1649,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1416,7 +1662,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{12}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Workload) GetKind() string {
@@ -1452,7 +1698,7 @@ type Pod struct {
 
 func (x *Pod) Reset() {
 	*x = Pod{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1464,7 +1710,7 @@ func (x *Pod) String() string {
 func (*Pod) ProtoMessage() {}
 
 func (x *Pod) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1477,7 +1723,7 @@ func (x *Pod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pod.ProtoReflect.Descriptor instead.
 func (*Pod) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{13}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Pod) GetUid() string {
@@ -1547,7 +1793,7 @@ type Namespace struct {
 
 func (x *Namespace) Reset() {
 	*x = Namespace{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1559,7 +1805,7 @@ func (x *Namespace) String() string {
 func (*Namespace) ProtoMessage() {}
 
 func (x *Namespace) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1572,7 +1818,7 @@ func (x *Namespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Namespace.ProtoReflect.Descriptor instead.
 func (*Namespace) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{14}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Namespace) GetName() string {
@@ -1601,7 +1847,7 @@ type Identity struct {
 
 func (x *Identity) Reset() {
 	*x = Identity{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[15]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1613,7 +1859,7 @@ func (x *Identity) String() string {
 func (*Identity) ProtoMessage() {}
 
 func (x *Identity) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[15]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1626,7 +1872,7 @@ func (x *Identity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Identity.ProtoReflect.Descriptor instead.
 func (*Identity) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{15}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Identity) GetNumber() uint32 {
@@ -1672,7 +1918,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[16]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1684,7 +1930,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[16]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1697,7 +1943,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{16}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Service) GetNamespace() string {
@@ -1800,14 +2046,16 @@ type ServicePort struct {
 	// Those that new connections may go to first, then those that are terminating. Backends that traffic distribution keeps from this node are left out.
 	Backends []*Backend `protobuf:"bytes,4,rep,name=backends,proto3" json:"backends,omitempty"`
 	// Port on every node; 0 = none.
-	NodePort      uint32 `protobuf:"varint,5,opt,name=node_port,json=nodePort,proto3" json:"node_port,omitempty"`
+	NodePort uint32 `protobuf:"varint,5,opt,name=node_port,json=nodePort,proto3" json:"node_port,omitempty"`
+	// Pods' connections to this port of the cluster IPs go to the proxy first: key of a Filter of kind ROUTE; empty = they do not.
+	Route         string `protobuf:"bytes,6,opt,name=route,proto3" json:"route,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServicePort) Reset() {
 	*x = ServicePort{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[17]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1819,7 +2067,7 @@ func (x *ServicePort) String() string {
 func (*ServicePort) ProtoMessage() {}
 
 func (x *ServicePort) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[17]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1832,7 +2080,7 @@ func (x *ServicePort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePort.ProtoReflect.Descriptor instead.
 func (*ServicePort) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{17}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ServicePort) GetName() string {
@@ -1870,6 +2118,13 @@ func (x *ServicePort) GetNodePort() uint32 {
 	return 0
 }
 
+func (x *ServicePort) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
 // Backend is one address that serves a port.
 type Backend struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -1884,7 +2139,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[18]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1896,7 +2151,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[18]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1909,7 +2164,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{18}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Backend) GetAddress() string {
@@ -1956,7 +2211,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[19]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1968,7 +2223,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[19]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1981,7 +2236,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{19}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Peer) GetKey() string {
@@ -2016,7 +2271,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[20]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2028,7 +2283,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[20]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2041,7 +2296,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{20}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Selector) GetKey() string {
@@ -2068,14 +2323,18 @@ type Policy struct {
 	Selectors []string       `protobuf:"bytes,3,rep,name=selectors,proto3" json:"selectors,omitempty"`
 	Classes   []*PolicyClass `protobuf:"bytes,4,rep,name=classes,proto3" json:"classes,omitempty"`
 	// The rules that may decide; port ranges name them by position.
-	Rules         []*PolicyRule `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`
+	Rules []*PolicyRule `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`
+	// Peers by DNS name (toFQDNs); they are no part of classes.
+	Names []*PolicyName `protobuf:"bytes,6,rep,name=names,proto3" json:"names,omitempty"`
+	// Those that ranges name.
+	Filters       []*Filter `protobuf:"bytes,7,rep,name=filters,proto3" json:"filters,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[21]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2087,7 +2346,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[21]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2100,7 +2359,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{21}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Policy) GetKey() string {
@@ -2138,6 +2397,20 @@ func (x *Policy) GetRules() []*PolicyRule {
 	return nil
 }
 
+func (x *Policy) GetNames() []*PolicyName {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *Policy) GetFilters() []*Filter {
+	if x != nil {
+		return x.Filters
+	}
+	return nil
+}
+
 // PolicyClass decides for the peers that exactly these selectors match.
 type PolicyClass struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2151,7 +2424,7 @@ type PolicyClass struct {
 
 func (x *PolicyClass) Reset() {
 	*x = PolicyClass{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[22]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2163,7 +2436,7 @@ func (x *PolicyClass) String() string {
 func (*PolicyClass) ProtoMessage() {}
 
 func (x *PolicyClass) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[22]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2176,7 +2449,7 @@ func (x *PolicyClass) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyClass.ProtoReflect.Descriptor instead.
 func (*PolicyClass) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{22}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PolicyClass) GetSelectors() []uint32 {
@@ -2203,14 +2476,16 @@ type PolicyRange struct {
 	Last    uint32  `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
 	Verdict Verdict `protobuf:"varint,4,opt,name=verdict,proto3,enum=weir.policy.v1.Verdict" json:"verdict,omitempty"`
 	// Positions in Policy.rules: those that decided (all that allow, or the deny).
-	Rules         []uint32 `protobuf:"varint,5,rep,packed,name=rules,proto3" json:"rules,omitempty"`
+	Rules []uint32 `protobuf:"varint,5,rep,packed,name=rules,proto3" json:"rules,omitempty"`
+	// What is allowed passes through a proxy: key of one of Policy.filters; empty = it does not. With VERDICT_ALLOW only.
+	Filter        string `protobuf:"bytes,6,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PolicyRange) Reset() {
 	*x = PolicyRange{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[23]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2222,7 +2497,7 @@ func (x *PolicyRange) String() string {
 func (*PolicyRange) ProtoMessage() {}
 
 func (x *PolicyRange) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[23]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2235,7 +2510,7 @@ func (x *PolicyRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRange.ProtoReflect.Descriptor instead.
 func (*PolicyRange) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{23}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PolicyRange) GetProtocol() uint32 {
@@ -2273,6 +2548,554 @@ func (x *PolicyRange) GetRules() []uint32 {
 	return nil
 }
 
+func (x *PolicyRange) GetFilter() string {
+	if x != nil {
+		return x.Filter
+	}
+	return ""
+}
+
+// PolicyName is what a policy allows beyond its classes to addresses (identity world or CIDR) that DNS gave a name that this selector matches. Where
+// the address's own class denies by a rule, that holds; where it allows, nothing is added; where it denies by no rule, or allows through a
+// filter, these ranges count.
+type PolicyName struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Exactly one is set, as in toFQDNs.
+	MatchName    string `protobuf:"bytes,1,opt,name=match_name,json=matchName,proto3" json:"match_name,omitempty"`
+	MatchPattern string `protobuf:"bytes,2,opt,name=match_pattern,json=matchPattern,proto3" json:"match_pattern,omitempty"`
+	// Sorted, without overlap, VERDICT_ALLOW only.
+	Ranges        []*PolicyRange `protobuf:"bytes,3,rep,name=ranges,proto3" json:"ranges,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyName) Reset() {
+	*x = PolicyName{}
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyName) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyName) ProtoMessage() {}
+
+func (x *PolicyName) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyName.ProtoReflect.Descriptor instead.
+func (*PolicyName) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *PolicyName) GetMatchName() string {
+	if x != nil {
+		return x.MatchName
+	}
+	return ""
+}
+
+func (x *PolicyName) GetMatchPattern() string {
+	if x != nil {
+		return x.MatchPattern
+	}
+	return ""
+}
+
+func (x *PolicyName) GetRanges() []*PolicyRange {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+// Filter is what becomes of requests on connections that policy allows through a proxy. What its key is made of is the subject's identity, the
+// direction, protocol and ports, and the names of all rules that cover them: an edit of what a rule says keeps the key.
+type Filter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Such as "http/6f1d...": unique in the cluster, at most 63 characters.
+	Key       string     `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Kind      FilterKind `protobuf:"varint,2,opt,name=kind,proto3,enum=weir.policy.v1.FilterKind" json:"kind,omitempty"`
+	Direction Direction  `protobuf:"varint,3,opt,name=direction,proto3,enum=weir.policy.v1.Direction" json:"direction,omitempty"`
+	// Namespace of the subject, whose limits count; of a route, that of the configuration. Empty = none.
+	Namespace string `protobuf:"bytes,4,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Only to be seen (proxy-visibility): every request passes, and connections go straight on while no proxy is there.
+	Visibility bool `protobuf:"varint,5,opt,name=visibility,proto3" json:"visibility,omitempty"`
+	// HTTP: a request passes when any item accepts it. Agents get none: they have no use for them.
+	Http []*HTTPRule `protobuf:"bytes,6,rep,name=http,proto3" json:"http,omitempty"`
+	// DNS: a query passes when any item matches its name.
+	Dns []*DNSRule `protobuf:"bytes,7,rep,name=dns,proto3" json:"dns,omitempty"`
+	// TLS: a connection passes when any item accepts its server name.
+	Tls []*TLSRule `protobuf:"bytes,8,rep,name=tls,proto3" json:"tls,omitempty"`
+	// ROUTE: which listener of which object.
+	Route         *Route `protobuf:"bytes,9,opt,name=route,proto3" json:"route,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Filter) Reset() {
+	*x = Filter{}
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Filter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Filter) ProtoMessage() {}
+
+func (x *Filter) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Filter.ProtoReflect.Descriptor instead.
+func (*Filter) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Filter) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Filter) GetKind() FilterKind {
+	if x != nil {
+		return x.Kind
+	}
+	return FilterKind_FILTER_KIND_UNSPECIFIED
+}
+
+func (x *Filter) GetDirection() Direction {
+	if x != nil {
+		return x.Direction
+	}
+	return Direction_DIRECTION_UNSPECIFIED
+}
+
+func (x *Filter) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Filter) GetVisibility() bool {
+	if x != nil {
+		return x.Visibility
+	}
+	return false
+}
+
+func (x *Filter) GetHttp() []*HTTPRule {
+	if x != nil {
+		return x.Http
+	}
+	return nil
+}
+
+func (x *Filter) GetDns() []*DNSRule {
+	if x != nil {
+		return x.Dns
+	}
+	return nil
+}
+
+func (x *Filter) GetTls() []*TLSRule {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
+func (x *Filter) GetRoute() *Route {
+	if x != nil {
+		return x.Route
+	}
+	return nil
+}
+
+// HTTPRule is one item: all that is set must match. Nothing set = every request.
+type HTTPRule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Rule  *PolicyRule            `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
+	// Regular expressions (RE2) for whole strings; empty = anything.
+	Method string `protobuf:"bytes,2,opt,name=method,proto3" json:"method,omitempty"`
+	Path   string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	Host   string `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
+	// Headers that must be there: with exactly this value, or (no value) with any.
+	Headers       []*HeaderRule `protobuf:"bytes,5,rep,name=headers,proto3" json:"headers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HTTPRule) Reset() {
+	*x = HTTPRule{}
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HTTPRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HTTPRule) ProtoMessage() {}
+
+func (x *HTTPRule) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HTTPRule.ProtoReflect.Descriptor instead.
+func (*HTTPRule) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *HTTPRule) GetRule() *PolicyRule {
+	if x != nil {
+		return x.Rule
+	}
+	return nil
+}
+
+func (x *HTTPRule) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *HTTPRule) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *HTTPRule) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *HTTPRule) GetHeaders() []*HeaderRule {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+// HeaderRule is one header of an HTTPRule; names are compared without case.
+type HeaderRule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Several values of one header are compared joined by ",". Absent = presence is enough.
+	Value         *string  `protobuf:"bytes,2,opt,name=value,proto3,oneof" json:"value,omitempty"`
+	Mismatch      Mismatch `protobuf:"varint,3,opt,name=mismatch,proto3,enum=weir.policy.v1.Mismatch" json:"mismatch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeaderRule) Reset() {
+	*x = HeaderRule{}
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeaderRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeaderRule) ProtoMessage() {}
+
+func (x *HeaderRule) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeaderRule.ProtoReflect.Descriptor instead.
+func (*HeaderRule) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *HeaderRule) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *HeaderRule) GetValue() string {
+	if x != nil && x.Value != nil {
+		return *x.Value
+	}
+	return ""
+}
+
+func (x *HeaderRule) GetMismatch() Mismatch {
+	if x != nil {
+		return x.Mismatch
+	}
+	return Mismatch_MISMATCH_UNSPECIFIED
+}
+
+// DNSRule is one item of rules.dns; either may match. Both empty = every name ("*").
+type DNSRule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rule          *PolicyRule            `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
+	MatchName     string                 `protobuf:"bytes,2,opt,name=match_name,json=matchName,proto3" json:"match_name,omitempty"`
+	MatchPattern  string                 `protobuf:"bytes,3,opt,name=match_pattern,json=matchPattern,proto3" json:"match_pattern,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DNSRule) Reset() {
+	*x = DNSRule{}
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DNSRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DNSRule) ProtoMessage() {}
+
+func (x *DNSRule) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DNSRule.ProtoReflect.Descriptor instead.
+func (*DNSRule) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *DNSRule) GetRule() *PolicyRule {
+	if x != nil {
+		return x.Rule
+	}
+	return nil
+}
+
+func (x *DNSRule) GetMatchName() string {
+	if x != nil {
+		return x.MatchName
+	}
+	return ""
+}
+
+func (x *DNSRule) GetMatchPattern() string {
+	if x != nil {
+		return x.MatchPattern
+	}
+	return ""
+}
+
+// TLSRule accepts connections: `any` even those without TLS, else those with one of the server names.
+type TLSRule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Rule  *PolicyRule            `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
+	Any   bool                   `protobuf:"varint,2,opt,name=any,proto3" json:"any,omitempty"`
+	// Patterns (`*.example.com`), lower case.
+	ServerNames   []string `protobuf:"bytes,3,rep,name=server_names,json=serverNames,proto3" json:"server_names,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TLSRule) Reset() {
+	*x = TLSRule{}
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TLSRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TLSRule) ProtoMessage() {}
+
+func (x *TLSRule) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TLSRule.ProtoReflect.Descriptor instead.
+func (*TLSRule) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *TLSRule) GetRule() *PolicyRule {
+	if x != nil {
+		return x.Rule
+	}
+	return nil
+}
+
+func (x *TLSRule) GetAny() bool {
+	if x != nil {
+		return x.Any
+	}
+	return false
+}
+
+func (x *TLSRule) GetServerNames() []string {
+	if x != nil {
+		return x.ServerNames
+	}
+	return nil
+}
+
+// Route names a listener of an Envoy configuration.
+type Route struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// CiliumEnvoyConfig or CiliumClusterwideEnvoyConfig.
+	Kind      string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Namespace string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Listener  string `protobuf:"bytes,4,opt,name=listener,proto3" json:"listener,omitempty"`
+	// The service that leads there.
+	ServiceNamespace string `protobuf:"bytes,5,opt,name=service_namespace,json=serviceNamespace,proto3" json:"service_namespace,omitempty"`
+	ServiceName      string `protobuf:"bytes,6,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	ServicePort      uint32 `protobuf:"varint,7,opt,name=service_port,json=servicePort,proto3" json:"service_port,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *Route) Reset() {
+	*x = Route{}
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Route) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Route) ProtoMessage() {}
+
+func (x *Route) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Route.ProtoReflect.Descriptor instead.
+func (*Route) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Route) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Route) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Route) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Route) GetListener() string {
+	if x != nil {
+		return x.Listener
+	}
+	return ""
+}
+
+func (x *Route) GetServiceNamespace() string {
+	if x != nil {
+		return x.ServiceNamespace
+	}
+	return ""
+}
+
+func (x *Route) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *Route) GetServicePort() uint32 {
+	if x != nil {
+		return x.ServicePort
+	}
+	return 0
+}
+
 // PolicyRule names a rule of a policy object.
 type PolicyRule struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2298,7 +3121,7 @@ type PolicyRule struct {
 
 func (x *PolicyRule) Reset() {
 	*x = PolicyRule{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[24]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2310,7 +3133,7 @@ func (x *PolicyRule) String() string {
 func (*PolicyRule) ProtoMessage() {}
 
 func (x *PolicyRule) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[24]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2323,7 +3146,7 @@ func (x *PolicyRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRule.ProtoReflect.Descriptor instead.
 func (*PolicyRule) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{24}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PolicyRule) GetKind() string {
@@ -2411,7 +3234,7 @@ type Subject struct {
 
 func (x *Subject) Reset() {
 	*x = Subject{}
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[25]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2423,7 +3246,7 @@ func (x *Subject) String() string {
 func (*Subject) ProtoMessage() {}
 
 func (x *Subject) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_policy_proto_msgTypes[25]
+	mi := &file_weir_policy_v1_policy_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +3259,7 @@ func (x *Subject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subject.ProtoReflect.Descriptor instead.
 func (*Subject) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{25}
+	return file_weir_policy_v1_policy_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Subject) GetKey() string {
@@ -2471,7 +3294,7 @@ var File_weir_policy_v1_policy_proto protoreflect.FileDescriptor
 
 const file_weir_policy_v1_policy_proto_rawDesc = "" +
 	"\n" +
-	"\x1bweir/policy/v1/policy.proto\x12\x0eweir.policy.v1\"\xea\x01\n" +
+	"\x1bweir/policy/v1/policy.proto\x12\x0eweir.policy.v1\"\x9e\x02\n" +
 	"\vSyncRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x15.weir.policy.v1.HelloH\x00R\x05hello\x126\n" +
 	"\bregister\x18\x02 \x01(\v2\x18.weir.policy.v1.EndpointH\x00R\bregister\x12 \n" +
@@ -2479,8 +3302,16 @@ const file_weir_policy_v1_policy_proto_rawDesc = "" +
 	"unregister\x18\x03 \x01(\tH\x00R\n" +
 	"unregister\x12\x12\n" +
 	"\x03ack\x18\x04 \x01(\x04H\x00R\x03ack\x123\n" +
-	"\arefusal\x18\x05 \x01(\v2\x17.weir.policy.v1.RefusalH\x00R\arefusalB\t\n" +
-	"\amessage\"t\n" +
+	"\arefusal\x18\x05 \x01(\v2\x17.weir.policy.v1.RefusalH\x00R\arefusal\x122\n" +
+	"\x05slots\x18\x06 \x01(\v2\x1a.weir.policy.v1.SlotReportH\x00R\x05slotsB\t\n" +
+	"\amessage\"8\n" +
+	"\n" +
+	"SlotReport\x12*\n" +
+	"\x05slots\x18\x01 \x03(\v2\x14.weir.policy.v1.SlotR\x05slots\"D\n" +
+	"\x04Slot\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\rR\x06number\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\"t\n" +
 	"\aRefusal\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x127\n" +
 	"\bresource\x18\x02 \x01(\v2\x1b.weir.policy.v1.ResourceKeyR\bresource\x12\x14\n" +
@@ -2592,13 +3423,14 @@ const file_weir_policy_v1_policy_proto_rawDesc = "" +
 	" \x01(\bR\rexternalLocal\x12%\n" +
 	"\x0einternal_local\x18\v \x01(\bR\rinternalLocal\x123\n" +
 	"\x16health_check_node_port\x18\f \x01(\rR\x13healthCheckNodePort\x127\n" +
-	"\talgorithm\x18\r \x01(\x0e2\x19.weir.policy.v1.AlgorithmR\talgorithm\"\xbd\x01\n" +
+	"\talgorithm\x18\r \x01(\x0e2\x19.weir.policy.v1.AlgorithmR\talgorithm\"\xd3\x01\n" +
 	"\vServicePort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x124\n" +
 	"\bprotocol\x18\x02 \x01(\x0e2\x18.weir.policy.v1.ProtocolR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x123\n" +
 	"\bbackends\x18\x04 \x03(\v2\x17.weir.policy.v1.BackendR\bbackends\x12\x1b\n" +
-	"\tnode_port\x18\x05 \x01(\rR\bnodePort\"m\n" +
+	"\tnode_port\x18\x05 \x01(\rR\bnodePort\x12\x14\n" +
+	"\x05route\x18\x06 \x01(\tR\x05route\"m\n" +
 	"\aBackend\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x12\n" +
@@ -2610,22 +3442,72 @@ const file_weir_policy_v1_policy_proto_rawDesc = "" +
 	"\bprefixes\x18\x03 \x03(\tR\bprefixes\"6\n" +
 	"\bSelector\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x18\n" +
-	"\amembers\x18\x02 \x03(\tR\amembers\"\xda\x01\n" +
+	"\amembers\x18\x02 \x03(\tR\amembers\"\xbe\x02\n" +
 	"\x06Policy\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x127\n" +
 	"\tdirection\x18\x02 \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\x12\x1c\n" +
 	"\tselectors\x18\x03 \x03(\tR\tselectors\x125\n" +
 	"\aclasses\x18\x04 \x03(\v2\x1b.weir.policy.v1.PolicyClassR\aclasses\x120\n" +
-	"\x05rules\x18\x05 \x03(\v2\x1a.weir.policy.v1.PolicyRuleR\x05rules\"`\n" +
+	"\x05rules\x18\x05 \x03(\v2\x1a.weir.policy.v1.PolicyRuleR\x05rules\x120\n" +
+	"\x05names\x18\x06 \x03(\v2\x1a.weir.policy.v1.PolicyNameR\x05names\x120\n" +
+	"\afilters\x18\a \x03(\v2\x16.weir.policy.v1.FilterR\afilters\"`\n" +
 	"\vPolicyClass\x12\x1c\n" +
 	"\tselectors\x18\x01 \x03(\rR\tselectors\x123\n" +
-	"\x06ranges\x18\x02 \x03(\v2\x1b.weir.policy.v1.PolicyRangeR\x06ranges\"\x9c\x01\n" +
+	"\x06ranges\x18\x02 \x03(\v2\x1b.weir.policy.v1.PolicyRangeR\x06ranges\"\xb4\x01\n" +
 	"\vPolicyRange\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x14\n" +
 	"\x05first\x18\x02 \x01(\rR\x05first\x12\x12\n" +
 	"\x04last\x18\x03 \x01(\rR\x04last\x121\n" +
 	"\averdict\x18\x04 \x01(\x0e2\x17.weir.policy.v1.VerdictR\averdict\x12\x14\n" +
-	"\x05rules\x18\x05 \x03(\rR\x05rules\"\xe8\x01\n" +
+	"\x05rules\x18\x05 \x03(\rR\x05rules\x12\x16\n" +
+	"\x06filter\x18\x06 \x01(\tR\x06filter\"\x85\x01\n" +
+	"\n" +
+	"PolicyName\x12\x1d\n" +
+	"\n" +
+	"match_name\x18\x01 \x01(\tR\tmatchName\x12#\n" +
+	"\rmatch_pattern\x18\x02 \x01(\tR\fmatchPattern\x123\n" +
+	"\x06ranges\x18\x03 \x03(\v2\x1b.weir.policy.v1.PolicyRangeR\x06ranges\"\xf2\x02\n" +
+	"\x06Filter\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x1a.weir.policy.v1.FilterKindR\x04kind\x127\n" +
+	"\tdirection\x18\x03 \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\x12\x1c\n" +
+	"\tnamespace\x18\x04 \x01(\tR\tnamespace\x12\x1e\n" +
+	"\n" +
+	"visibility\x18\x05 \x01(\bR\n" +
+	"visibility\x12,\n" +
+	"\x04http\x18\x06 \x03(\v2\x18.weir.policy.v1.HTTPRuleR\x04http\x12)\n" +
+	"\x03dns\x18\a \x03(\v2\x17.weir.policy.v1.DNSRuleR\x03dns\x12)\n" +
+	"\x03tls\x18\b \x03(\v2\x17.weir.policy.v1.TLSRuleR\x03tls\x12+\n" +
+	"\x05route\x18\t \x01(\v2\x15.weir.policy.v1.RouteR\x05route\"\xb0\x01\n" +
+	"\bHTTPRule\x12.\n" +
+	"\x04rule\x18\x01 \x01(\v2\x1a.weir.policy.v1.PolicyRuleR\x04rule\x12\x16\n" +
+	"\x06method\x18\x02 \x01(\tR\x06method\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\x12\x12\n" +
+	"\x04host\x18\x04 \x01(\tR\x04host\x124\n" +
+	"\aheaders\x18\x05 \x03(\v2\x1a.weir.policy.v1.HeaderRuleR\aheaders\"{\n" +
+	"\n" +
+	"HeaderRule\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
+	"\x05value\x18\x02 \x01(\tH\x00R\x05value\x88\x01\x01\x124\n" +
+	"\bmismatch\x18\x03 \x01(\x0e2\x18.weir.policy.v1.MismatchR\bmismatchB\b\n" +
+	"\x06_value\"}\n" +
+	"\aDNSRule\x12.\n" +
+	"\x04rule\x18\x01 \x01(\v2\x1a.weir.policy.v1.PolicyRuleR\x04rule\x12\x1d\n" +
+	"\n" +
+	"match_name\x18\x02 \x01(\tR\tmatchName\x12#\n" +
+	"\rmatch_pattern\x18\x03 \x01(\tR\fmatchPattern\"n\n" +
+	"\aTLSRule\x12.\n" +
+	"\x04rule\x18\x01 \x01(\v2\x1a.weir.policy.v1.PolicyRuleR\x04rule\x12\x10\n" +
+	"\x03any\x18\x02 \x01(\bR\x03any\x12!\n" +
+	"\fserver_names\x18\x03 \x03(\tR\vserverNames\"\xdc\x01\n" +
+	"\x05Route\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x1a\n" +
+	"\blistener\x18\x04 \x01(\tR\blistener\x12+\n" +
+	"\x11service_namespace\x18\x05 \x01(\tR\x10serviceNamespace\x12!\n" +
+	"\fservice_name\x18\x06 \x01(\tR\vserviceName\x12!\n" +
+	"\fservice_port\x18\a \x01(\rR\vservicePort\"\xe8\x01\n" +
 	"\n" +
 	"PolicyRule\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
@@ -2674,7 +3556,20 @@ const file_weir_policy_v1_policy_proto_rawDesc = "" +
 	"\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rVERDICT_ALLOW\x10\x01\x12\x18\n" +
 	"\x14VERDICT_DEFAULT_DENY\x10\x02\x12\x10\n" +
-	"\fVERDICT_DENY\x10\x032X\n" +
+	"\fVERDICT_DENY\x10\x03*\x80\x01\n" +
+	"\n" +
+	"FilterKind\x12\x1b\n" +
+	"\x17FILTER_KIND_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10FILTER_KIND_HTTP\x10\x01\x12\x13\n" +
+	"\x0fFILTER_KIND_TLS\x10\x02\x12\x13\n" +
+	"\x0fFILTER_KIND_DNS\x10\x03\x12\x15\n" +
+	"\x11FILTER_KIND_ROUTE\x10\x04*s\n" +
+	"\bMismatch\x12\x18\n" +
+	"\x14MISMATCH_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fMISMATCH_LOG\x10\x01\x12\x10\n" +
+	"\fMISMATCH_ADD\x10\x02\x12\x13\n" +
+	"\x0fMISMATCH_DELETE\x10\x03\x12\x14\n" +
+	"\x10MISMATCH_REPLACE\x10\x042X\n" +
 	"\rPolicyService\x12G\n" +
 	"\x04Sync\x12\x1b.weir.policy.v1.SyncRequest\x1a\x1c.weir.policy.v1.SyncResponse\"\x00(\x010\x01B6Z4github.com/weirmesh/weir/gen/weir/policy/v1;policyv1b\x06proto3"
 
@@ -2690,89 +3585,116 @@ func file_weir_policy_v1_policy_proto_rawDescGZIP() []byte {
 	return file_weir_policy_v1_policy_proto_rawDescData
 }
 
-var file_weir_policy_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_weir_policy_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_weir_policy_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_weir_policy_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_weir_policy_v1_policy_proto_goTypes = []any{
 	(ResourceKind)(0),      // 0: weir.policy.v1.ResourceKind
 	(Protocol)(0),          // 1: weir.policy.v1.Protocol
 	(Algorithm)(0),         // 2: weir.policy.v1.Algorithm
 	(Direction)(0),         // 3: weir.policy.v1.Direction
 	(Verdict)(0),           // 4: weir.policy.v1.Verdict
-	(*SyncRequest)(nil),    // 5: weir.policy.v1.SyncRequest
-	(*Refusal)(nil),        // 6: weir.policy.v1.Refusal
-	(*Hello)(nil),          // 7: weir.policy.v1.Hello
-	(*SyncResponse)(nil),   // 8: weir.policy.v1.SyncResponse
-	(*Synced)(nil),         // 9: weir.policy.v1.Synced
-	(*Spread)(nil),         // 10: weir.policy.v1.Spread
-	(*Update)(nil),         // 11: weir.policy.v1.Update
-	(*SelectorChange)(nil), // 12: weir.policy.v1.SelectorChange
-	(*ResourceKey)(nil),    // 13: weir.policy.v1.ResourceKey
-	(*Resource)(nil),       // 14: weir.policy.v1.Resource
-	(*Node)(nil),           // 15: weir.policy.v1.Node
-	(*Endpoint)(nil),       // 16: weir.policy.v1.Endpoint
-	(*Workload)(nil),       // 17: weir.policy.v1.Workload
-	(*Pod)(nil),            // 18: weir.policy.v1.Pod
-	(*Namespace)(nil),      // 19: weir.policy.v1.Namespace
-	(*Identity)(nil),       // 20: weir.policy.v1.Identity
-	(*Service)(nil),        // 21: weir.policy.v1.Service
-	(*ServicePort)(nil),    // 22: weir.policy.v1.ServicePort
-	(*Backend)(nil),        // 23: weir.policy.v1.Backend
-	(*Peer)(nil),           // 24: weir.policy.v1.Peer
-	(*Selector)(nil),       // 25: weir.policy.v1.Selector
-	(*Policy)(nil),         // 26: weir.policy.v1.Policy
-	(*PolicyClass)(nil),    // 27: weir.policy.v1.PolicyClass
-	(*PolicyRange)(nil),    // 28: weir.policy.v1.PolicyRange
-	(*PolicyRule)(nil),     // 29: weir.policy.v1.PolicyRule
-	(*Subject)(nil),        // 30: weir.policy.v1.Subject
-	nil,                    // 31: weir.policy.v1.Node.LabelsEntry
-	nil,                    // 32: weir.policy.v1.Endpoint.NamedPortsEntry
-	nil,                    // 33: weir.policy.v1.Pod.NamedPortsEntry
-	nil,                    // 34: weir.policy.v1.Namespace.LabelsEntry
+	(FilterKind)(0),        // 5: weir.policy.v1.FilterKind
+	(Mismatch)(0),          // 6: weir.policy.v1.Mismatch
+	(*SyncRequest)(nil),    // 7: weir.policy.v1.SyncRequest
+	(*SlotReport)(nil),     // 8: weir.policy.v1.SlotReport
+	(*Slot)(nil),           // 9: weir.policy.v1.Slot
+	(*Refusal)(nil),        // 10: weir.policy.v1.Refusal
+	(*Hello)(nil),          // 11: weir.policy.v1.Hello
+	(*SyncResponse)(nil),   // 12: weir.policy.v1.SyncResponse
+	(*Synced)(nil),         // 13: weir.policy.v1.Synced
+	(*Spread)(nil),         // 14: weir.policy.v1.Spread
+	(*Update)(nil),         // 15: weir.policy.v1.Update
+	(*SelectorChange)(nil), // 16: weir.policy.v1.SelectorChange
+	(*ResourceKey)(nil),    // 17: weir.policy.v1.ResourceKey
+	(*Resource)(nil),       // 18: weir.policy.v1.Resource
+	(*Node)(nil),           // 19: weir.policy.v1.Node
+	(*Endpoint)(nil),       // 20: weir.policy.v1.Endpoint
+	(*Workload)(nil),       // 21: weir.policy.v1.Workload
+	(*Pod)(nil),            // 22: weir.policy.v1.Pod
+	(*Namespace)(nil),      // 23: weir.policy.v1.Namespace
+	(*Identity)(nil),       // 24: weir.policy.v1.Identity
+	(*Service)(nil),        // 25: weir.policy.v1.Service
+	(*ServicePort)(nil),    // 26: weir.policy.v1.ServicePort
+	(*Backend)(nil),        // 27: weir.policy.v1.Backend
+	(*Peer)(nil),           // 28: weir.policy.v1.Peer
+	(*Selector)(nil),       // 29: weir.policy.v1.Selector
+	(*Policy)(nil),         // 30: weir.policy.v1.Policy
+	(*PolicyClass)(nil),    // 31: weir.policy.v1.PolicyClass
+	(*PolicyRange)(nil),    // 32: weir.policy.v1.PolicyRange
+	(*PolicyName)(nil),     // 33: weir.policy.v1.PolicyName
+	(*Filter)(nil),         // 34: weir.policy.v1.Filter
+	(*HTTPRule)(nil),       // 35: weir.policy.v1.HTTPRule
+	(*HeaderRule)(nil),     // 36: weir.policy.v1.HeaderRule
+	(*DNSRule)(nil),        // 37: weir.policy.v1.DNSRule
+	(*TLSRule)(nil),        // 38: weir.policy.v1.TLSRule
+	(*Route)(nil),          // 39: weir.policy.v1.Route
+	(*PolicyRule)(nil),     // 40: weir.policy.v1.PolicyRule
+	(*Subject)(nil),        // 41: weir.policy.v1.Subject
+	nil,                    // 42: weir.policy.v1.Node.LabelsEntry
+	nil,                    // 43: weir.policy.v1.Endpoint.NamedPortsEntry
+	nil,                    // 44: weir.policy.v1.Pod.NamedPortsEntry
+	nil,                    // 45: weir.policy.v1.Namespace.LabelsEntry
 }
 var file_weir_policy_v1_policy_proto_depIdxs = []int32{
-	7,  // 0: weir.policy.v1.SyncRequest.hello:type_name -> weir.policy.v1.Hello
-	16, // 1: weir.policy.v1.SyncRequest.register:type_name -> weir.policy.v1.Endpoint
-	6,  // 2: weir.policy.v1.SyncRequest.refusal:type_name -> weir.policy.v1.Refusal
-	13, // 3: weir.policy.v1.Refusal.resource:type_name -> weir.policy.v1.ResourceKey
-	11, // 4: weir.policy.v1.SyncResponse.update:type_name -> weir.policy.v1.Update
-	9,  // 5: weir.policy.v1.SyncResponse.synced:type_name -> weir.policy.v1.Synced
-	10, // 6: weir.policy.v1.SyncResponse.spread:type_name -> weir.policy.v1.Spread
-	14, // 7: weir.policy.v1.Update.upserts:type_name -> weir.policy.v1.Resource
-	13, // 8: weir.policy.v1.Update.removals:type_name -> weir.policy.v1.ResourceKey
-	12, // 9: weir.policy.v1.Update.selector_changes:type_name -> weir.policy.v1.SelectorChange
-	0,  // 10: weir.policy.v1.ResourceKey.kind:type_name -> weir.policy.v1.ResourceKind
-	15, // 11: weir.policy.v1.Resource.node:type_name -> weir.policy.v1.Node
-	16, // 12: weir.policy.v1.Resource.endpoint:type_name -> weir.policy.v1.Endpoint
-	21, // 13: weir.policy.v1.Resource.service:type_name -> weir.policy.v1.Service
-	19, // 14: weir.policy.v1.Resource.namespace:type_name -> weir.policy.v1.Namespace
-	20, // 15: weir.policy.v1.Resource.identity:type_name -> weir.policy.v1.Identity
-	18, // 16: weir.policy.v1.Resource.pod:type_name -> weir.policy.v1.Pod
-	24, // 17: weir.policy.v1.Resource.peer:type_name -> weir.policy.v1.Peer
-	25, // 18: weir.policy.v1.Resource.selector:type_name -> weir.policy.v1.Selector
-	26, // 19: weir.policy.v1.Resource.policy:type_name -> weir.policy.v1.Policy
-	30, // 20: weir.policy.v1.Resource.subject:type_name -> weir.policy.v1.Subject
-	31, // 21: weir.policy.v1.Node.labels:type_name -> weir.policy.v1.Node.LabelsEntry
-	17, // 22: weir.policy.v1.Endpoint.workload:type_name -> weir.policy.v1.Workload
-	32, // 23: weir.policy.v1.Endpoint.named_ports:type_name -> weir.policy.v1.Endpoint.NamedPortsEntry
-	17, // 24: weir.policy.v1.Pod.workload:type_name -> weir.policy.v1.Workload
-	33, // 25: weir.policy.v1.Pod.named_ports:type_name -> weir.policy.v1.Pod.NamedPortsEntry
-	34, // 26: weir.policy.v1.Namespace.labels:type_name -> weir.policy.v1.Namespace.LabelsEntry
-	22, // 27: weir.policy.v1.Service.ports:type_name -> weir.policy.v1.ServicePort
-	2,  // 28: weir.policy.v1.Service.algorithm:type_name -> weir.policy.v1.Algorithm
-	1,  // 29: weir.policy.v1.ServicePort.protocol:type_name -> weir.policy.v1.Protocol
-	23, // 30: weir.policy.v1.ServicePort.backends:type_name -> weir.policy.v1.Backend
-	3,  // 31: weir.policy.v1.Policy.direction:type_name -> weir.policy.v1.Direction
-	27, // 32: weir.policy.v1.Policy.classes:type_name -> weir.policy.v1.PolicyClass
-	29, // 33: weir.policy.v1.Policy.rules:type_name -> weir.policy.v1.PolicyRule
-	28, // 34: weir.policy.v1.PolicyClass.ranges:type_name -> weir.policy.v1.PolicyRange
-	4,  // 35: weir.policy.v1.PolicyRange.verdict:type_name -> weir.policy.v1.Verdict
-	5,  // 36: weir.policy.v1.PolicyService.Sync:input_type -> weir.policy.v1.SyncRequest
-	8,  // 37: weir.policy.v1.PolicyService.Sync:output_type -> weir.policy.v1.SyncResponse
-	37, // [37:38] is the sub-list for method output_type
-	36, // [36:37] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	11, // 0: weir.policy.v1.SyncRequest.hello:type_name -> weir.policy.v1.Hello
+	20, // 1: weir.policy.v1.SyncRequest.register:type_name -> weir.policy.v1.Endpoint
+	10, // 2: weir.policy.v1.SyncRequest.refusal:type_name -> weir.policy.v1.Refusal
+	8,  // 3: weir.policy.v1.SyncRequest.slots:type_name -> weir.policy.v1.SlotReport
+	9,  // 4: weir.policy.v1.SlotReport.slots:type_name -> weir.policy.v1.Slot
+	17, // 5: weir.policy.v1.Refusal.resource:type_name -> weir.policy.v1.ResourceKey
+	15, // 6: weir.policy.v1.SyncResponse.update:type_name -> weir.policy.v1.Update
+	13, // 7: weir.policy.v1.SyncResponse.synced:type_name -> weir.policy.v1.Synced
+	14, // 8: weir.policy.v1.SyncResponse.spread:type_name -> weir.policy.v1.Spread
+	18, // 9: weir.policy.v1.Update.upserts:type_name -> weir.policy.v1.Resource
+	17, // 10: weir.policy.v1.Update.removals:type_name -> weir.policy.v1.ResourceKey
+	16, // 11: weir.policy.v1.Update.selector_changes:type_name -> weir.policy.v1.SelectorChange
+	0,  // 12: weir.policy.v1.ResourceKey.kind:type_name -> weir.policy.v1.ResourceKind
+	19, // 13: weir.policy.v1.Resource.node:type_name -> weir.policy.v1.Node
+	20, // 14: weir.policy.v1.Resource.endpoint:type_name -> weir.policy.v1.Endpoint
+	25, // 15: weir.policy.v1.Resource.service:type_name -> weir.policy.v1.Service
+	23, // 16: weir.policy.v1.Resource.namespace:type_name -> weir.policy.v1.Namespace
+	24, // 17: weir.policy.v1.Resource.identity:type_name -> weir.policy.v1.Identity
+	22, // 18: weir.policy.v1.Resource.pod:type_name -> weir.policy.v1.Pod
+	28, // 19: weir.policy.v1.Resource.peer:type_name -> weir.policy.v1.Peer
+	29, // 20: weir.policy.v1.Resource.selector:type_name -> weir.policy.v1.Selector
+	30, // 21: weir.policy.v1.Resource.policy:type_name -> weir.policy.v1.Policy
+	41, // 22: weir.policy.v1.Resource.subject:type_name -> weir.policy.v1.Subject
+	42, // 23: weir.policy.v1.Node.labels:type_name -> weir.policy.v1.Node.LabelsEntry
+	21, // 24: weir.policy.v1.Endpoint.workload:type_name -> weir.policy.v1.Workload
+	43, // 25: weir.policy.v1.Endpoint.named_ports:type_name -> weir.policy.v1.Endpoint.NamedPortsEntry
+	21, // 26: weir.policy.v1.Pod.workload:type_name -> weir.policy.v1.Workload
+	44, // 27: weir.policy.v1.Pod.named_ports:type_name -> weir.policy.v1.Pod.NamedPortsEntry
+	45, // 28: weir.policy.v1.Namespace.labels:type_name -> weir.policy.v1.Namespace.LabelsEntry
+	26, // 29: weir.policy.v1.Service.ports:type_name -> weir.policy.v1.ServicePort
+	2,  // 30: weir.policy.v1.Service.algorithm:type_name -> weir.policy.v1.Algorithm
+	1,  // 31: weir.policy.v1.ServicePort.protocol:type_name -> weir.policy.v1.Protocol
+	27, // 32: weir.policy.v1.ServicePort.backends:type_name -> weir.policy.v1.Backend
+	3,  // 33: weir.policy.v1.Policy.direction:type_name -> weir.policy.v1.Direction
+	31, // 34: weir.policy.v1.Policy.classes:type_name -> weir.policy.v1.PolicyClass
+	40, // 35: weir.policy.v1.Policy.rules:type_name -> weir.policy.v1.PolicyRule
+	33, // 36: weir.policy.v1.Policy.names:type_name -> weir.policy.v1.PolicyName
+	34, // 37: weir.policy.v1.Policy.filters:type_name -> weir.policy.v1.Filter
+	32, // 38: weir.policy.v1.PolicyClass.ranges:type_name -> weir.policy.v1.PolicyRange
+	4,  // 39: weir.policy.v1.PolicyRange.verdict:type_name -> weir.policy.v1.Verdict
+	32, // 40: weir.policy.v1.PolicyName.ranges:type_name -> weir.policy.v1.PolicyRange
+	5,  // 41: weir.policy.v1.Filter.kind:type_name -> weir.policy.v1.FilterKind
+	3,  // 42: weir.policy.v1.Filter.direction:type_name -> weir.policy.v1.Direction
+	35, // 43: weir.policy.v1.Filter.http:type_name -> weir.policy.v1.HTTPRule
+	37, // 44: weir.policy.v1.Filter.dns:type_name -> weir.policy.v1.DNSRule
+	38, // 45: weir.policy.v1.Filter.tls:type_name -> weir.policy.v1.TLSRule
+	39, // 46: weir.policy.v1.Filter.route:type_name -> weir.policy.v1.Route
+	40, // 47: weir.policy.v1.HTTPRule.rule:type_name -> weir.policy.v1.PolicyRule
+	36, // 48: weir.policy.v1.HTTPRule.headers:type_name -> weir.policy.v1.HeaderRule
+	6,  // 49: weir.policy.v1.HeaderRule.mismatch:type_name -> weir.policy.v1.Mismatch
+	40, // 50: weir.policy.v1.DNSRule.rule:type_name -> weir.policy.v1.PolicyRule
+	40, // 51: weir.policy.v1.TLSRule.rule:type_name -> weir.policy.v1.PolicyRule
+	7,  // 52: weir.policy.v1.PolicyService.Sync:input_type -> weir.policy.v1.SyncRequest
+	12, // 53: weir.policy.v1.PolicyService.Sync:output_type -> weir.policy.v1.SyncResponse
+	53, // [53:54] is the sub-list for method output_type
+	52, // [52:53] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_policy_proto_init() }
@@ -2786,13 +3708,14 @@ func file_weir_policy_v1_policy_proto_init() {
 		(*SyncRequest_Unregister)(nil),
 		(*SyncRequest_Ack)(nil),
 		(*SyncRequest_Refusal)(nil),
+		(*SyncRequest_Slots)(nil),
 	}
-	file_weir_policy_v1_policy_proto_msgTypes[3].OneofWrappers = []any{
+	file_weir_policy_v1_policy_proto_msgTypes[5].OneofWrappers = []any{
 		(*SyncResponse_Update)(nil),
 		(*SyncResponse_Synced)(nil),
 		(*SyncResponse_Spread)(nil),
 	}
-	file_weir_policy_v1_policy_proto_msgTypes[9].OneofWrappers = []any{
+	file_weir_policy_v1_policy_proto_msgTypes[11].OneofWrappers = []any{
 		(*Resource_Node)(nil),
 		(*Resource_Endpoint)(nil),
 		(*Resource_Service)(nil),
@@ -2804,13 +3727,14 @@ func file_weir_policy_v1_policy_proto_init() {
 		(*Resource_Policy)(nil),
 		(*Resource_Subject)(nil),
 	}
+	file_weir_policy_v1_policy_proto_msgTypes[29].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_policy_v1_policy_proto_rawDesc), len(file_weir_policy_v1_policy_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   30,
+			NumEnums:      7,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
