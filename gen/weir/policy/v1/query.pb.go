@@ -154,7 +154,11 @@ type PolicyObject struct {
 	// Conflicts that showed when an endpoint's policy was computed: "namespace/pod: ...".
 	Conflicts []string `protobuf:"bytes,14,rep,name=conflicts,proto3" json:"conflicts,omitempty"`
 	// The object as applied, as JSON.
-	Object        []byte `protobuf:"bytes,15,opt,name=object,proto3" json:"object,omitempty"`
+	Object []byte `protobuf:"bytes,15,opt,name=object,proto3" json:"object,omitempty"`
+	// Of an Envoy configuration: the services that it routes, as "namespace/name:port".
+	Services []string `protobuf:"bytes,16,rep,name=services,proto3" json:"services,omitempty"`
+	// What does not keep it from being in force and that one should know.
+	Notes         []string `protobuf:"bytes,17,rep,name=notes,proto3" json:"notes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -290,6 +294,20 @@ func (x *PolicyObject) GetConflicts() []string {
 func (x *PolicyObject) GetObject() []byte {
 	if x != nil {
 		return x.Object
+	}
+	return nil
+}
+
+func (x *PolicyObject) GetServices() []string {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+func (x *PolicyObject) GetNotes() []string {
+	if x != nil {
+		return x.Notes
 	}
 	return nil
 }
@@ -541,7 +559,8 @@ func (x *Validated) GetChanges() []string {
 	return nil
 }
 
-// ExplainConnectionRequest names both ends: "namespace/pod", an address, "node:NAME", or "svc:namespace/name".
+// ExplainConnectionRequest names both ends: "namespace/pod", an address, "node:NAME", "svc:namespace/name", or, for a destination outside of the
+// cluster, "name:NAME", the name that DNS gave it.
 type ExplainConnectionRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Source      string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
@@ -549,7 +568,13 @@ type ExplainConnectionRequest struct {
 	// A number, or the type for ICMP.
 	Port uint32 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
 	// TCP (default), UDP, SCTP, ICMP, ICMPv6.
-	Protocol      string `protobuf:"bytes,4,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Protocol string `protobuf:"bytes,4,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// What is asked on the connection, where policy has it read by a proxy; at most one of these is set. None = of requests nothing is said.
+	Http *HTTPRequest `protobuf:"bytes,5,opt,name=http,proto3" json:"http,omitempty"`
+	// A name that is looked up.
+	Dns string `protobuf:"bytes,6,opt,name=dns,proto3" json:"dns,omitempty"`
+	// The server name that TLS names.
+	Sni           string `protobuf:"bytes,7,opt,name=sni,proto3" json:"sni,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -612,18 +637,168 @@ func (x *ExplainConnectionRequest) GetProtocol() string {
 	return ""
 }
 
+func (x *ExplainConnectionRequest) GetHttp() *HTTPRequest {
+	if x != nil {
+		return x.Http
+	}
+	return nil
+}
+
+func (x *ExplainConnectionRequest) GetDns() string {
+	if x != nil {
+		return x.Dns
+	}
+	return ""
+}
+
+func (x *ExplainConnectionRequest) GetSni() string {
+	if x != nil {
+		return x.Sni
+	}
+	return ""
+}
+
+// HTTPRequest is a request as its client writes it.
+type HTTPRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty = GET.
+	Method string `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
+	// With the query; empty = "/".
+	Path          string        `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Host          string        `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	Headers       []*HTTPHeader `protobuf:"bytes,4,rep,name=headers,proto3" json:"headers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HTTPRequest) Reset() {
+	*x = HTTPRequest{}
+	mi := &file_weir_policy_v1_query_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HTTPRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HTTPRequest) ProtoMessage() {}
+
+func (x *HTTPRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_query_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HTTPRequest.ProtoReflect.Descriptor instead.
+func (*HTTPRequest) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_query_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *HTTPRequest) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *HTTPRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *HTTPRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *HTTPRequest) GetHeaders() []*HTTPHeader {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+// HTTPHeader is one header.
+type HTTPHeader struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HTTPHeader) Reset() {
+	*x = HTTPHeader{}
+	mi := &file_weir_policy_v1_query_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HTTPHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HTTPHeader) ProtoMessage() {}
+
+func (x *HTTPHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_query_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HTTPHeader.ProtoReflect.Descriptor instead.
+func (*HTTPHeader) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_query_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *HTTPHeader) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *HTTPHeader) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
 // ExplainConnectionResponse tells the steps.
 type ExplainConnectionResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Verdict       Verdict                `protobuf:"varint,1,opt,name=verdict,proto3,enum=weir.policy.v1.Verdict" json:"verdict,omitempty"`
-	Sides         []*Side                `protobuf:"bytes,2,rep,name=sides,proto3" json:"sides,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// On the connection.
+	Verdict Verdict `protobuf:"varint,1,opt,name=verdict,proto3,enum=weir.policy.v1.Verdict" json:"verdict,omitempty"`
+	Sides   []*Side `protobuf:"bytes,2,rep,name=sides,proto3" json:"sides,omitempty"`
+	// The connection passes, and what was asked on it does not: some side's filter accepts it by no item.
+	Refused bool `protobuf:"varint,3,opt,name=refused,proto3" json:"refused,omitempty"`
+	// The Envoy configuration that the connection is routed by first; absent = none.
+	Route         *Route `protobuf:"bytes,4,opt,name=route,proto3" json:"route,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExplainConnectionResponse) Reset() {
 	*x = ExplainConnectionResponse{}
-	mi := &file_weir_policy_v1_query_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_query_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -635,7 +810,7 @@ func (x *ExplainConnectionResponse) String() string {
 func (*ExplainConnectionResponse) ProtoMessage() {}
 
 func (x *ExplainConnectionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_query_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_query_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -648,7 +823,7 @@ func (x *ExplainConnectionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainConnectionResponse.ProtoReflect.Descriptor instead.
 func (*ExplainConnectionResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_query_proto_rawDescGZIP(), []int{8}
+	return file_weir_policy_v1_query_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ExplainConnectionResponse) GetVerdict() Verdict {
@@ -661,6 +836,20 @@ func (x *ExplainConnectionResponse) GetVerdict() Verdict {
 func (x *ExplainConnectionResponse) GetSides() []*Side {
 	if x != nil {
 		return x.Sides
+	}
+	return nil
+}
+
+func (x *ExplainConnectionResponse) GetRefused() bool {
+	if x != nil {
+		return x.Refused
+	}
+	return false
+}
+
+func (x *ExplainConnectionResponse) GetRoute() *Route {
+	if x != nil {
+		return x.Route
 	}
 	return nil
 }
@@ -688,15 +877,23 @@ type Side struct {
 	Protocol   uint32      `protobuf:"varint,14,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	Port       uint32      `protobuf:"varint,15,opt,name=port,proto3" json:"port,omitempty"`
 	// The backend's address, after service translation.
-	Destination   string `protobuf:"bytes,16,opt,name=destination,proto3" json:"destination,omitempty"`
-	PolicyKey     string `protobuf:"bytes,17,opt,name=policy_key,json=policyKey,proto3" json:"policy_key,omitempty"`
+	Destination string `protobuf:"bytes,16,opt,name=destination,proto3" json:"destination,omitempty"`
+	PolicyKey   string `protobuf:"bytes,17,opt,name=policy_key,json=policyKey,proto3" json:"policy_key,omitempty"`
+	// What is allowed passes through a proxy: the filter with all that its items say. Absent = it does not.
+	Filter *Filter `protobuf:"bytes,18,opt,name=filter,proto3" json:"filter,omitempty"`
+	// One for each item of the filter, if something was asked.
+	Items []*FilterStep `protobuf:"bytes,19,rep,name=items,proto3" json:"items,omitempty"`
+	// Something was asked, and no item accepts it.
+	Refused bool `protobuf:"varint,20,opt,name=refused,proto3" json:"refused,omitempty"`
+	// Rules by DNS name (toFQDNs) that would allow this port to an address that has such a name; the node's DNS proxy knows which have.
+	Names         []*NameStep `protobuf:"bytes,21,rep,name=names,proto3" json:"names,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Side) Reset() {
 	*x = Side{}
-	mi := &file_weir_policy_v1_query_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_query_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -708,7 +905,7 @@ func (x *Side) String() string {
 func (*Side) ProtoMessage() {}
 
 func (x *Side) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_query_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_query_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -721,7 +918,7 @@ func (x *Side) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Side.ProtoReflect.Descriptor instead.
 func (*Side) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_query_proto_rawDescGZIP(), []int{9}
+	return file_weir_policy_v1_query_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Side) GetDirection() Direction {
@@ -843,6 +1040,168 @@ func (x *Side) GetPolicyKey() string {
 	return ""
 }
 
+func (x *Side) GetFilter() *Filter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *Side) GetItems() []*FilterStep {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *Side) GetRefused() bool {
+	if x != nil {
+		return x.Refused
+	}
+	return false
+}
+
+func (x *Side) GetNames() []*NameStep {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+// FilterStep is an item of a filter that was asked.
+type FilterStep struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Rule  *PolicyRule            `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
+	// What it wants, in words.
+	Item    string `protobuf:"bytes,2,opt,name=item,proto3" json:"item,omitempty"`
+	Accepts bool   `protobuf:"varint,3,opt,name=accepts,proto3" json:"accepts,omitempty"`
+	// What it does beside, such as "sets header X-A"; or why it does not accept.
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FilterStep) Reset() {
+	*x = FilterStep{}
+	mi := &file_weir_policy_v1_query_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FilterStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FilterStep) ProtoMessage() {}
+
+func (x *FilterStep) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_query_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FilterStep.ProtoReflect.Descriptor instead.
+func (*FilterStep) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_query_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *FilterStep) GetRule() *PolicyRule {
+	if x != nil {
+		return x.Rule
+	}
+	return nil
+}
+
+func (x *FilterStep) GetItem() string {
+	if x != nil {
+		return x.Item
+	}
+	return ""
+}
+
+func (x *FilterStep) GetAccepts() bool {
+	if x != nil {
+		return x.Accepts
+	}
+	return false
+}
+
+func (x *FilterStep) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// NameStep is a selector of names that bears on a connection.
+type NameStep struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// matchName or matchPattern.
+	Selector string        `protobuf:"bytes,1,opt,name=selector,proto3" json:"selector,omitempty"`
+	Rules    []*PolicyRule `protobuf:"bytes,2,rep,name=rules,proto3" json:"rules,omitempty"`
+	// The destination was named by a name that it matches.
+	Matches       bool `protobuf:"varint,3,opt,name=matches,proto3" json:"matches,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NameStep) Reset() {
+	*x = NameStep{}
+	mi := &file_weir_policy_v1_query_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NameStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NameStep) ProtoMessage() {}
+
+func (x *NameStep) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_query_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NameStep.ProtoReflect.Descriptor instead.
+func (*NameStep) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_query_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *NameStep) GetSelector() string {
+	if x != nil {
+		return x.Selector
+	}
+	return ""
+}
+
+func (x *NameStep) GetRules() []*PolicyRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *NameStep) GetMatches() bool {
+	if x != nil {
+		return x.Matches
+	}
+	return false
+}
+
 // RuleStep is a rule that was looked at.
 type RuleStep struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -862,7 +1221,7 @@ type RuleStep struct {
 
 func (x *RuleStep) Reset() {
 	*x = RuleStep{}
-	mi := &file_weir_policy_v1_query_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_query_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -874,7 +1233,7 @@ func (x *RuleStep) String() string {
 func (*RuleStep) ProtoMessage() {}
 
 func (x *RuleStep) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_query_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_query_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -887,7 +1246,7 @@ func (x *RuleStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleStep.ProtoReflect.Descriptor instead.
 func (*RuleStep) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_query_proto_rawDescGZIP(), []int{10}
+	return file_weir_policy_v1_query_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RuleStep) GetRule() *PolicyRule {
@@ -949,7 +1308,7 @@ type GetEffectivePolicyRequest struct {
 
 func (x *GetEffectivePolicyRequest) Reset() {
 	*x = GetEffectivePolicyRequest{}
-	mi := &file_weir_policy_v1_query_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_query_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -961,7 +1320,7 @@ func (x *GetEffectivePolicyRequest) String() string {
 func (*GetEffectivePolicyRequest) ProtoMessage() {}
 
 func (x *GetEffectivePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_query_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_query_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -974,7 +1333,7 @@ func (x *GetEffectivePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEffectivePolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetEffectivePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_query_proto_rawDescGZIP(), []int{11}
+	return file_weir_policy_v1_query_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetEffectivePolicyRequest) GetEndpoint() string {
@@ -994,7 +1353,7 @@ type GetEffectivePolicyResponse struct {
 
 func (x *GetEffectivePolicyResponse) Reset() {
 	*x = GetEffectivePolicyResponse{}
-	mi := &file_weir_policy_v1_query_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_query_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1006,7 +1365,7 @@ func (x *GetEffectivePolicyResponse) String() string {
 func (*GetEffectivePolicyResponse) ProtoMessage() {}
 
 func (x *GetEffectivePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_query_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_query_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1019,7 +1378,7 @@ func (x *GetEffectivePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEffectivePolicyResponse.ProtoReflect.Descriptor instead.
 func (*GetEffectivePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_query_proto_rawDescGZIP(), []int{12}
+	return file_weir_policy_v1_query_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetEffectivePolicyResponse) GetDirections() []*EffectiveDirection {
@@ -1043,7 +1402,7 @@ type EffectiveDirection struct {
 
 func (x *EffectiveDirection) Reset() {
 	*x = EffectiveDirection{}
-	mi := &file_weir_policy_v1_query_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_query_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1055,7 +1414,7 @@ func (x *EffectiveDirection) String() string {
 func (*EffectiveDirection) ProtoMessage() {}
 
 func (x *EffectiveDirection) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_query_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_query_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1068,7 +1427,7 @@ func (x *EffectiveDirection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EffectiveDirection.ProtoReflect.Descriptor instead.
 func (*EffectiveDirection) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_query_proto_rawDescGZIP(), []int{13}
+	return file_weir_policy_v1_query_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EffectiveDirection) GetDirection() Direction {
@@ -1113,16 +1472,20 @@ type EffectiveRow struct {
 	Peers     string   `protobuf:"bytes,1,opt,name=peers,proto3" json:"peers,omitempty"`
 	Endpoints []string `protobuf:"bytes,2,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	// Such as "8080/TCP", "ICMP echo-request", "all ports".
-	Ports         string        `protobuf:"bytes,3,opt,name=ports,proto3" json:"ports,omitempty"`
-	Verdict       Verdict       `protobuf:"varint,4,opt,name=verdict,proto3,enum=weir.policy.v1.Verdict" json:"verdict,omitempty"`
-	Rules         []*PolicyRule `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`
+	Ports   string        `protobuf:"bytes,3,opt,name=ports,proto3" json:"ports,omitempty"`
+	Verdict Verdict       `protobuf:"varint,4,opt,name=verdict,proto3,enum=weir.policy.v1.Verdict" json:"verdict,omitempty"`
+	Rules   []*PolicyRule `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`
+	// What of it may pass, in words, an item each: "GET /public/.*", "names *.example.com"; empty = all.
+	Requests []string `protobuf:"bytes,6,rep,name=requests,proto3" json:"requests,omitempty"`
+	// It is only looked at by a proxy (proxy-visibility).
+	Visibility    bool `protobuf:"varint,7,opt,name=visibility,proto3" json:"visibility,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EffectiveRow) Reset() {
 	*x = EffectiveRow{}
-	mi := &file_weir_policy_v1_query_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_query_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1134,7 +1497,7 @@ func (x *EffectiveRow) String() string {
 func (*EffectiveRow) ProtoMessage() {}
 
 func (x *EffectiveRow) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_query_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_query_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1147,7 +1510,7 @@ func (x *EffectiveRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EffectiveRow.ProtoReflect.Descriptor instead.
 func (*EffectiveRow) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_query_proto_rawDescGZIP(), []int{14}
+	return file_weir_policy_v1_query_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *EffectiveRow) GetPeers() string {
@@ -1185,6 +1548,20 @@ func (x *EffectiveRow) GetRules() []*PolicyRule {
 	return nil
 }
 
+func (x *EffectiveRow) GetRequests() []string {
+	if x != nil {
+		return x.Requests
+	}
+	return nil
+}
+
+func (x *EffectiveRow) GetVisibility() bool {
+	if x != nil {
+		return x.Visibility
+	}
+	return false
+}
+
 var File_weir_policy_v1_query_proto protoreflect.FileDescriptor
 
 const file_weir_policy_v1_query_proto_rawDesc = "" +
@@ -1195,7 +1572,7 @@ const file_weir_policy_v1_query_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x03 \x01(\tR\x04kind\"P\n" +
 	"\x14ListPoliciesResponse\x128\n" +
-	"\bpolicies\x18\x01 \x03(\v2\x1c.weir.policy.v1.PolicyObjectR\bpolicies\"\xc2\x03\n" +
+	"\bpolicies\x18\x01 \x03(\v2\x1c.weir.policy.v1.PolicyObjectR\bpolicies\"\xf4\x03\n" +
 	"\fPolicyObject\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -1214,7 +1591,9 @@ const file_weir_policy_v1_query_proto_rawDesc = "" +
 	"\alagging\x18\f \x03(\v2\x17.weir.policy.v1.NodeLagR\alagging\x12\x1c\n" +
 	"\tendpoints\x18\r \x01(\rR\tendpoints\x12\x1c\n" +
 	"\tconflicts\x18\x0e \x03(\tR\tconflicts\x12\x16\n" +
-	"\x06object\x18\x0f \x01(\fR\x06object\"5\n" +
+	"\x06object\x18\x0f \x01(\fR\x06object\x12\x1a\n" +
+	"\bservices\x18\x10 \x03(\tR\bservices\x12\x14\n" +
+	"\x05notes\x18\x11 \x03(\tR\x05notes\"5\n" +
 	"\aNodeLag\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"K\n" +
@@ -1230,15 +1609,29 @@ const file_weir_policy_v1_query_proto_rawDesc = "" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x14\n" +
 	"\x05field\x18\x05 \x01(\tR\x05field\x12\x17\n" +
 	"\anot_yet\x18\x06 \x01(\tR\x06notYet\x12\x18\n" +
-	"\achanges\x18\a \x03(\tR\achanges\"\x84\x01\n" +
+	"\achanges\x18\a \x03(\tR\achanges\"\xd9\x01\n" +
 	"\x18ExplainConnectionRequest\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12 \n" +
 	"\vdestination\x18\x02 \x01(\tR\vdestination\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x1a\n" +
-	"\bprotocol\x18\x04 \x01(\tR\bprotocol\"z\n" +
+	"\bprotocol\x18\x04 \x01(\tR\bprotocol\x12/\n" +
+	"\x04http\x18\x05 \x01(\v2\x1b.weir.policy.v1.HTTPRequestR\x04http\x12\x10\n" +
+	"\x03dns\x18\x06 \x01(\tR\x03dns\x12\x10\n" +
+	"\x03sni\x18\a \x01(\tR\x03sni\"\x83\x01\n" +
+	"\vHTTPRequest\x12\x16\n" +
+	"\x06method\x18\x01 \x01(\tR\x06method\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x124\n" +
+	"\aheaders\x18\x04 \x03(\v2\x1a.weir.policy.v1.HTTPHeaderR\aheaders\"6\n" +
+	"\n" +
+	"HTTPHeader\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xc1\x01\n" +
 	"\x19ExplainConnectionResponse\x121\n" +
 	"\averdict\x18\x01 \x01(\x0e2\x17.weir.policy.v1.VerdictR\averdict\x12*\n" +
-	"\x05sides\x18\x02 \x03(\v2\x14.weir.policy.v1.SideR\x05sides\"\xab\x04\n" +
+	"\x05sides\x18\x02 \x03(\v2\x14.weir.policy.v1.SideR\x05sides\x12\x18\n" +
+	"\arefused\x18\x03 \x01(\bR\arefused\x12+\n" +
+	"\x05route\x18\x04 \x01(\v2\x15.weir.policy.v1.RouteR\x05route\"\xd7\x05\n" +
 	"\x04Side\x127\n" +
 	"\tdirection\x18\x01 \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\x12\x1a\n" +
 	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x12\n" +
@@ -1260,7 +1653,21 @@ const file_weir_policy_v1_query_proto_rawDesc = "" +
 	"\x04port\x18\x0f \x01(\rR\x04port\x12 \n" +
 	"\vdestination\x18\x10 \x01(\tR\vdestination\x12\x1d\n" +
 	"\n" +
-	"policy_key\x18\x11 \x01(\tR\tpolicyKey\"\xe0\x01\n" +
+	"policy_key\x18\x11 \x01(\tR\tpolicyKey\x12.\n" +
+	"\x06filter\x18\x12 \x01(\v2\x16.weir.policy.v1.FilterR\x06filter\x120\n" +
+	"\x05items\x18\x13 \x03(\v2\x1a.weir.policy.v1.FilterStepR\x05items\x12\x18\n" +
+	"\arefused\x18\x14 \x01(\bR\arefused\x12.\n" +
+	"\x05names\x18\x15 \x03(\v2\x18.weir.policy.v1.NameStepR\x05names\"\x82\x01\n" +
+	"\n" +
+	"FilterStep\x12.\n" +
+	"\x04rule\x18\x01 \x01(\v2\x1a.weir.policy.v1.PolicyRuleR\x04rule\x12\x12\n" +
+	"\x04item\x18\x02 \x01(\tR\x04item\x12\x18\n" +
+	"\aaccepts\x18\x03 \x01(\bR\aaccepts\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"r\n" +
+	"\bNameStep\x12\x1a\n" +
+	"\bselector\x18\x01 \x01(\tR\bselector\x120\n" +
+	"\x05rules\x18\x02 \x03(\v2\x1a.weir.policy.v1.PolicyRuleR\x05rules\x12\x18\n" +
+	"\amatches\x18\x03 \x01(\bR\amatches\"\xe0\x01\n" +
 	"\bRuleStep\x12.\n" +
 	"\x04rule\x18\x01 \x01(\v2\x1a.weir.policy.v1.PolicyRuleR\x04rule\x12\x12\n" +
 	"\x04deny\x18\x02 \x01(\bR\x04deny\x12!\n" +
@@ -1281,13 +1688,17 @@ const file_weir_policy_v1_query_proto_rawDesc = "" +
 	"\x05audit\x18\x03 \x01(\bR\x05audit\x12\x1f\n" +
 	"\venforced_by\x18\x04 \x03(\tR\n" +
 	"enforcedBy\x120\n" +
-	"\x04rows\x18\x05 \x03(\v2\x1c.weir.policy.v1.EffectiveRowR\x04rows\"\xbd\x01\n" +
+	"\x04rows\x18\x05 \x03(\v2\x1c.weir.policy.v1.EffectiveRowR\x04rows\"\xf9\x01\n" +
 	"\fEffectiveRow\x12\x14\n" +
 	"\x05peers\x18\x01 \x01(\tR\x05peers\x12\x1c\n" +
 	"\tendpoints\x18\x02 \x03(\tR\tendpoints\x12\x14\n" +
 	"\x05ports\x18\x03 \x01(\tR\x05ports\x121\n" +
 	"\averdict\x18\x04 \x01(\x0e2\x17.weir.policy.v1.VerdictR\averdict\x120\n" +
-	"\x05rules\x18\x05 \x03(\v2\x1a.weir.policy.v1.PolicyRuleR\x05rules2\xb5\x03\n" +
+	"\x05rules\x18\x05 \x03(\v2\x1a.weir.policy.v1.PolicyRuleR\x05rules\x12\x1a\n" +
+	"\brequests\x18\x06 \x03(\tR\brequests\x12\x1e\n" +
+	"\n" +
+	"visibility\x18\a \x01(\bR\n" +
+	"visibility2\xb5\x03\n" +
 	"\x12PolicyQueryService\x12[\n" +
 	"\fListPolicies\x12#.weir.policy.v1.ListPoliciesRequest\x1a$.weir.policy.v1.ListPoliciesResponse\"\x00\x12g\n" +
 	"\x10ValidatePolicies\x12'.weir.policy.v1.ValidatePoliciesRequest\x1a(.weir.policy.v1.ValidatePoliciesResponse\"\x00\x12j\n" +
@@ -1306,7 +1717,7 @@ func file_weir_policy_v1_query_proto_rawDescGZIP() []byte {
 	return file_weir_policy_v1_query_proto_rawDescData
 }
 
-var file_weir_policy_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_weir_policy_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_weir_policy_v1_query_proto_goTypes = []any{
 	(*ListPoliciesRequest)(nil),        // 0: weir.policy.v1.ListPoliciesRequest
 	(*ListPoliciesResponse)(nil),       // 1: weir.policy.v1.ListPoliciesResponse
@@ -1316,45 +1727,59 @@ var file_weir_policy_v1_query_proto_goTypes = []any{
 	(*ValidatePoliciesResponse)(nil),   // 5: weir.policy.v1.ValidatePoliciesResponse
 	(*Validated)(nil),                  // 6: weir.policy.v1.Validated
 	(*ExplainConnectionRequest)(nil),   // 7: weir.policy.v1.ExplainConnectionRequest
-	(*ExplainConnectionResponse)(nil),  // 8: weir.policy.v1.ExplainConnectionResponse
-	(*Side)(nil),                       // 9: weir.policy.v1.Side
-	(*RuleStep)(nil),                   // 10: weir.policy.v1.RuleStep
-	(*GetEffectivePolicyRequest)(nil),  // 11: weir.policy.v1.GetEffectivePolicyRequest
-	(*GetEffectivePolicyResponse)(nil), // 12: weir.policy.v1.GetEffectivePolicyResponse
-	(*EffectiveDirection)(nil),         // 13: weir.policy.v1.EffectiveDirection
-	(*EffectiveRow)(nil),               // 14: weir.policy.v1.EffectiveRow
-	(Verdict)(0),                       // 15: weir.policy.v1.Verdict
-	(Direction)(0),                     // 16: weir.policy.v1.Direction
-	(*PolicyRule)(nil),                 // 17: weir.policy.v1.PolicyRule
+	(*HTTPRequest)(nil),                // 8: weir.policy.v1.HTTPRequest
+	(*HTTPHeader)(nil),                 // 9: weir.policy.v1.HTTPHeader
+	(*ExplainConnectionResponse)(nil),  // 10: weir.policy.v1.ExplainConnectionResponse
+	(*Side)(nil),                       // 11: weir.policy.v1.Side
+	(*FilterStep)(nil),                 // 12: weir.policy.v1.FilterStep
+	(*NameStep)(nil),                   // 13: weir.policy.v1.NameStep
+	(*RuleStep)(nil),                   // 14: weir.policy.v1.RuleStep
+	(*GetEffectivePolicyRequest)(nil),  // 15: weir.policy.v1.GetEffectivePolicyRequest
+	(*GetEffectivePolicyResponse)(nil), // 16: weir.policy.v1.GetEffectivePolicyResponse
+	(*EffectiveDirection)(nil),         // 17: weir.policy.v1.EffectiveDirection
+	(*EffectiveRow)(nil),               // 18: weir.policy.v1.EffectiveRow
+	(Verdict)(0),                       // 19: weir.policy.v1.Verdict
+	(*Route)(nil),                      // 20: weir.policy.v1.Route
+	(Direction)(0),                     // 21: weir.policy.v1.Direction
+	(*Filter)(nil),                     // 22: weir.policy.v1.Filter
+	(*PolicyRule)(nil),                 // 23: weir.policy.v1.PolicyRule
 }
 var file_weir_policy_v1_query_proto_depIdxs = []int32{
 	2,  // 0: weir.policy.v1.ListPoliciesResponse.policies:type_name -> weir.policy.v1.PolicyObject
 	3,  // 1: weir.policy.v1.PolicyObject.lagging:type_name -> weir.policy.v1.NodeLag
 	6,  // 2: weir.policy.v1.ValidatePoliciesResponse.documents:type_name -> weir.policy.v1.Validated
-	15, // 3: weir.policy.v1.ExplainConnectionResponse.verdict:type_name -> weir.policy.v1.Verdict
-	9,  // 4: weir.policy.v1.ExplainConnectionResponse.sides:type_name -> weir.policy.v1.Side
-	16, // 5: weir.policy.v1.Side.direction:type_name -> weir.policy.v1.Direction
-	15, // 6: weir.policy.v1.Side.verdict:type_name -> weir.policy.v1.Verdict
-	10, // 7: weir.policy.v1.Side.rules:type_name -> weir.policy.v1.RuleStep
-	17, // 8: weir.policy.v1.RuleStep.rule:type_name -> weir.policy.v1.PolicyRule
-	13, // 9: weir.policy.v1.GetEffectivePolicyResponse.directions:type_name -> weir.policy.v1.EffectiveDirection
-	16, // 10: weir.policy.v1.EffectiveDirection.direction:type_name -> weir.policy.v1.Direction
-	14, // 11: weir.policy.v1.EffectiveDirection.rows:type_name -> weir.policy.v1.EffectiveRow
-	15, // 12: weir.policy.v1.EffectiveRow.verdict:type_name -> weir.policy.v1.Verdict
-	17, // 13: weir.policy.v1.EffectiveRow.rules:type_name -> weir.policy.v1.PolicyRule
-	0,  // 14: weir.policy.v1.PolicyQueryService.ListPolicies:input_type -> weir.policy.v1.ListPoliciesRequest
-	4,  // 15: weir.policy.v1.PolicyQueryService.ValidatePolicies:input_type -> weir.policy.v1.ValidatePoliciesRequest
-	7,  // 16: weir.policy.v1.PolicyQueryService.ExplainConnection:input_type -> weir.policy.v1.ExplainConnectionRequest
-	11, // 17: weir.policy.v1.PolicyQueryService.GetEffectivePolicy:input_type -> weir.policy.v1.GetEffectivePolicyRequest
-	1,  // 18: weir.policy.v1.PolicyQueryService.ListPolicies:output_type -> weir.policy.v1.ListPoliciesResponse
-	5,  // 19: weir.policy.v1.PolicyQueryService.ValidatePolicies:output_type -> weir.policy.v1.ValidatePoliciesResponse
-	8,  // 20: weir.policy.v1.PolicyQueryService.ExplainConnection:output_type -> weir.policy.v1.ExplainConnectionResponse
-	12, // 21: weir.policy.v1.PolicyQueryService.GetEffectivePolicy:output_type -> weir.policy.v1.GetEffectivePolicyResponse
-	18, // [18:22] is the sub-list for method output_type
-	14, // [14:18] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	8,  // 3: weir.policy.v1.ExplainConnectionRequest.http:type_name -> weir.policy.v1.HTTPRequest
+	9,  // 4: weir.policy.v1.HTTPRequest.headers:type_name -> weir.policy.v1.HTTPHeader
+	19, // 5: weir.policy.v1.ExplainConnectionResponse.verdict:type_name -> weir.policy.v1.Verdict
+	11, // 6: weir.policy.v1.ExplainConnectionResponse.sides:type_name -> weir.policy.v1.Side
+	20, // 7: weir.policy.v1.ExplainConnectionResponse.route:type_name -> weir.policy.v1.Route
+	21, // 8: weir.policy.v1.Side.direction:type_name -> weir.policy.v1.Direction
+	19, // 9: weir.policy.v1.Side.verdict:type_name -> weir.policy.v1.Verdict
+	14, // 10: weir.policy.v1.Side.rules:type_name -> weir.policy.v1.RuleStep
+	22, // 11: weir.policy.v1.Side.filter:type_name -> weir.policy.v1.Filter
+	12, // 12: weir.policy.v1.Side.items:type_name -> weir.policy.v1.FilterStep
+	13, // 13: weir.policy.v1.Side.names:type_name -> weir.policy.v1.NameStep
+	23, // 14: weir.policy.v1.FilterStep.rule:type_name -> weir.policy.v1.PolicyRule
+	23, // 15: weir.policy.v1.NameStep.rules:type_name -> weir.policy.v1.PolicyRule
+	23, // 16: weir.policy.v1.RuleStep.rule:type_name -> weir.policy.v1.PolicyRule
+	17, // 17: weir.policy.v1.GetEffectivePolicyResponse.directions:type_name -> weir.policy.v1.EffectiveDirection
+	21, // 18: weir.policy.v1.EffectiveDirection.direction:type_name -> weir.policy.v1.Direction
+	18, // 19: weir.policy.v1.EffectiveDirection.rows:type_name -> weir.policy.v1.EffectiveRow
+	19, // 20: weir.policy.v1.EffectiveRow.verdict:type_name -> weir.policy.v1.Verdict
+	23, // 21: weir.policy.v1.EffectiveRow.rules:type_name -> weir.policy.v1.PolicyRule
+	0,  // 22: weir.policy.v1.PolicyQueryService.ListPolicies:input_type -> weir.policy.v1.ListPoliciesRequest
+	4,  // 23: weir.policy.v1.PolicyQueryService.ValidatePolicies:input_type -> weir.policy.v1.ValidatePoliciesRequest
+	7,  // 24: weir.policy.v1.PolicyQueryService.ExplainConnection:input_type -> weir.policy.v1.ExplainConnectionRequest
+	15, // 25: weir.policy.v1.PolicyQueryService.GetEffectivePolicy:input_type -> weir.policy.v1.GetEffectivePolicyRequest
+	1,  // 26: weir.policy.v1.PolicyQueryService.ListPolicies:output_type -> weir.policy.v1.ListPoliciesResponse
+	5,  // 27: weir.policy.v1.PolicyQueryService.ValidatePolicies:output_type -> weir.policy.v1.ValidatePoliciesResponse
+	10, // 28: weir.policy.v1.PolicyQueryService.ExplainConnection:output_type -> weir.policy.v1.ExplainConnectionResponse
+	16, // 29: weir.policy.v1.PolicyQueryService.GetEffectivePolicy:output_type -> weir.policy.v1.GetEffectivePolicyResponse
+	26, // [26:30] is the sub-list for method output_type
+	22, // [22:26] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_query_proto_init() }
@@ -1369,7 +1794,7 @@ func file_weir_policy_v1_query_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_policy_v1_query_proto_rawDesc), len(file_weir_policy_v1_query_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -533,9 +533,12 @@ func (*RenderResource_Config) isRenderResource_Resource() {}
 
 // NodeSlots are the slots of one node.
 type NodeSlots struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Slots         []*Slot                `protobuf:"bytes,2,rep,name=slots,proto3" json:"slots,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Slots []*Slot                `protobuf:"bytes,2,rep,name=slots,proto3" json:"slots,omitempty"`
+	// Its agent has said nothing since this replica of the policy service started: what the client has of the node stays, also beyond `synced`, and
+	// the filters that its policies may need are sent.
+	Unknown       bool `protobuf:"varint,3,opt,name=unknown,proto3" json:"unknown,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -582,6 +585,13 @@ func (x *NodeSlots) GetSlots() []*Slot {
 		return x.Slots
 	}
 	return nil
+}
+
+func (x *NodeSlots) GetUnknown() bool {
+	if x != nil {
+		return x.Unknown
+	}
+	return false
 }
 
 // EnvoyConfig is a valid CiliumEnvoyConfig or CiliumClusterwideEnvoyConfig.
@@ -703,10 +713,11 @@ const file_weir_policy_v1_render_proto_rawDesc = "" +
 	"\aservice\x18\x03 \x01(\v2\x17.weir.policy.v1.ServiceH\x00R\aservice\x125\n" +
 	"\x06config\x18\x04 \x01(\v2\x1b.weir.policy.v1.EnvoyConfigH\x00R\x06configB\n" +
 	"\n" +
-	"\bresource\"K\n" +
+	"\bresource\"e\n" +
 	"\tNodeSlots\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12*\n" +
-	"\x05slots\x18\x02 \x03(\v2\x14.weir.policy.v1.SlotR\x05slots\"\x99\x01\n" +
+	"\x05slots\x18\x02 \x03(\v2\x14.weir.policy.v1.SlotR\x05slots\x12\x18\n" +
+	"\aunknown\x18\x03 \x01(\bR\aunknown\"\x99\x01\n" +
 	"\vEnvoyConfig\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
