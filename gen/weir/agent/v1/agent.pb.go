@@ -1783,8 +1783,16 @@ type LookupPolicyResponse struct {
 	// VERDICT_ALLOW when the direction is not enforced.
 	Verdict v1.Verdict `protobuf:"varint,7,opt,name=verdict,proto3,enum=weir.policy.v1.Verdict" json:"verdict,omitempty"`
 	// Number of the list of rules that decided; 0 = none.
-	Rule          uint32           `protobuf:"varint,8,opt,name=rule,proto3" json:"rule,omitempty"`
-	Rules         []*v1.PolicyRule `protobuf:"bytes,9,rep,name=rules,proto3" json:"rules,omitempty"`
+	Rule  uint32           `protobuf:"varint,8,opt,name=rule,proto3" json:"rule,omitempty"`
+	Rules []*v1.PolicyRule `protobuf:"bytes,9,rep,name=rules,proto3" json:"rules,omitempty"`
+	// What is allowed goes through this slot; 0 = it does not.
+	Slot uint32 `protobuf:"varint,10,opt,name=slot,proto3" json:"slot,omitempty"`
+	// Only to be seen: while no proxy is there, new connections go straight on.
+	Visibility bool `protobuf:"varint,11,opt,name=visibility,proto3" json:"visibility,omitempty"`
+	// Key of the slot's filter.
+	Filter string `protobuf:"bytes,12,opt,name=filter,proto3" json:"filter,omitempty"`
+	// Port of the slot's listener; 0 = the kernel knows none.
+	ListenerPort  uint32 `protobuf:"varint,13,opt,name=listener_port,json=listenerPort,proto3" json:"listener_port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1882,6 +1890,34 @@ func (x *LookupPolicyResponse) GetRules() []*v1.PolicyRule {
 	return nil
 }
 
+func (x *LookupPolicyResponse) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *LookupPolicyResponse) GetVisibility() bool {
+	if x != nil {
+		return x.Visibility
+	}
+	return false
+}
+
+func (x *LookupPolicyResponse) GetFilter() string {
+	if x != nil {
+		return x.Filter
+	}
+	return ""
+}
+
+func (x *LookupPolicyResponse) GetListenerPort() uint32 {
+	if x != nil {
+		return x.ListenerPort
+	}
+	return 0
+}
+
 // DumpPolicyRequest selects rows.
 type DumpPolicyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1940,12 +1976,17 @@ type DumpPolicyResponse struct {
 	Peer    uint32 `protobuf:"varint,5,opt,name=peer,proto3" json:"peer,omitempty"`
 	PeerKey string `protobuf:"bytes,6,opt,name=peer_key,json=peerKey,proto3" json:"peer_key,omitempty"`
 	// 0 = any other protocol, all ports.
-	Protocol      uint32           `protobuf:"varint,7,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	First         uint32           `protobuf:"varint,8,opt,name=first,proto3" json:"first,omitempty"`
-	Last          uint32           `protobuf:"varint,9,opt,name=last,proto3" json:"last,omitempty"`
-	Verdict       v1.Verdict       `protobuf:"varint,10,opt,name=verdict,proto3,enum=weir.policy.v1.Verdict" json:"verdict,omitempty"`
-	Rule          uint32           `protobuf:"varint,11,opt,name=rule,proto3" json:"rule,omitempty"`
-	Rules         []*v1.PolicyRule `protobuf:"bytes,12,rep,name=rules,proto3" json:"rules,omitempty"`
+	Protocol uint32           `protobuf:"varint,7,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	First    uint32           `protobuf:"varint,8,opt,name=first,proto3" json:"first,omitempty"`
+	Last     uint32           `protobuf:"varint,9,opt,name=last,proto3" json:"last,omitempty"`
+	Verdict  v1.Verdict       `protobuf:"varint,10,opt,name=verdict,proto3,enum=weir.policy.v1.Verdict" json:"verdict,omitempty"`
+	Rule     uint32           `protobuf:"varint,11,opt,name=rule,proto3" json:"rule,omitempty"`
+	Rules    []*v1.PolicyRule `protobuf:"bytes,12,rep,name=rules,proto3" json:"rules,omitempty"`
+	// As in LookupPolicyResponse.
+	Slot          uint32 `protobuf:"varint,13,opt,name=slot,proto3" json:"slot,omitempty"`
+	Visibility    bool   `protobuf:"varint,14,opt,name=visibility,proto3" json:"visibility,omitempty"`
+	Filter        string `protobuf:"bytes,15,opt,name=filter,proto3" json:"filter,omitempty"`
+	ListenerPort  uint32 `protobuf:"varint,16,opt,name=listener_port,json=listenerPort,proto3" json:"listener_port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2062,6 +2103,34 @@ func (x *DumpPolicyResponse) GetRules() []*v1.PolicyRule {
 		return x.Rules
 	}
 	return nil
+}
+
+func (x *DumpPolicyResponse) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *DumpPolicyResponse) GetVisibility() bool {
+	if x != nil {
+		return x.Visibility
+	}
+	return false
+}
+
+func (x *DumpPolicyResponse) GetFilter() string {
+	if x != nil {
+		return x.Filter
+	}
+	return ""
+}
+
+func (x *DumpPolicyResponse) GetListenerPort() uint32 {
+	if x != nil {
+		return x.ListenerPort
+	}
+	return 0
 }
 
 // PausePolicyRequest names what to pause.
@@ -2264,6 +2333,211 @@ func (x *ResumePolicyResponse) GetResumed() bool {
 	return false
 }
 
+// ListSlotsRequest has no options.
+type ListSlotsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSlotsRequest) Reset() {
+	*x = ListSlotsRequest{}
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSlotsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSlotsRequest) ProtoMessage() {}
+
+func (x *ListSlotsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSlotsRequest.ProtoReflect.Descriptor instead.
+func (*ListSlotsRequest) Descriptor() ([]byte, []int) {
+	return file_weir_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+}
+
+// ListSlotsResponse lists slots by number.
+type ListSlotsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Slots         []*SlotEntry           `protobuf:"bytes,1,rep,name=slots,proto3" json:"slots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSlotsResponse) Reset() {
+	*x = ListSlotsResponse{}
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSlotsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSlotsResponse) ProtoMessage() {}
+
+func (x *ListSlotsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSlotsResponse.ProtoReflect.Descriptor instead.
+func (*ListSlotsResponse) Descriptor() ([]byte, []int) {
+	return file_weir_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ListSlotsResponse) GetSlots() []*SlotEntry {
+	if x != nil {
+		return x.Slots
+	}
+	return nil
+}
+
+// SlotEntry is a slot that this node has given.
+type SlotEntry struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Number uint32                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// Of its filter.
+	Key        string        `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	Kind       v1.FilterKind `protobuf:"varint,3,opt,name=kind,proto3,enum=weir.policy.v1.FilterKind" json:"kind,omitempty"`
+	Direction  v1.Direction  `protobuf:"varint,4,opt,name=direction,proto3,enum=weir.policy.v1.Direction" json:"direction,omitempty"`
+	Visibility bool          `protobuf:"varint,5,opt,name=visibility,proto3" json:"visibility,omitempty"`
+	// Where its listener is, or should be.
+	Port uint32 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`
+	// A socket listens there. Of DNS slots: weir-dns does.
+	Listening bool `protobuf:"varint,7,opt,name=listening,proto3" json:"listening,omitempty"`
+	// The kernel's row; 0 = none.
+	KernelPort uint32 `protobuf:"varint,8,opt,name=kernel_port,json=kernelPort,proto3" json:"kernel_port,omitempty"`
+	// Since when nothing uses it; absent = something does. Then the number rests, and is given to another key late.
+	RestingSince *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=resting_since,json=restingSince,proto3" json:"resting_since,omitempty"`
+	// Policies (their keys) and services ("service/namespace/name") that use it.
+	Users         []string `protobuf:"bytes,10,rep,name=users,proto3" json:"users,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SlotEntry) Reset() {
+	*x = SlotEntry{}
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SlotEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SlotEntry) ProtoMessage() {}
+
+func (x *SlotEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_agent_v1_agent_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SlotEntry.ProtoReflect.Descriptor instead.
+func (*SlotEntry) Descriptor() ([]byte, []int) {
+	return file_weir_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *SlotEntry) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *SlotEntry) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *SlotEntry) GetKind() v1.FilterKind {
+	if x != nil {
+		return x.Kind
+	}
+	return v1.FilterKind(0)
+}
+
+func (x *SlotEntry) GetDirection() v1.Direction {
+	if x != nil {
+		return x.Direction
+	}
+	return v1.Direction(0)
+}
+
+func (x *SlotEntry) GetVisibility() bool {
+	if x != nil {
+		return x.Visibility
+	}
+	return false
+}
+
+func (x *SlotEntry) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *SlotEntry) GetListening() bool {
+	if x != nil {
+		return x.Listening
+	}
+	return false
+}
+
+func (x *SlotEntry) GetKernelPort() uint32 {
+	if x != nil {
+		return x.KernelPort
+	}
+	return 0
+}
+
+func (x *SlotEntry) GetRestingSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RestingSince
+	}
+	return nil
+}
+
+func (x *SlotEntry) GetUsers() []string {
+	if x != nil {
+		return x.Users
+	}
+	return nil
+}
+
 var File_weir_agent_v1_agent_proto protoreflect.FileDescriptor
 
 const file_weir_agent_v1_agent_proto_rawDesc = "" +
@@ -2392,7 +2666,7 @@ const file_weir_agent_v1_agent_proto_rawDesc = "" +
 	"\tdirection\x18\x02 \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\x12\x12\n" +
 	"\x04peer\x18\x03 \x01(\tR\x04peer\x12\x1a\n" +
 	"\bprotocol\x18\x04 \x01(\rR\bprotocol\x12\x12\n" +
-	"\x04port\x18\x05 \x01(\rR\x04port\"\xac\x02\n" +
+	"\x04port\x18\x05 \x01(\rR\x04port\"\x9d\x03\n" +
 	"\x14LookupPolicyResponse\x12\x1f\n" +
 	"\vendpoint_id\x18\x01 \x01(\rR\n" +
 	"endpointId\x12\x16\n" +
@@ -2404,9 +2678,16 @@ const file_weir_agent_v1_agent_proto_rawDesc = "" +
 	"\bpeer_row\x18\x06 \x01(\bR\apeerRow\x121\n" +
 	"\averdict\x18\a \x01(\x0e2\x17.weir.policy.v1.VerdictR\averdict\x12\x12\n" +
 	"\x04rule\x18\b \x01(\rR\x04rule\x120\n" +
-	"\x05rules\x18\t \x03(\v2\x1a.weir.policy.v1.PolicyRuleR\x05rules\"/\n" +
+	"\x05rules\x18\t \x03(\v2\x1a.weir.policy.v1.PolicyRuleR\x05rules\x12\x12\n" +
+	"\x04slot\x18\n" +
+	" \x01(\rR\x04slot\x12\x1e\n" +
+	"\n" +
+	"visibility\x18\v \x01(\bR\n" +
+	"visibility\x12\x16\n" +
+	"\x06filter\x18\f \x01(\tR\x06filter\x12#\n" +
+	"\rlistener_port\x18\r \x01(\rR\flistenerPort\"/\n" +
 	"\x11DumpPolicyRequest\x12\x1a\n" +
-	"\bendpoint\x18\x01 \x01(\tR\bendpoint\"\x90\x03\n" +
+	"\bendpoint\x18\x01 \x01(\tR\bendpoint\"\x81\x04\n" +
 	"\x12DumpPolicyResponse\x12\x16\n" +
 	"\x06policy\x18\x01 \x01(\rR\x06policy\x12\x1d\n" +
 	"\n" +
@@ -2421,7 +2702,13 @@ const file_weir_agent_v1_agent_proto_rawDesc = "" +
 	"\averdict\x18\n" +
 	" \x01(\x0e2\x17.weir.policy.v1.VerdictR\averdict\x12\x12\n" +
 	"\x04rule\x18\v \x01(\rR\x04rule\x120\n" +
-	"\x05rules\x18\f \x03(\v2\x1a.weir.policy.v1.PolicyRuleR\x05rules\"X\n" +
+	"\x05rules\x18\f \x03(\v2\x1a.weir.policy.v1.PolicyRuleR\x05rules\x12\x12\n" +
+	"\x04slot\x18\r \x01(\rR\x04slot\x12\x1e\n" +
+	"\n" +
+	"visibility\x18\x0e \x01(\bR\n" +
+	"visibility\x12\x16\n" +
+	"\x06filter\x18\x0f \x01(\tR\x06filter\x12#\n" +
+	"\rlistener_port\x18\x10 \x01(\rR\flistenerPort\"X\n" +
 	"\x12PausePolicyRequest\x12\x10\n" +
 	"\x03pod\x18\x01 \x01(\tR\x03pod\x12\x18\n" +
 	"\aseconds\x18\x02 \x01(\rR\aseconds\x12\x16\n" +
@@ -2431,14 +2718,32 @@ const file_weir_agent_v1_agent_proto_rawDesc = "" +
 	"\x13ResumePolicyRequest\x12\x10\n" +
 	"\x03pod\x18\x01 \x01(\tR\x03pod\"0\n" +
 	"\x14ResumePolicyResponse\x12\x18\n" +
-	"\aresumed\x18\x01 \x01(\bR\aresumed2\x82\x03\n" +
+	"\aresumed\x18\x01 \x01(\bR\aresumed\"\x12\n" +
+	"\x10ListSlotsRequest\"C\n" +
+	"\x11ListSlotsResponse\x12.\n" +
+	"\x05slots\x18\x01 \x03(\v2\x18.weir.agent.v1.SlotEntryR\x05slots\"\xe8\x02\n" +
+	"\tSlotEntry\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\rR\x06number\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12.\n" +
+	"\x04kind\x18\x03 \x01(\x0e2\x1a.weir.policy.v1.FilterKindR\x04kind\x127\n" +
+	"\tdirection\x18\x04 \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\x12\x1e\n" +
+	"\n" +
+	"visibility\x18\x05 \x01(\bR\n" +
+	"visibility\x12\x12\n" +
+	"\x04port\x18\x06 \x01(\rR\x04port\x12\x1c\n" +
+	"\tlistening\x18\a \x01(\bR\tlistening\x12\x1f\n" +
+	"\vkernel_port\x18\b \x01(\rR\n" +
+	"kernelPort\x12?\n" +
+	"\rresting_since\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\frestingSince\x12\x14\n" +
+	"\x05users\x18\n" +
+	" \x03(\tR\x05users2\x82\x03\n" +
 	"\n" +
 	"CNIService\x12>\n" +
 	"\x03Add\x12\x19.weir.agent.v1.AddRequest\x1a\x1a.weir.agent.v1.AddResponse\"\x00\x12G\n" +
 	"\x06Delete\x12\x1c.weir.agent.v1.DeleteRequest\x1a\x1d.weir.agent.v1.DeleteResponse\"\x00\x12D\n" +
 	"\x05Check\x12\x1b.weir.agent.v1.CheckRequest\x1a\x1c.weir.agent.v1.CheckResponse\"\x00\x12D\n" +
 	"\x05Ready\x12\x1b.weir.agent.v1.ReadyRequest\x1a\x1c.weir.agent.v1.ReadyResponse\"\x00\x12_\n" +
-	"\x0eCollectGarbage\x12$.weir.agent.v1.CollectGarbageRequest\x1a%.weir.agent.v1.CollectGarbageResponse\"\x002\xf2\a\n" +
+	"\x0eCollectGarbage\x12$.weir.agent.v1.CollectGarbageRequest\x1a%.weir.agent.v1.CollectGarbageResponse\"\x002\xc4\b\n" +
 	"\fAgentService\x12\\\n" +
 	"\rListEndpoints\x12#.weir.agent.v1.ListEndpointsRequest\x1a$.weir.agent.v1.ListEndpointsResponse\"\x00\x12_\n" +
 	"\x0eListIdentities\x12$.weir.agent.v1.ListIdentitiesRequest\x1a%.weir.agent.v1.ListIdentitiesResponse\"\x00\x12Y\n" +
@@ -2451,7 +2756,8 @@ const file_weir_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"DumpPolicy\x12 .weir.agent.v1.DumpPolicyRequest\x1a!.weir.agent.v1.DumpPolicyResponse\"\x000\x01\x12V\n" +
 	"\vPausePolicy\x12!.weir.agent.v1.PausePolicyRequest\x1a\".weir.agent.v1.PausePolicyResponse\"\x00\x12Y\n" +
-	"\fResumePolicy\x12\".weir.agent.v1.ResumePolicyRequest\x1a#.weir.agent.v1.ResumePolicyResponse\"\x00B4Z2github.com/weirmesh/weir/gen/weir/agent/v1;agentv1b\x06proto3"
+	"\fResumePolicy\x12\".weir.agent.v1.ResumePolicyRequest\x1a#.weir.agent.v1.ResumePolicyResponse\"\x00\x12P\n" +
+	"\tListSlots\x12\x1f.weir.agent.v1.ListSlotsRequest\x1a .weir.agent.v1.ListSlotsResponse\"\x00B4Z2github.com/weirmesh/weir/gen/weir/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_weir_agent_v1_agent_proto_rawDescOnce sync.Once
@@ -2465,7 +2771,7 @@ func file_weir_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_weir_agent_v1_agent_proto_rawDescData
 }
 
-var file_weir_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_weir_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_weir_agent_v1_agent_proto_goTypes = []any{
 	(*AddRequest)(nil),             // 0: weir.agent.v1.AddRequest
 	(*AddResponse)(nil),            // 1: weir.agent.v1.AddResponse
@@ -2503,63 +2809,73 @@ var file_weir_agent_v1_agent_proto_goTypes = []any{
 	(*PausePolicyResponse)(nil),    // 33: weir.agent.v1.PausePolicyResponse
 	(*ResumePolicyRequest)(nil),    // 34: weir.agent.v1.ResumePolicyRequest
 	(*ResumePolicyResponse)(nil),   // 35: weir.agent.v1.ResumePolicyResponse
-	(*timestamppb.Timestamp)(nil),  // 36: google.protobuf.Timestamp
-	(v1.Direction)(0),              // 37: weir.policy.v1.Direction
-	(v1.Verdict)(0),                // 38: weir.policy.v1.Verdict
-	(*v1.PolicyRule)(nil),          // 39: weir.policy.v1.PolicyRule
+	(*ListSlotsRequest)(nil),       // 36: weir.agent.v1.ListSlotsRequest
+	(*ListSlotsResponse)(nil),      // 37: weir.agent.v1.ListSlotsResponse
+	(*SlotEntry)(nil),              // 38: weir.agent.v1.SlotEntry
+	(*timestamppb.Timestamp)(nil),  // 39: google.protobuf.Timestamp
+	(v1.Direction)(0),              // 40: weir.policy.v1.Direction
+	(v1.Verdict)(0),                // 41: weir.policy.v1.Verdict
+	(*v1.PolicyRule)(nil),          // 42: weir.policy.v1.PolicyRule
+	(v1.FilterKind)(0),             // 43: weir.policy.v1.FilterKind
 }
 var file_weir_agent_v1_agent_proto_depIdxs = []int32{
 	9,  // 0: weir.agent.v1.CollectGarbageRequest.valid:type_name -> weir.agent.v1.Attachment
 	13, // 1: weir.agent.v1.ListEndpointsResponse.endpoints:type_name -> weir.agent.v1.LocalEndpoint
-	36, // 2: weir.agent.v1.LocalEndpoint.created:type_name -> google.protobuf.Timestamp
-	36, // 3: weir.agent.v1.LocalEndpoint.paused_until:type_name -> google.protobuf.Timestamp
+	39, // 2: weir.agent.v1.LocalEndpoint.created:type_name -> google.protobuf.Timestamp
+	39, // 3: weir.agent.v1.LocalEndpoint.paused_until:type_name -> google.protobuf.Timestamp
 	16, // 4: weir.agent.v1.ListIdentitiesResponse.identities:type_name -> weir.agent.v1.IdentityEntry
 	19, // 5: weir.agent.v1.ListServicesResponse.services:type_name -> weir.agent.v1.ServiceEntry
-	36, // 6: weir.agent.v1.MonitorResponse.time:type_name -> google.protobuf.Timestamp
-	37, // 7: weir.agent.v1.LookupPolicyRequest.direction:type_name -> weir.policy.v1.Direction
-	38, // 8: weir.agent.v1.LookupPolicyResponse.verdict:type_name -> weir.policy.v1.Verdict
-	39, // 9: weir.agent.v1.LookupPolicyResponse.rules:type_name -> weir.policy.v1.PolicyRule
-	37, // 10: weir.agent.v1.DumpPolicyResponse.direction:type_name -> weir.policy.v1.Direction
-	38, // 11: weir.agent.v1.DumpPolicyResponse.verdict:type_name -> weir.policy.v1.Verdict
-	39, // 12: weir.agent.v1.DumpPolicyResponse.rules:type_name -> weir.policy.v1.PolicyRule
-	36, // 13: weir.agent.v1.PausePolicyResponse.until:type_name -> google.protobuf.Timestamp
-	0,  // 14: weir.agent.v1.CNIService.Add:input_type -> weir.agent.v1.AddRequest
-	2,  // 15: weir.agent.v1.CNIService.Delete:input_type -> weir.agent.v1.DeleteRequest
-	4,  // 16: weir.agent.v1.CNIService.Check:input_type -> weir.agent.v1.CheckRequest
-	6,  // 17: weir.agent.v1.CNIService.Ready:input_type -> weir.agent.v1.ReadyRequest
-	8,  // 18: weir.agent.v1.CNIService.CollectGarbage:input_type -> weir.agent.v1.CollectGarbageRequest
-	11, // 19: weir.agent.v1.AgentService.ListEndpoints:input_type -> weir.agent.v1.ListEndpointsRequest
-	14, // 20: weir.agent.v1.AgentService.ListIdentities:input_type -> weir.agent.v1.ListIdentitiesRequest
-	17, // 21: weir.agent.v1.AgentService.ListServices:input_type -> weir.agent.v1.ListServicesRequest
-	20, // 22: weir.agent.v1.AgentService.DumpConntrack:input_type -> weir.agent.v1.DumpConntrackRequest
-	22, // 23: weir.agent.v1.AgentService.DumpIPCache:input_type -> weir.agent.v1.DumpIPCacheRequest
-	24, // 24: weir.agent.v1.AgentService.DumpServices:input_type -> weir.agent.v1.DumpServicesRequest
-	26, // 25: weir.agent.v1.AgentService.Monitor:input_type -> weir.agent.v1.MonitorRequest
-	28, // 26: weir.agent.v1.AgentService.LookupPolicy:input_type -> weir.agent.v1.LookupPolicyRequest
-	30, // 27: weir.agent.v1.AgentService.DumpPolicy:input_type -> weir.agent.v1.DumpPolicyRequest
-	32, // 28: weir.agent.v1.AgentService.PausePolicy:input_type -> weir.agent.v1.PausePolicyRequest
-	34, // 29: weir.agent.v1.AgentService.ResumePolicy:input_type -> weir.agent.v1.ResumePolicyRequest
-	1,  // 30: weir.agent.v1.CNIService.Add:output_type -> weir.agent.v1.AddResponse
-	3,  // 31: weir.agent.v1.CNIService.Delete:output_type -> weir.agent.v1.DeleteResponse
-	5,  // 32: weir.agent.v1.CNIService.Check:output_type -> weir.agent.v1.CheckResponse
-	7,  // 33: weir.agent.v1.CNIService.Ready:output_type -> weir.agent.v1.ReadyResponse
-	10, // 34: weir.agent.v1.CNIService.CollectGarbage:output_type -> weir.agent.v1.CollectGarbageResponse
-	12, // 35: weir.agent.v1.AgentService.ListEndpoints:output_type -> weir.agent.v1.ListEndpointsResponse
-	15, // 36: weir.agent.v1.AgentService.ListIdentities:output_type -> weir.agent.v1.ListIdentitiesResponse
-	18, // 37: weir.agent.v1.AgentService.ListServices:output_type -> weir.agent.v1.ListServicesResponse
-	21, // 38: weir.agent.v1.AgentService.DumpConntrack:output_type -> weir.agent.v1.DumpConntrackResponse
-	23, // 39: weir.agent.v1.AgentService.DumpIPCache:output_type -> weir.agent.v1.DumpIPCacheResponse
-	25, // 40: weir.agent.v1.AgentService.DumpServices:output_type -> weir.agent.v1.DumpServicesResponse
-	27, // 41: weir.agent.v1.AgentService.Monitor:output_type -> weir.agent.v1.MonitorResponse
-	29, // 42: weir.agent.v1.AgentService.LookupPolicy:output_type -> weir.agent.v1.LookupPolicyResponse
-	31, // 43: weir.agent.v1.AgentService.DumpPolicy:output_type -> weir.agent.v1.DumpPolicyResponse
-	33, // 44: weir.agent.v1.AgentService.PausePolicy:output_type -> weir.agent.v1.PausePolicyResponse
-	35, // 45: weir.agent.v1.AgentService.ResumePolicy:output_type -> weir.agent.v1.ResumePolicyResponse
-	30, // [30:46] is the sub-list for method output_type
-	14, // [14:30] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	39, // 6: weir.agent.v1.MonitorResponse.time:type_name -> google.protobuf.Timestamp
+	40, // 7: weir.agent.v1.LookupPolicyRequest.direction:type_name -> weir.policy.v1.Direction
+	41, // 8: weir.agent.v1.LookupPolicyResponse.verdict:type_name -> weir.policy.v1.Verdict
+	42, // 9: weir.agent.v1.LookupPolicyResponse.rules:type_name -> weir.policy.v1.PolicyRule
+	40, // 10: weir.agent.v1.DumpPolicyResponse.direction:type_name -> weir.policy.v1.Direction
+	41, // 11: weir.agent.v1.DumpPolicyResponse.verdict:type_name -> weir.policy.v1.Verdict
+	42, // 12: weir.agent.v1.DumpPolicyResponse.rules:type_name -> weir.policy.v1.PolicyRule
+	39, // 13: weir.agent.v1.PausePolicyResponse.until:type_name -> google.protobuf.Timestamp
+	38, // 14: weir.agent.v1.ListSlotsResponse.slots:type_name -> weir.agent.v1.SlotEntry
+	43, // 15: weir.agent.v1.SlotEntry.kind:type_name -> weir.policy.v1.FilterKind
+	40, // 16: weir.agent.v1.SlotEntry.direction:type_name -> weir.policy.v1.Direction
+	39, // 17: weir.agent.v1.SlotEntry.resting_since:type_name -> google.protobuf.Timestamp
+	0,  // 18: weir.agent.v1.CNIService.Add:input_type -> weir.agent.v1.AddRequest
+	2,  // 19: weir.agent.v1.CNIService.Delete:input_type -> weir.agent.v1.DeleteRequest
+	4,  // 20: weir.agent.v1.CNIService.Check:input_type -> weir.agent.v1.CheckRequest
+	6,  // 21: weir.agent.v1.CNIService.Ready:input_type -> weir.agent.v1.ReadyRequest
+	8,  // 22: weir.agent.v1.CNIService.CollectGarbage:input_type -> weir.agent.v1.CollectGarbageRequest
+	11, // 23: weir.agent.v1.AgentService.ListEndpoints:input_type -> weir.agent.v1.ListEndpointsRequest
+	14, // 24: weir.agent.v1.AgentService.ListIdentities:input_type -> weir.agent.v1.ListIdentitiesRequest
+	17, // 25: weir.agent.v1.AgentService.ListServices:input_type -> weir.agent.v1.ListServicesRequest
+	20, // 26: weir.agent.v1.AgentService.DumpConntrack:input_type -> weir.agent.v1.DumpConntrackRequest
+	22, // 27: weir.agent.v1.AgentService.DumpIPCache:input_type -> weir.agent.v1.DumpIPCacheRequest
+	24, // 28: weir.agent.v1.AgentService.DumpServices:input_type -> weir.agent.v1.DumpServicesRequest
+	26, // 29: weir.agent.v1.AgentService.Monitor:input_type -> weir.agent.v1.MonitorRequest
+	28, // 30: weir.agent.v1.AgentService.LookupPolicy:input_type -> weir.agent.v1.LookupPolicyRequest
+	30, // 31: weir.agent.v1.AgentService.DumpPolicy:input_type -> weir.agent.v1.DumpPolicyRequest
+	32, // 32: weir.agent.v1.AgentService.PausePolicy:input_type -> weir.agent.v1.PausePolicyRequest
+	34, // 33: weir.agent.v1.AgentService.ResumePolicy:input_type -> weir.agent.v1.ResumePolicyRequest
+	36, // 34: weir.agent.v1.AgentService.ListSlots:input_type -> weir.agent.v1.ListSlotsRequest
+	1,  // 35: weir.agent.v1.CNIService.Add:output_type -> weir.agent.v1.AddResponse
+	3,  // 36: weir.agent.v1.CNIService.Delete:output_type -> weir.agent.v1.DeleteResponse
+	5,  // 37: weir.agent.v1.CNIService.Check:output_type -> weir.agent.v1.CheckResponse
+	7,  // 38: weir.agent.v1.CNIService.Ready:output_type -> weir.agent.v1.ReadyResponse
+	10, // 39: weir.agent.v1.CNIService.CollectGarbage:output_type -> weir.agent.v1.CollectGarbageResponse
+	12, // 40: weir.agent.v1.AgentService.ListEndpoints:output_type -> weir.agent.v1.ListEndpointsResponse
+	15, // 41: weir.agent.v1.AgentService.ListIdentities:output_type -> weir.agent.v1.ListIdentitiesResponse
+	18, // 42: weir.agent.v1.AgentService.ListServices:output_type -> weir.agent.v1.ListServicesResponse
+	21, // 43: weir.agent.v1.AgentService.DumpConntrack:output_type -> weir.agent.v1.DumpConntrackResponse
+	23, // 44: weir.agent.v1.AgentService.DumpIPCache:output_type -> weir.agent.v1.DumpIPCacheResponse
+	25, // 45: weir.agent.v1.AgentService.DumpServices:output_type -> weir.agent.v1.DumpServicesResponse
+	27, // 46: weir.agent.v1.AgentService.Monitor:output_type -> weir.agent.v1.MonitorResponse
+	29, // 47: weir.agent.v1.AgentService.LookupPolicy:output_type -> weir.agent.v1.LookupPolicyResponse
+	31, // 48: weir.agent.v1.AgentService.DumpPolicy:output_type -> weir.agent.v1.DumpPolicyResponse
+	33, // 49: weir.agent.v1.AgentService.PausePolicy:output_type -> weir.agent.v1.PausePolicyResponse
+	35, // 50: weir.agent.v1.AgentService.ResumePolicy:output_type -> weir.agent.v1.ResumePolicyResponse
+	37, // 51: weir.agent.v1.AgentService.ListSlots:output_type -> weir.agent.v1.ListSlotsResponse
+	35, // [35:52] is the sub-list for method output_type
+	18, // [18:35] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_weir_agent_v1_agent_proto_init() }
@@ -2574,7 +2890,7 @@ func file_weir_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_agent_v1_agent_proto_rawDesc), len(file_weir_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   36,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

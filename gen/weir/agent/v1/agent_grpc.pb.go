@@ -304,6 +304,7 @@ const (
 	AgentService_DumpPolicy_FullMethodName     = "/weir.agent.v1.AgentService/DumpPolicy"
 	AgentService_PausePolicy_FullMethodName    = "/weir.agent.v1.AgentService/PausePolicy"
 	AgentService_ResumePolicy_FullMethodName   = "/weir.agent.v1.AgentService/ResumePolicy"
+	AgentService_ListSlots_FullMethodName      = "/weir.agent.v1.AgentService/ListSlots"
 )
 
 // AgentServiceClient is the client API for AgentService service.
@@ -336,6 +337,8 @@ type AgentServiceClient interface {
 	PausePolicy(ctx context.Context, in *PausePolicyRequest, opts ...grpc.CallOption) (*PausePolicyResponse, error)
 	// ResumePolicy ends a pause before its time. Succeeds when there is nothing to do.
 	ResumePolicy(ctx context.Context, in *ResumePolicyRequest, opts ...grpc.CallOption) (*ResumePolicyResponse, error)
+	// ListSlots returns the slots of this node's proxies.
+	ListSlots(ctx context.Context, in *ListSlotsRequest, opts ...grpc.CallOption) (*ListSlotsResponse, error)
 }
 
 type agentServiceClient struct {
@@ -501,6 +504,16 @@ func (c *agentServiceClient) ResumePolicy(ctx context.Context, in *ResumePolicyR
 	return out, nil
 }
 
+func (c *agentServiceClient) ListSlots(ctx context.Context, in *ListSlotsRequest, opts ...grpc.CallOption) (*ListSlotsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListSlotsResponse)
+	err := c.cc.Invoke(ctx, AgentService_ListSlots_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AgentServiceServer is the server API for AgentService service.
 // All implementations must embed UnimplementedAgentServiceServer
 // for forward compatibility.
@@ -531,6 +544,8 @@ type AgentServiceServer interface {
 	PausePolicy(context.Context, *PausePolicyRequest) (*PausePolicyResponse, error)
 	// ResumePolicy ends a pause before its time. Succeeds when there is nothing to do.
 	ResumePolicy(context.Context, *ResumePolicyRequest) (*ResumePolicyResponse, error)
+	// ListSlots returns the slots of this node's proxies.
+	ListSlots(context.Context, *ListSlotsRequest) (*ListSlotsResponse, error)
 	mustEmbedUnimplementedAgentServiceServer()
 }
 
@@ -573,6 +588,9 @@ func (UnimplementedAgentServiceServer) PausePolicy(context.Context, *PausePolicy
 }
 func (UnimplementedAgentServiceServer) ResumePolicy(context.Context, *ResumePolicyRequest) (*ResumePolicyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ResumePolicy not implemented")
+}
+func (UnimplementedAgentServiceServer) ListSlots(context.Context, *ListSlotsRequest) (*ListSlotsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListSlots not implemented")
 }
 func (UnimplementedAgentServiceServer) mustEmbedUnimplementedAgentServiceServer() {}
 func (UnimplementedAgentServiceServer) testEmbeddedByValue()                      {}
@@ -758,6 +776,24 @@ func _AgentService_ResumePolicy_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AgentService_ListSlots_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListSlotsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServiceServer).ListSlots(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AgentService_ListSlots_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServiceServer).ListSlots(ctx, req.(*ListSlotsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AgentService_ServiceDesc is the grpc.ServiceDesc for AgentService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -788,6 +824,10 @@ var AgentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ResumePolicy",
 			Handler:    _AgentService_ResumePolicy_Handler,
+		},
+		{
+			MethodName: "ListSlots",
+			Handler:    _AgentService_ListSlots_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

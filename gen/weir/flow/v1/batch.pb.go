@@ -40,6 +40,8 @@ const (
 	Place_PLACE_NATS Place = 5
 	// The observer's own memory or a slow reader.
 	Place_PLACE_OBSERVER Place = 6
+	// A node's proxy or weir-dns had no room for what it saw.
+	Place_PLACE_PROXY Place = 7
 )
 
 // Enum value maps for Place.
@@ -52,6 +54,7 @@ var (
 		4: "PLACE_RELAY",
 		5: "PLACE_NATS",
 		6: "PLACE_OBSERVER",
+		7: "PLACE_PROXY",
 	}
 	Place_value = map[string]int32{
 		"PLACE_UNSPECIFIED": 0,
@@ -61,6 +64,7 @@ var (
 		"PLACE_RELAY":       4,
 		"PLACE_NATS":        5,
 		"PLACE_OBSERVER":    6,
+		"PLACE_PROXY":       7,
 	}
 )
 
@@ -108,6 +112,8 @@ const (
 	Cause_CAUSE_SLOW_READER Cause = 5
 	// Storage limits removed it.
 	Cause_CAUSE_EXPIRED Cause = 6
+	// The agent's queue of requests (what proxies and weir-dns tell) had no room.
+	Cause_CAUSE_REQUESTS Cause = 7
 )
 
 // Enum value maps for Cause.
@@ -120,6 +126,7 @@ var (
 		4: "CAUSE_MISSING",
 		5: "CAUSE_SLOW_READER",
 		6: "CAUSE_EXPIRED",
+		7: "CAUSE_REQUESTS",
 	}
 	Cause_value = map[string]int32{
 		"CAUSE_UNSPECIFIED": 0,
@@ -129,6 +136,7 @@ var (
 		"CAUSE_MISSING":     4,
 		"CAUSE_SLOW_READER": 5,
 		"CAUSE_EXPIRED":     6,
+		"CAUSE_REQUESTS":    7,
 	}
 )
 
@@ -618,7 +626,7 @@ const file_weir_flow_v1_batch_proto_rawDesc = "" +
 	"\n" +
 	"first_time\x18\b \x01(\x03R\tfirstTime\x12\x1b\n" +
 	"\tlast_time\x18\t \x01(\x03R\blastTimeB\x06\n" +
-	"\x04_cpu*\x87\x01\n" +
+	"\x04_cpu*\x98\x01\n" +
 	"\x05Place\x12\x15\n" +
 	"\x11PLACE_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fPLACE_KERNEL\x10\x01\x12\x0f\n" +
@@ -627,7 +635,8 @@ const file_weir_flow_v1_batch_proto_rawDesc = "" +
 	"\vPLACE_RELAY\x10\x04\x12\x0e\n" +
 	"\n" +
 	"PLACE_NATS\x10\x05\x12\x12\n" +
-	"\x0ePLACE_OBSERVER\x10\x06*\x91\x01\n" +
+	"\x0ePLACE_OBSERVER\x10\x06\x12\x0f\n" +
+	"\vPLACE_PROXY\x10\a*\xa5\x01\n" +
 	"\x05Cause\x12\x15\n" +
 	"\x11CAUSE_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -636,7 +645,8 @@ const file_weir_flow_v1_batch_proto_rawDesc = "" +
 	"\rCAUSE_INVALID\x10\x03\x12\x11\n" +
 	"\rCAUSE_MISSING\x10\x04\x12\x15\n" +
 	"\x11CAUSE_SLOW_READER\x10\x05\x12\x11\n" +
-	"\rCAUSE_EXPIRED\x10\x06B2Z0github.com/weirmesh/weir/gen/weir/flow/v1;flowv1b\x06proto3"
+	"\rCAUSE_EXPIRED\x10\x06\x12\x12\n" +
+	"\x0eCAUSE_REQUESTS\x10\aB2Z0github.com/weirmesh/weir/gen/weir/flow/v1;flowv1b\x06proto3"
 
 var (
 	file_weir_flow_v1_batch_proto_rawDescOnce sync.Once
