@@ -22,6 +22,8 @@ type Conn struct {
 	ServerName string
 	// TLS: it was terminated here.
 	TLS bool
+	// Direct: the client connected to the listener's own address, so there is no original destination.
+	Direct bool
 	// Source: upstream sockets bind to the client's address; nil = they have the node's own.
 	Source *Source
 }
@@ -34,9 +36,11 @@ type Source struct {
 	PortMin, PortMax uint16
 }
 
-// Endpoint is one address of a cluster.
+// Endpoint is one address of a cluster. It is comparable.
 type Endpoint struct {
 	Address netip.AddrPort
+	// Path of a unix socket, for which Address is invalid.
+	Path string
 	Weight  uint32
 	Healthy bool
 }
@@ -107,7 +111,7 @@ type Entry struct {
 	Stream bool
 }
 
-// Logger takes entries. It never blocks: what it has no room for it counts.
+// Logger takes entries. It never blocks: what it has no room for it counts. The entry, and the headers in it, are the caller's again when Log returns.
 type Logger interface{ Log(*Entry) }
 
 // Limits bound what one tenant may use. All methods return quickly; what is refused is counted under the tenant's name and the cause.
