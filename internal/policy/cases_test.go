@@ -357,7 +357,7 @@ func lookup(ranges []Range, proto uint8, port uint16) Decision {
 	named := slices.ContainsFunc(ranges, func(r Range) bool { return r.Proto == proto })
 	for _, r := range ranges {
 		if r.Proto == proto && r.First <= port && port <= r.Last || !named && r.Proto == AnyProtocol {
-			return Decision{r.Verdict, r.Rules}
+			return Decision{Verdict: r.Verdict, Rules: r.Rules, Filter: r.Filter}
 		}
 	}
 	return Decision{Verdict: DefaultDeny}

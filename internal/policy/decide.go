@@ -16,6 +16,8 @@ type Range struct {
 	Verdict     Verdict
 	// Rules that decided, as positions in Resolved.Rules, rising.
 	Rules []int
+	// Filter that what is allowed passes through; nil = it passes plainly. With Allow only.
+	Filter *Filter
 }
 
 // Decision is what is decided for one peer and port.
@@ -24,6 +26,8 @@ type Decision struct {
 	// Rules that decided, as positions in Resolved.Rules, rising: all that allow, or all that deny, or the first of a tier. Empty for DefaultDeny, and
 	// where nothing is enforced.
 	Rules []int
+	// Filter that what is allowed passes through; nil = it passes plainly. With Allow only.
+	Filter *Filter
 }
 
 // decide is the one place of precedence: cover has the positions of the entries that match peer and port, rising.
@@ -50,18 +54,18 @@ func (r *Resolved) decide(cover []int) Decision {
 	}
 	switch {
 	case len(denies) > 0:
-		return Decision{Deny, denies}
+		return Decision{Verdict: Deny, Rules: denies}
 	case len(allows) > 0:
-		return Decision{Allow, allows}
+		return Decision{Verdict: Allow, Rules: allows}
 	case r.DefaultDeny && localhost >= 0:
-		return Decision{Allow, []int{localhost}}
+		return Decision{Verdict: Allow, Rules: []int{localhost}}
 	case r.DefaultDeny:
 		return Decision{Verdict: DefaultDeny}
 	}
 	if _, d, ok := r.firstMatch(rest[i:], TierBaseline); ok {
 		return d
 	}
-	return Decision{Allow, []int{r.fallback}}
+	return Decision{Verdict: Allow, Rules: []int{r.fallback}}
 }
 
 // firstMatch asks an ordered tier: its first entry decides, unless that passes on. It returns the entries of later tiers.
@@ -76,9 +80,9 @@ func (r *Resolved) firstMatch(cover []int, tier Tier) (rest []int, d Decision, d
 	}
 	switch e := &r.entries[cover[0]]; e.action {
 	case ActionAllow:
-		return rest, Decision{Allow, []int{e.rule}}, true
+		return rest, Decision{Verdict: Allow, Rules: []int{e.rule}}, true
 	case ActionDeny:
-		return rest, Decision{Deny, []int{e.rule}}, true
+		return rest, Decision{Verdict: Deny, Rules: []int{e.rule}}, true
 	}
 	return rest, d, false
 }
@@ -152,7 +156,7 @@ func (r *Resolved) Class(terms []int) []Range {
 	rest := r.decide(base)
 	var ranges []Range
 	if rest.Verdict != DefaultDeny {
-		ranges = append(ranges, Range{AnyProtocol, 0, maxPort, rest.Verdict, rest.Rules})
+		ranges = append(ranges, Range{Proto: AnyProtocol, Last: maxPort, Verdict: rest.Verdict, Rules: rest.Rules})
 	}
 	for len(edges) > 0 {
 		n := 1
@@ -192,7 +196,7 @@ func (r *Resolved) protocolRanges(base []int, edges []edge, rest Decision) []Ran
 		if last := len(ranges) - 1; last >= 0 && ranges[last].Verdict == d.Verdict && slices.Equal(ranges[last].Rules, d.Rules) {
 			ranges[last].Last = uint16(next - 1)
 		} else {
-			ranges = append(ranges, Range{edges[0].proto, uint16(at), uint16(next - 1), d.Verdict, d.Rules})
+			ranges = append(ranges, Range{Proto: edges[0].proto, First: uint16(at), Last: uint16(next - 1), Verdict: d.Verdict, Rules: d.Rules})
 		}
 		at = next
 	}

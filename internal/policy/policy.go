@@ -98,6 +98,8 @@ type Subject struct {
 	NamedPorts []NamedPort
 	// Node has the labels of the node that it runs on (`k8s:key=value`), for the `nodes` peers of a ClusterNetworkPolicy: they may mean the local host.
 	Node labelset.Set
+	// Visibility that the pod's annotation asks for.
+	Visibility []Visibility
 }
 
 // Peer is the other end of a connection: everybody with the same labels, prefix and variant.
@@ -112,6 +114,8 @@ type Peer struct {
 	Networks []netip.Prefix
 	// NamedPorts of pods, sorted.
 	NamedPorts []NamedPort
+	// Names that DNS gave an address outside of the cluster. For questions only: classes know peers without them, Resolved.Names is what a node needs.
+	Names []string
 }
 
 // World is what rules may refer to beside labels. Implementations answer from one consistent state.

@@ -16,10 +16,12 @@ import (
 
 // Resolved is what all rules together decide for a subject in one direction. It is never changed, and safe for concurrent use.
 type Resolved struct {
-	// Key is a hash of the content: the same selectors, rules and options have the same key. "" = not enforced.
+	// Key is a hash of the content: the same selectors, rules, what rules say of requests, and options have the same key; with filters, the same identity
+	// too. "" = everything passes and nothing is looked at: no key, no policy.
 	Key       string
 	Direction Direction
-	// Enforced: some policy selects the subject in this direction (or the mode enforces always). Else everything passes, and the rest is empty.
+	// Enforced: some policy selects the subject in this direction (or the mode enforces always). Else everything passes, and the rest is empty, but for a
+	// subject with a visibility annotation: it has a Key, and its classes say what is to be seen.
 	Enforced bool
 	// DefaultDeny: what no rule allows is denied.
 	DefaultDeny bool
@@ -30,9 +32,9 @@ type Resolved struct {
 	// Rules that select the subject, in the order in which they are asked, and the implicit deciders. Decisions name them by position.
 	Rules []RuleName
 
-	entries  []entry // in the order in which they are asked
-	fallback int     // position of the implicit decider that allows what nothing decides; -1 = default deny
-	names    []string
+	entries  []entry  // in the order in which they are asked
+	fallback int      // position of the implicit decider that allows what nothing decides; -1 = default deny
+	ports    []string // names of
 }
 
 // entry is a rule, resolved for one subject.
@@ -113,8 +115,8 @@ func Resolve(o Options, s *Subject, d Direction, rules []*Rule, w World) (*Resol
 		r.Rules = append(r.Rules, RuleName{Implicit: name})
 	}
 	c.sortTerms()
-	slices.Sort(r.names)
-	r.names = slices.Compact(r.names)
+	slices.Sort(r.ports)
+	r.ports = slices.Compact(r.ports)
 	r.Key = r.hash()
 	return r, nil
 }
@@ -243,7 +245,7 @@ func (c *compiler) ports(e *entry, spec portSpec) {
 		}
 		return
 	}
-	c.r.names = append(c.r.names, spec.name)
+	c.r.ports = append(c.r.ports, spec.name)
 	if c.w == nil {
 		return
 	}
@@ -286,7 +288,7 @@ func (r *Resolved) hash() string {
 	d.number(int(r.Direction))
 	d.flag(r.DefaultDeny)
 	d.texts(r.EnforcedBy)
-	d.texts(r.names)
+	d.texts(r.ports)
 	d.number(len(r.Terms))
 	for _, t := range r.Terms {
 		d.text(t.Key)
@@ -369,7 +371,7 @@ func (r *Resolved) prefixes(of func(*Term) bool) []netip.Prefix {
 }
 
 // NamedPorts returns the names (lower case) that egress rules use, sorted: the values that pods give them tell pods of one identity apart.
-func (r *Resolved) NamedPorts() []string { return r.names }
+func (r *Resolved) NamedPorts() []string { return r.ports }
 
 // Match returns the positions of the terms that a peer matches, rising. All peers with the same ones have one Class.
 func (r *Resolved) Match(p *Peer) []int {
