@@ -66,9 +66,23 @@ type Policy struct {
 	Selectors []string
 	Classes   []PolicyClass
 	Rules     []PolicyRule
+	// Names are peers by DNS name; they are no part of classes.
+	Names []PolicyName `json:",omitempty"`
+	// Filters are those that ranges name.
+	Filters []Filter `json:",omitempty"`
 }
 
-// Whole says that classes name selectors and rules that are there.
+// Filter returns the filter of a key, or nil.
+func (p *Policy) Filter(key string) *Filter {
+	for i := range p.Filters {
+		if p.Filters[i].Key == key {
+			return &p.Filters[i]
+		}
+	}
+	return nil
+}
+
+// Whole says that classes and names refer to selectors, rules and filters that are there.
 func (p *Policy) Whole() bool {
 	for _, c := range p.Classes {
 		for _, s := range c.Selectors {
@@ -76,11 +90,26 @@ func (p *Policy) Whole() bool {
 				return false
 			}
 		}
-		for _, r := range c.Ranges {
-			for _, n := range r.Rules {
-				if int(n) >= len(p.Rules) {
-					return false
-				}
+		if !p.wholeRanges(c.Ranges) {
+			return false
+		}
+	}
+	for _, n := range p.Names {
+		if !p.wholeRanges(n.Ranges) {
+			return false
+		}
+	}
+	return true
+}
+
+func (p *Policy) wholeRanges(list []PolicyRange) bool {
+	for _, r := range list {
+		if r.Filter != "" && p.Filter(r.Filter) == nil {
+			return false
+		}
+		for _, n := range r.Rules {
+			if int(n) >= len(p.Rules) {
+				return false
 			}
 		}
 	}
@@ -99,6 +128,42 @@ type PolicyRange struct {
 	First, Last uint16
 	Verdict     Verdict
 	Rules       []uint32 `json:",omitempty"`
+	// Filter is the key of what allowed connections pass through; empty = nothing.
+	Filter string `json:",omitempty"`
+}
+
+// PolicyName is what a policy allows to addresses that DNS gave a name that matches. Exactly one of the first two is set.
+type PolicyName struct {
+	MatchName    string        `json:",omitempty"`
+	MatchPattern string        `json:",omitempty"`
+	Ranges       []PolicyRange `json:",omitempty"`
+}
+
+// FilterKind is who reads a filtered connection; numbers of weir.policy.v1.FilterKind.
+type FilterKind uint8
+
+// Kinds of filters.
+const (
+	FilterHTTP  FilterKind = 1
+	FilterTLS   FilterKind = 2
+	FilterDNS   FilterKind = 3
+	FilterRoute FilterKind = 4
+)
+
+// Filter is what allowed connections pass through. What it asks of requests is the proxy's affair, except for DNS.
+type Filter struct {
+	Key  string
+	Kind FilterKind
+	// Visibility: only to be seen.
+	Visibility bool      `json:",omitempty"`
+	DNS        []DNSRule `json:",omitempty"`
+}
+
+// DNSRule allows names. Both empty = every name.
+type DNSRule struct {
+	Rule         PolicyRule
+	MatchName    string `json:",omitempty"`
+	MatchPattern string `json:",omitempty"`
 }
 
 // PolicyRule names a rule of a policy object.

@@ -32,6 +32,8 @@ type ServicePort struct {
 	// NodePort is the port on every node; 0 = none.
 	NodePort uint16 `json:",omitempty"`
 	Backends []Backend
+	// Route is the key of the filter that pods' connections to the cluster IPs pass first; empty = none.
+	Route string `json:",omitempty"`
 }
 
 // Backend is one address that serves a port.

@@ -20,8 +20,15 @@ func policyOf(p *policyv1.Policy) (desired.Upsert, error) {
 		fail("direction %d is unknown", p.GetDirection())
 	}
 	for _, r := range p.GetRules() {
-		policy.Rules = append(policy.Rules, desired.PolicyRule{Kind: r.GetKind(), Namespace: r.GetNamespace(), Name: r.GetName(), UID: r.GetUid(), Spec: r.GetSpec(),
-			List: r.GetList(), Index: r.GetIndex(), Log: r.GetLog(), Labels: r.GetLabels(), Implicit: r.GetImplicit()})
+		policy.Rules = append(policy.Rules, ruleOf(r))
+	}
+	for i, f := range p.GetFilters() {
+		filter, err := filterOf(f)
+		if err != nil {
+			fail("filters[%d].%w", i, err)
+			continue
+		}
+		policy.Filters = append(policy.Filters, filter)
 	}
 	for i, c := range p.GetClasses() {
 		class := desired.PolicyClass{Selectors: c.GetSelectors()}
@@ -29,21 +36,30 @@ func policyOf(p *policyv1.Policy) (desired.Upsert, error) {
 			fail("classes[%d].selectors: want positions of selectors, rising", i)
 			continue
 		}
-		ranges, err := rangesOf(c.GetRanges(), len(policy.Rules))
+		ranges, err := rangesOf(c.GetRanges(), policy)
 		if err != nil {
 			fail("classes[%d].%w", i, err)
 		}
 		class.Ranges = ranges
 		policy.Classes = append(policy.Classes, class)
 	}
+	for i, n := range p.GetNames() {
+		name, err := nameOf(n, policy)
+		if err != nil {
+			fail("names[%d].%w", i, err)
+			continue
+		}
+		policy.Names = append(policy.Names, name)
+	}
 	return desired.Upsert{Key: desired.Key{Kind: desired.KindPolicy, Name: p.GetKey()}, Resource: policy}, wrap("policy", p.GetKey(), errs...)
 }
 
 // rangesOf returns no range at all when one of them makes no sense.
-func rangesOf(list []*policyv1.PolicyRange, rules int) ([]desired.PolicyRange, error) {
+func rangesOf(list []*policyv1.PolicyRange, p *desired.Policy) ([]desired.PolicyRange, error) {
 	var out []desired.PolicyRange
 	for i, r := range list {
-		x := desired.PolicyRange{Proto: uint8(r.GetProtocol()), First: uint16(r.GetFirst()), Last: uint16(r.GetLast()), Verdict: desired.Verdict(r.GetVerdict()), Rules: r.GetRules()}
+		x := desired.PolicyRange{Proto: uint8(r.GetProtocol()), First: uint16(r.GetFirst()), Last: uint16(r.GetLast()), Verdict: desired.Verdict(r.GetVerdict()),
+			Rules: r.GetRules(), Filter: r.GetFilter()}
 		if x.Proto == 0 {
 			x.First, x.Last = 0, 65535
 		}
@@ -54,6 +70,10 @@ func rangesOf(list []*policyv1.PolicyRange, rules int) ([]desired.PolicyRange, e
 			return nil, fmt.Errorf("ranges[%d]: %d to %d are no ports", i, r.GetFirst(), r.GetLast())
 		case r.GetVerdict() < policyv1.Verdict_VERDICT_ALLOW || r.GetVerdict() > policyv1.Verdict_VERDICT_DENY:
 			return nil, fmt.Errorf("ranges[%d].verdict: %d is unknown", i, r.GetVerdict())
+		case x.Filter != "" && x.Verdict != desired.Allow:
+			return nil, fmt.Errorf("ranges[%d].filter: nothing is allowed through it", i)
+		case x.Filter != "" && p.Filter(x.Filter) == nil:
+			return nil, fmt.Errorf("ranges[%d].filter: there is no filter %q", i, x.Filter)
 		}
 		if i > 0 {
 			before := out[i-1]
@@ -62,11 +82,51 @@ func rangesOf(list []*policyv1.PolicyRange, rules int) ([]desired.PolicyRange, e
 			}
 		}
 		for _, n := range x.Rules {
-			if int(n) >= rules {
+			if int(n) >= len(p.Rules) {
 				return nil, fmt.Errorf("ranges[%d].rules: there is no rule %d", i, n)
 			}
 		}
 		out = append(out, x)
 	}
 	return out, nil
+}
+
+func ruleOf(r *policyv1.PolicyRule) desired.PolicyRule {
+	return desired.PolicyRule{Kind: r.GetKind(), Namespace: r.GetNamespace(), Name: r.GetName(), UID: r.GetUid(), Spec: r.GetSpec(),
+		List: r.GetList(), Index: r.GetIndex(), Log: r.GetLog(), Labels: r.GetLabels(), Implicit: r.GetImplicit()}
+}
+
+// maxFilterKey bounds keys of filters, as the policy service does.
+const maxFilterKey = 63
+
+func filterOf(f *policyv1.Filter) (desired.Filter, error) {
+	x := desired.Filter{Key: f.GetKey(), Kind: desired.FilterKind(f.GetKind()), Visibility: f.GetVisibility()}
+	switch {
+	case x.Key == "" || len(x.Key) > maxFilterKey:
+		return x, fmt.Errorf("key: %q has not 1 to %d characters", x.Key, maxFilterKey)
+	case f.GetKind() < policyv1.FilterKind_FILTER_KIND_HTTP || f.GetKind() > policyv1.FilterKind_FILTER_KIND_DNS:
+		return x, fmt.Errorf("kind: %d is no policy's", f.GetKind())
+	}
+	for _, r := range f.GetDns() {
+		x.DNS = append(x.DNS, desired.DNSRule{Rule: ruleOf(r.GetRule()), MatchName: r.GetMatchName(), MatchPattern: r.GetMatchPattern()})
+	}
+	return x, nil
+}
+
+func nameOf(n *policyv1.PolicyName, p *desired.Policy) (desired.PolicyName, error) {
+	x := desired.PolicyName{MatchName: n.GetMatchName(), MatchPattern: n.GetMatchPattern()}
+	if (x.MatchName == "") == (x.MatchPattern == "") {
+		return x, fmt.Errorf("match_name %q, match_pattern %q: want exactly one", x.MatchName, x.MatchPattern)
+	}
+	ranges, err := rangesOf(n.GetRanges(), p)
+	if err != nil {
+		return x, err
+	}
+	for i, r := range ranges {
+		if r.Verdict != desired.Allow {
+			return x, fmt.Errorf("ranges[%d].verdict: names only allow", i)
+		}
+	}
+	x.Ranges = ranges
+	return x, nil
 }

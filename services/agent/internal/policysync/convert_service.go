@@ -54,7 +54,7 @@ func servicePortOf(p *policyv1.ServicePort) (desired.ServicePort, []error) {
 		return desired.ServicePort{}, []error{fmt.Errorf("port %q: %d is no port", p.GetName(), p.GetPort())}
 	}
 	var errs []error
-	port := desired.ServicePort{Name: p.GetName(), Proto: proto, Port: uint16(p.GetPort())}
+	port := desired.ServicePort{Name: p.GetName(), Proto: proto, Port: uint16(p.GetPort()), Route: p.GetRoute()}
 	if n := p.GetNodePort(); n > 65535 {
 		errs = append(errs, fmt.Errorf("port %q: node port %d is no port", p.GetName(), n))
 	} else {

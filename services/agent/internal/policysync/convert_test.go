@@ -18,6 +18,12 @@ func tcp(first, last uint32, rules ...uint32) *policyv1.PolicyRange {
 	return &policyv1.PolicyRange{Protocol: 6, First: first, Last: last, Verdict: policyv1.Verdict_VERDICT_ALLOW, Rules: rules}
 }
 
+func filtered(key string, verdict policyv1.Verdict) *policyv1.PolicyRange {
+	r := tcp(80, 80, 0)
+	r.Filter, r.Verdict = key, verdict
+	return r
+}
+
 // What cannot be read of a policy decides nothing: it is left out, and what is left out is denied.
 func TestPolicyParts(t *testing.T) {
 	tests := []struct {
@@ -35,11 +41,14 @@ func TestPolicyParts(t *testing.T) {
 		{"too high", &policyv1.PolicyClass{Selectors: []uint32{0}, Ranges: []*policyv1.PolicyRange{tcp(3, 65536)}}, "ranges[0]", 2, 0},
 		{"overlap", &policyv1.PolicyClass{Selectors: []uint32{0}, Ranges: []*policyv1.PolicyRange{tcp(1, 5), tcp(5, 6)}}, "overlaps", 2, 0},
 		{"rule", &policyv1.PolicyClass{Selectors: []uint32{0}, Ranges: []*policyv1.PolicyRange{tcp(1, 5, 1)}}, "no rule 1", 2, 0},
+		{"filter", &policyv1.PolicyClass{Selectors: []uint32{0}, Ranges: []*policyv1.PolicyRange{filtered("f", 1)}}, "", 2, 1},
+		{"unknown filter", &policyv1.PolicyClass{Selectors: []uint32{0}, Ranges: []*policyv1.PolicyRange{filtered("g", 1)}}, `no filter "g"`, 2, 0},
+		{"filter of what is denied", &policyv1.PolicyClass{Selectors: []uint32{0}, Ranges: []*policyv1.PolicyRange{filtered("f", 3)}}, "nothing is allowed", 2, 0},
 		{"verdict", &policyv1.PolicyClass{Selectors: []uint32{0}, Ranges: []*policyv1.PolicyRange{{Protocol: 6, First: 1, Last: 1, Verdict: 9}}}, "verdict", 2, 0},
 	}
 	for _, tt := range tests {
 		u, err := policyOf(&policyv1.Policy{Key: "p", Direction: 1, Selectors: []string{"a", "b"}, Rules: []*policyv1.PolicyRule{{Name: "r"}},
-			Classes: []*policyv1.PolicyClass{{}, tt.class}})
+			Filters: []*policyv1.Filter{{Key: "f", Kind: 1}}, Classes: []*policyv1.PolicyClass{{}, tt.class}})
 		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
 		}
@@ -47,6 +56,33 @@ func TestPolicyParts(t *testing.T) {
 		if len(p.Classes) != tt.classes || tt.classes == 2 && len(p.Classes[1].Ranges) != tt.ranges {
 			t.Errorf("%s: classes %+v", tt.name, p.Classes)
 		}
+	}
+}
+
+// A filter or a name that cannot be read is left out, and so is what names it.
+func TestFiltersAndNames(t *testing.T) {
+	names := []*policyv1.PolicyName{
+		{MatchName: "a.test", Ranges: []*policyv1.PolicyRange{filtered("f", 1)}},
+		{MatchName: "b.test", MatchPattern: "*", Ranges: []*policyv1.PolicyRange{tcp(1, 1)}},
+		{MatchPattern: "*.c.test", Ranges: []*policyv1.PolicyRange{filtered("none", 1)}},
+		{MatchPattern: "*.d.test", Ranges: []*policyv1.PolicyRange{filtered("", 3)}},
+		{MatchPattern: "*.e.test", Ranges: []*policyv1.PolicyRange{tcp(443, 443, 0)}},
+	}
+	u, err := policyOf(&policyv1.Policy{Key: "p", Direction: 2, Rules: []*policyv1.PolicyRule{{Name: "r"}}, Names: names, Filters: []*policyv1.Filter{
+		{Key: "f", Kind: policyv1.FilterKind_FILTER_KIND_DNS, Visibility: true, Dns: []*policyv1.DNSRule{{Rule: &policyv1.PolicyRule{Name: "r"}, MatchPattern: "*.x"}}},
+		{Key: "", Kind: 1}, {Key: strings.Repeat("k", 64), Kind: 1}, {Key: "route", Kind: policyv1.FilterKind_FILTER_KIND_ROUTE}},
+		Classes: []*policyv1.PolicyClass{{Ranges: []*policyv1.PolicyRange{filtered("route", 1)}}}})
+	for _, want := range []string{"filters[1].key", "filters[2].key", "filters[3].kind", "names[1].match_name", "names[2].ranges[0].filter", "names[3].ranges[0].verdict", "classes[0].ranges[0].filter"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: want %s", err, want)
+		}
+	}
+	p := u.Resource.(*desired.Policy)
+	if len(p.Filters) != 1 || !p.Filters[0].Visibility || p.Filters[0].DNS[0].MatchPattern != "*.x" || p.Filters[0].DNS[0].Rule.Name != "r" {
+		t.Errorf("filters %+v", p.Filters)
+	}
+	if len(p.Names) != 2 || p.Names[0].Ranges[0].Filter != "f" || p.Names[1].MatchPattern != "*.e.test" || !p.Whole() || len(p.Classes[0].Ranges) != 0 {
+		t.Errorf("policy %+v", p)
 	}
 }
 

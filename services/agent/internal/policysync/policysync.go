@@ -79,13 +79,14 @@ type Client struct {
 	status    Status
 	endpoints map[string]*policyv1.Endpoint // registered, by uid
 	waiting   map[string]chan Spread        // by uid: who waits for Spread
+	slots     *policyv1.SlotReport
 	dirty     bool
 }
 
 // New makes a client.
 func New(cfg Config) *Client {
 	c := &Client{cfg: cfg, log: cfg.Log.With("component", "policysync"), endpoints: map[string]*policyv1.Endpoint{},
-		waiting: map[string]chan Spread{}}
+		waiting: map[string]chan Spread{}, slots: &policyv1.SlotReport{}}
 	for _, a := range cfg.Addresses {
 		c.links = append(c.links, newLink(c, a))
 	}
@@ -168,6 +169,27 @@ func (c *Client) Unregister(uid string) {
 	delete(c.waiting, uid)
 	for _, l := range c.links {
 		l.queueLocked(&policyv1.SyncRequest{Message: &policyv1.SyncRequest_Unregister{Unregister: uid}})
+	}
+}
+
+// Slot is a number of this node's proxies in use.
+type Slot struct {
+	Number, Port uint16
+	// Key of its filter.
+	Key string
+}
+
+// SetSlots tells every replica, now and after every reconnection, which slots are in use: all of them.
+func (c *Client) SetSlots(list []Slot) {
+	report := &policyv1.SlotReport{}
+	for _, s := range list {
+		report.Slots = append(report.Slots, &policyv1.Slot{Number: uint32(s.Number), Key: s.Key, Port: uint32(s.Port)})
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.slots = report
+	for _, l := range c.links {
+		l.queueLocked(&policyv1.SyncRequest{Message: &policyv1.SyncRequest_Slots{Slots: report}})
 	}
 }
 
