@@ -123,6 +123,12 @@ type Config struct {
 	PolicyPeersMax int
 	// PolicyRangesMax bounds the port ranges of all different rows of policies together; 8 bytes each. Default 262144.
 	PolicyRangesMax int
+	// NamesMax bounds addresses that policies know by name. Default 65536.
+	NamesMax int
+	// NamePoliciesMax bounds rows of policies for sets of names. Default 65536.
+	NamePoliciesMax int
+	// NameRangesMax bounds the port ranges of all different ones of these rows; 8 bytes each. Default 131072.
+	NameRangesMax int
 	// ServiceConnectionsMax bounds connections that are translated packet by packet; the longest unused are forgotten first. Default 65536.
 	ServiceConnectionsMax int
 	// Aggregation: default medium.
@@ -164,6 +170,7 @@ func DefaultConfig() Config {
 		FragmentsMax:   8192,
 		DropsMax:       16384,
 		PolicyPeersMax: 262144, PolicyRangesMax: 262144,
+		NamesMax: 65536, NamePoliciesMax: 65536, NameRangesMax: 131072,
 		ServiceConnectionsMax: 65536, SourceRangesMax: 65536, MaglevMax: 16384, MaglevTableSize: 1021,
 		ReportInterval: 5 * time.Second,
 		Timeouts:       defaultTimeouts(),
@@ -228,6 +235,9 @@ func (c Config) Validate() error {
 		{"affinity max", c.AffinityMax, 1, 1 << 24},
 		{"policy peers max", c.PolicyPeersMax, 1, 1 << 24},
 		{"policy ranges max", c.PolicyRangesMax, 1, 1 << 24},
+		{"names max", c.NamesMax, 1, 1 << 24},
+		{"name policies max", c.NamePoliciesMax, 1, 1 << 24},
+		{"name ranges max", c.NameRangesMax, 1, 1 << 24},
 	} {
 		if f.value < f.min || f.value > f.max {
 			errs = append(errs, fmt.Errorf("%s %d: want %d to %d", f.name, f.value, f.min, f.max))

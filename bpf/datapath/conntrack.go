@@ -57,8 +57,10 @@ type Conn struct {
 	PeerIdentity        uint32
 	Service             uint32
 	// Verdict and Rule are what policy decided last; Audited says that it would have dropped the connection. PolicyNone: nothing was enforced.
-	Verdict          PolicyVerdict
-	Rule             uint32
+	Verdict PolicyVerdict
+	Rule    uint32
+	// Slot of the proxy that it goes through; 0 = none.
+	Slot             uint16
 	Audited          bool
 	Forward, Reverse Traffic
 	// Expires is when the entry may be collected, CLOCK_MONOTONIC nanoseconds.
@@ -233,7 +235,7 @@ func connOf(k *tcCtKey, e *tcCtConn) Conn {
 	c := Conn{
 		ID: e.Connection, Endpoint: k.Endpoint, Direction: e.Direction, Proto: k.Proto, State: ConnState(e.State),
 		PeerIdentity: e.PeerIdentity, Service: e.Service,
-		Verdict: PolicyVerdict(e.Verdict &^ ctAudited), Audited: e.Verdict&ctAudited != 0, Rule: e.Rule, Forward: e.Dir[0], Reverse: e.Dir[1], Expires: e.Expires,
+		Verdict: PolicyVerdict(e.Verdict &^ ctAudited), Audited: e.Verdict&ctAudited != 0, Rule: ruleOf(e.Rule), Slot: slotOf(e.Rule), Forward: e.Dir[0], Reverse: e.Dir[1], Expires: e.Expires,
 		Known: e.Known, HandshakeUs: e.HandshakeUs, SRTTUs: e.SrttUs, Retransmissions: e.Retransmissions,
 		Source: hi, Destination: lo,
 	}

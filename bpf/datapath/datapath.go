@@ -35,6 +35,7 @@ type Datapath struct {
 	ipcache   *IPCache
 	services  *Services
 	policies  *Policies
+	slots     *Slots
 	conntrack *Conntrack
 	reader    *Rings
 
@@ -73,6 +74,7 @@ func (d *Datapath) load() error {
 	maps := d.coll.Maps
 	d.endpoints = &Endpoints{endpoints: maps[tcMapEndpoints], interfaces: maps[tcMapInterfaces], netns: maps[tcMapNetns]}
 	d.ipcache = &IPCache{m: maps[tcMapIpcache]}
+	d.slots = &Slots{m: maps[tcMapSlots]}
 	d.conntrack = newConntrack(maps[tcMapCt], d.coll.Programs[tcProgSweep])
 	var err error
 	if d.services, err = newServices(d.serviceMaps()); err != nil {
@@ -167,6 +169,9 @@ func (d *Datapath) Services() *Services { return d.services }
 
 // Policies owns the maps of policy.
 func (d *Datapath) Policies() *Policies { return d.policies }
+
+// Slots owns the map of the proxy's listeners.
+func (d *Datapath) Slots() *Slots { return d.slots }
 
 // Conntrack reads and sweeps the connection table.
 func (d *Datapath) Conntrack() *Conntrack { return d.conntrack }

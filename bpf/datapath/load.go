@@ -47,6 +47,11 @@ var layouts = map[string]int{
 	tcMapPolicyPeers:      1,
 	tcMapPolicyRanges:     1,
 	tcMapPolicyGeneration: 1,
+
+	tcMapSlots:      1,
+	tcMapFqdn:       1,
+	tcMapFqdnPeers:  1,
+	tcMapFqdnRanges: 1,
 }
 
 // maxRings is MAX_RINGS of lib/events.h.
@@ -208,6 +213,9 @@ func (d *Datapath) setSizes(spec *ebpf.CollectionSpec) error {
 
 		tcMapPolicyPeers:  d.cfg.PolicyPeersMax,
 		tcMapPolicyRanges: d.cfg.PolicyRangesMax,
+		tcMapFqdn:         d.cfg.NamesMax,
+		tcMapFqdnPeers:    d.cfg.NamePoliciesMax,
+		tcMapFqdnRanges:   d.cfg.NameRangesMax,
 	} {
 		spec.Maps[name].MaxEntries = uint32(size)
 	}

@@ -3,7 +3,6 @@
 package datapath
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -19,6 +18,9 @@ const HostEndpoint = uint16(math.MaxUint16)
 // MaxPolicy is the greatest policy number.
 const MaxPolicy = 1<<30 - 1
 
+// MaxRule is the greatest rule number.
+const MaxRule = 1<<20 - 1
+
 // ErrFull means that a map of fixed size has no room; the error's text names the map.
 var ErrFull = errors.New("map is full")
 
@@ -31,7 +33,16 @@ const (
 	PolicyAllow       = PolicyVerdict(tcPolicyVerdictPOLICY_ALLOW)
 	PolicyDefaultDeny = PolicyVerdict(tcPolicyVerdictPOLICY_DEFAULT_DENY)
 	PolicyDeny        = PolicyVerdict(tcPolicyVerdictPOLICY_DENY)
+	// PolicyRedirect allows through the proxy's slot, and not without it.
+	PolicyRedirect = PolicyVerdict(tcPolicyVerdictPOLICY_REDIRECT)
+	// PolicyVisible allows; a connection that begins while the slot has a listener goes through it.
+	PolicyVisible = PolicyVerdict(tcPolicyVerdictPOLICY_VISIBLE)
 )
+
+// Allows says whether a packet may pass, be it through the proxy.
+func (v PolicyVerdict) Allows() bool {
+	return v != PolicyDefaultDeny && v != PolicyDeny && v <= PolicyVisible
+}
 
 // String returns the verdict's name.
 func (v PolicyVerdict) String() string {
@@ -44,6 +55,10 @@ func (v PolicyVerdict) String() string {
 		return "default-deny"
 	case PolicyDeny:
 		return "deny"
+	case PolicyRedirect:
+		return "redirect"
+	case PolicyVisible:
+		return "visible"
 	}
 	return fmt.Sprintf("verdict-%d", uint8(v))
 }
@@ -54,8 +69,10 @@ type PolicyRange struct {
 	Proto       uint8
 	First, Last uint16
 	Verdict     PolicyVerdict
-	// Rule is the agent's number of the deciding rules; 0 = none.
+	// Rule is the agent's number of the deciding rules, MaxRule at most; 0 = none.
 	Rule uint32
+	// Slot of the proxy, for PolicyRedirect and PolicyVisible alone; MaxSlot at most.
+	Slot uint16
 }
 
 // EndpointPolicy says which policies hold for an endpoint; 0 = that direction is not enforced.
@@ -80,47 +97,16 @@ type MapUsage struct {
 // Policies owns the maps of policy. Rows and endpoints take effect for new connections at once, and for live ones after Bump.
 type Policies struct {
 	endpoints  *ebpf.Map
-	peers      *ebpf.Map
 	generation *ebpf.Map
 
-	mu       sync.Mutex
-	blocks   *blocks
-	policies map[uint32]map[uint32]*block // policy -> peer -> ranges
-	rows     int
+	mu    sync.Mutex
+	table *rowTable
 }
 
 // newPolicies takes over what the maps hold.
 func newPolicies(endpoints, peers, ranges, generation *ebpf.Map) (*Policies, error) {
-	p := &Policies{
-		endpoints: endpoints, peers: peers, generation: generation, blocks: newBlocks(ranges), policies: map[uint32]map[uint32]*block{},
-	}
-	var key tcPolicyPeerKey
-	var row tcPolicyPeer
-	it := peers.Iterate()
-	for it.Next(&key, &row) {
-		b, err := p.blocks.adopt(uint32(row.Block>>32), uint32(row.Block))
-		if err != nil {
-			return nil, fmt.Errorf("policy %d, peer %d: %w", key.Policy, key.Peer, err)
-		}
-		p.put(key.Policy, key.Peer, b)
-	}
-	if err := it.Err(); err != nil {
-		return nil, fmt.Errorf("list policy_peers: %w", err)
-	}
-	p.blocks.settle()
-	return p, nil
-}
-
-func (p *Policies) put(policy, peer uint32, b *block) {
-	rows := p.policies[policy]
-	if rows == nil {
-		rows = map[uint32]*block{}
-		p.policies[policy] = rows
-	}
-	if rows[peer] == nil {
-		p.rows++
-	}
-	rows[peer] = b
+	table, err := newRowTable(tcMapPolicyPeers, peers, tcMapPolicyRanges, ranges)
+	return &Policies{endpoints: endpoints, generation: generation, table: table}, err
 }
 
 // policyCheck is policy_check of lib/policy.h.
@@ -134,60 +120,16 @@ const policyCheckFactor = 0x9e3779b97f4a7c15
 // denied by rule 0. An equal row is left alone. A policy without a row for peer 0 denies such peers. The error is ErrFull when a map
 // has no room; the old row, if any, then holds.
 func (p *Policies) SetPeer(policy, peer uint32, ranges []PolicyRange) error {
-	if policy == 0 || policy > MaxPolicy {
-		return fmt.Errorf("policy number %d: want 1 to %d", policy, MaxPolicy)
-	}
-	words, err := encodeRanges(ranges)
-	if err != nil {
-		return fmt.Errorf("policy %d, peer %d: %w", policy, peer, err)
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	old := p.policies[policy][peer]
-	if old != nil && slices.Equal(old.words, words) {
-		return nil
-	}
-	b, err := p.blocks.take(words)
-	if err != nil {
-		return fmt.Errorf("policy %d, peer %d: %w", policy, peer, err)
-	}
-	key := tcPolicyPeerKey{Policy: policy, Peer: peer}
-	row := tcPolicyPeer{Block: uint64(b.base)<<32 | uint64(len(b.words))}
-	row.Check = policyCheck(key, row.Block)
-	if err := p.peers.Put(key, row); err != nil {
-		p.blocks.release(b)
-		return fmt.Errorf("policy %d, peer %d: %w", policy, peer, fullError(p.peers, tcMapPolicyPeers, err))
-	}
-	if old != nil {
-		p.blocks.release(old)
-	}
-	p.put(policy, peer, b)
-	return nil
+	return p.table.set(policy, peer, ranges)
 }
 
 // DeletePeer removes a row; no such row is not an error. The peer is then decided by the row of peer 0.
 func (p *Policies) DeletePeer(policy, peer uint32) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.deletePeer(policy, peer)
-}
-
-func (p *Policies) deletePeer(policy, peer uint32) error {
-	rows := p.policies[policy]
-	b := rows[peer]
-	if b == nil {
-		return nil
-	}
-	if err := p.peers.Delete(tcPolicyPeerKey{Policy: policy, Peer: peer}); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("delete policy %d, peer %d: %w", policy, peer, err)
-	}
-	p.blocks.release(b)
-	delete(rows, peer)
-	p.rows--
-	if len(rows) == 0 {
-		delete(p.policies, policy)
-	}
-	return nil
+	return p.table.delete(policy, peer)
 }
 
 // DeletePolicy removes all rows of a policy. An endpoint that still names it is denied everything.
@@ -195,13 +137,13 @@ func (p *Policies) DeletePolicy(policy uint32) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	// The row of peer 0 first: it would speak for the peers whose own rows go.
-	peers := make([]uint32, 0, len(p.policies[policy]))
-	for peer := range p.policies[policy] {
+	peers := make([]uint32, 0, len(p.table.policies[policy]))
+	for peer := range p.table.policies[policy] {
 		peers = append(peers, peer)
 	}
 	slices.Sort(peers)
 	for _, peer := range peers {
-		if err := p.deletePeer(policy, peer); err != nil {
+		if err := p.table.delete(policy, peer); err != nil {
 			return err
 		}
 	}
@@ -302,58 +244,27 @@ func (p *Policies) Generation() (uint64, error) {
 
 // Lookup reads from the maps what a policy decides for a packet, as the programs do. peerRow says that the peer has a row of its own.
 func (p *Policies) Lookup(policy, peer uint32, proto uint8, port uint16) (verdict PolicyVerdict, rule uint32, peerRow bool, err error) {
+	r, peerRow, err := p.LookupRange(policy, peer, proto, port)
+	return r.Verdict, r.Rule, peerRow, err
+}
+
+// LookupRange is Lookup with the slot: the range that it returns is that of the one port.
+func (p *Policies) LookupRange(policy, peer uint32, proto uint8, port uint16) (r PolicyRange, peerRow bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var row tcPolicyPeer
-	key := tcPolicyPeerKey{Policy: policy, Peer: peer}
-	err = p.peers.Lookup(key, &row)
-	peerRow = err == nil
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		key.Peer = 0
-		err = p.peers.Lookup(key, &row)
-	}
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return PolicyDefaultDeny, 0, false, nil
-	}
-	if err != nil {
-		return PolicyDefaultDeny, 0, false, fmt.Errorf("policy %d, peer %d: %w", policy, peer, err)
-	}
-	if row.Check != policyCheck(key, row.Block) {
-		return PolicyDefaultDeny, 0, peerRow, fmt.Errorf("policy %d, peer %d: damaged row", policy, key.Peer)
-	}
-	words, err := p.blocks.read(uint32(row.Block>>32), uint32(row.Block))
-	if err != nil {
-		return PolicyDefaultDeny, 0, peerRow, fmt.Errorf("policy %d, peer %d: %w", policy, key.Peer, err)
-	}
-	word := decideRange(words, proto, port)
-	return PolicyVerdict(word >> 32), uint32(word), peerRow, nil
+	return lookupRow(p.table.peers, p.table.blocks.m, policy, peer, proto, port)
 }
 
 // List returns all rows, sorted by policy and peer.
 func (p *Policies) List() ([]PolicyRow, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	out := make([]PolicyRow, 0, p.rows)
-	for policy, rows := range p.policies {
-		for peer, b := range rows {
-			out = append(out, PolicyRow{Policy: policy, Peer: peer, Ranges: decodeRanges(b.words)})
-		}
-	}
-	slices.SortFunc(out, func(a, b PolicyRow) int {
-		if a.Policy != b.Policy {
-			return cmp.Compare(a.Policy, b.Policy)
-		}
-		return cmp.Compare(a.Peer, b.Peer)
-	})
-	return out, nil
+	return p.table.list(), nil
 }
 
 // Usage returns how full the maps are. Freed ranges that programs may still read count as used.
 func (p *Policies) Usage() []MapUsage {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return []MapUsage{
-		{Map: tcMapPolicyPeers, Entries: p.rows, Max: int(p.peers.MaxEntries())},
-		{Map: tcMapPolicyRanges, Entries: p.blocks.used(), Max: p.blocks.max()},
-	}
+	return p.table.usage()
 }

@@ -26,19 +26,27 @@ func TestEncodeRanges(t *testing.T) {
 		{"nothing", nil, []PolicyRange{rest}, ""},
 		{"everything", everything, everything, ""},
 		{"one port", []PolicyRange{allowPort(tcp, 80, 1)}, []PolicyRange{
-			rest, {tcp, 0, 79, PolicyDefaultDeny, 0}, allowPort(tcp, 80, 1), {tcp, 81, 65535, PolicyDefaultDeny, 0},
+			rest, {tcp, 0, 79, PolicyDefaultDeny, 0, 0}, allowPort(tcp, 80, 1), {tcp, 81, 65535, PolicyDefaultDeny, 0, 0},
 		}, ""},
-		{"neighbours of one rule", []PolicyRange{{tcp, 82, 90, PolicyAllow, 1}, {tcp, 80, 81, PolicyAllow, 1}}, []PolicyRange{
-			rest, {tcp, 0, 79, PolicyDefaultDeny, 0}, {tcp, 80, 90, PolicyAllow, 1}, {tcp, 91, 65535, PolicyDefaultDeny, 0},
+		{"neighbours of one rule", []PolicyRange{{tcp, 82, 90, PolicyAllow, 1, 0}, {tcp, 80, 81, PolicyAllow, 1, 0}}, []PolicyRange{
+			rest, {tcp, 0, 79, PolicyDefaultDeny, 0, 0}, {tcp, 80, 90, PolicyAllow, 1, 0}, {tcp, 91, 65535, PolicyDefaultDeny, 0, 0},
 		}, ""},
 		{"a named protocol is its ranges alone", []PolicyRange{everything[0], denyPort(udp, 53, 2)}, []PolicyRange{
-			everything[0], {udp, 0, 52, PolicyDefaultDeny, 0}, denyPort(udp, 53, 2), {udp, 54, 65535, PolicyDefaultDeny, 0},
+			everything[0], {udp, 0, 52, PolicyDefaultDeny, 0, 0}, denyPort(udp, 53, 2), {udp, 54, 65535, PolicyDefaultDeny, 0, 0},
 		}, ""},
-		{"the last protocol", []PolicyRange{{255, 0, 65535, PolicyAllow, 3}}, []PolicyRange{rest, {255, 0, 65535, PolicyAllow, 3}}, ""},
-		{"two in one place", []PolicyRange{{tcp, 1, 5, PolicyAllow, 1}, {tcp, 5, 6, PolicyAllow, 1}}, nil, "two ranges hold port 5"},
-		{"backwards", []PolicyRange{{tcp, 2, 1, PolicyAllow, 1}}, nil, "not a range"},
-		{"no verdict", []PolicyRange{{tcp, 2, 2, PolicyNone, 1}}, nil, "verdict 0"},
-		{"some ports of any protocol", []PolicyRange{{0, 2, 2, PolicyAllow, 1}}, nil, "want all ports"},
+		{"the last protocol", []PolicyRange{{255, 0, 65535, PolicyAllow, 3, 0}}, []PolicyRange{rest, {255, 0, 65535, PolicyAllow, 3, 0}}, ""},
+		{"two in one place", []PolicyRange{{tcp, 1, 5, PolicyAllow, 1, 0}, {tcp, 5, 6, PolicyAllow, 1, 0}}, nil, "two ranges hold port 5"},
+		{"backwards", []PolicyRange{{tcp, 2, 1, PolicyAllow, 1, 0}}, nil, "not a range"},
+		{"no verdict", []PolicyRange{{tcp, 2, 2, PolicyNone, 1, 0}}, nil, "verdict 0"},
+		{"slots", []PolicyRange{{tcp, 80, 80, PolicyRedirect, MaxRule, MaxSlot}, {tcp, 81, 81, PolicyVisible, 0, 1}}, []PolicyRange{
+			rest, {tcp, 0, 79, PolicyDefaultDeny, 0, 0}, {tcp, 80, 80, PolicyRedirect, MaxRule, MaxSlot}, {tcp, 81, 81, PolicyVisible, 0, 1},
+			{tcp, 82, 65535, PolicyDefaultDeny, 0, 0},
+		}, ""},
+		{"a redirect to no slot", []PolicyRange{{tcp, 2, 2, PolicyRedirect, 1, 0}}, nil, "they need one"},
+		{"an allow with a slot", []PolicyRange{{tcp, 2, 2, PolicyAllow, 1, 1}}, nil, "they need one"},
+		{"too great a slot", []PolicyRange{{tcp, 2, 2, PolicyRedirect, 1, MaxSlot + 1}}, nil, "slot 4096"},
+		{"too great a rule", []PolicyRange{{tcp, 2, 2, PolicyAllow, MaxRule + 1, 0}}, nil, "rule 1048576"},
+		{"some ports of any protocol", []PolicyRange{{0, 2, 2, PolicyAllow, 1, 0}}, nil, "want all ports"},
 	} {
 		words, err := encodeRanges(c.ranges)
 		if c.fault != "" {
@@ -75,7 +83,7 @@ func randomRanges(r *rand.Rand) []PolicyRange {
 		slices.Sort(cuts)
 		cuts = slices.Compact(cuts)
 		for i := 0; i+1 < len(cuts); i += 2 {
-			out = append(out, PolicyRange{proto, uint16(cuts[i]), uint16(cuts[i+1]), PolicyVerdict(1 + r.IntN(3)), r.Uint32N(3)})
+			out = append(out, PolicyRange{proto, uint16(cuts[i]), uint16(cuts[i+1]), PolicyVerdict(1 + r.IntN(3)), r.Uint32N(3), 0})
 		}
 	}
 	return out

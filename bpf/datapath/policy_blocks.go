@@ -18,10 +18,36 @@ import (
 // policyBlockMax is the most ranges that a block may have (POLICY_BLOCK_BITS of lib/policy_types.h).
 const policyBlockMax = 1<<18 - 1
 
-// A range word: start in bits 40..63, verdict in 32..39, rule in 0..31.
+// A range word: start in bits 40..63, verdict in 32..39, slot in 20..31, rule in 0..19.
 const rangeDecision = 1<<40 - 1
 
 func rangeStart(word uint64) uint32 { return uint32(word >> 40) }
+
+// decision is the part of a word that is not the start.
+func (r PolicyRange) decision() (uint64, error) {
+	if r.Verdict < PolicyAllow || r.Verdict > PolicyVisible {
+		return 0, fmt.Errorf("verdict %d: unknown", r.Verdict)
+	}
+	if r.Rule > MaxRule || r.Slot > MaxSlot {
+		return 0, fmt.Errorf("rule %d, slot %d: want at most %d and %d", r.Rule, r.Slot, MaxRule, MaxSlot)
+	}
+	if proxied := r.Verdict == PolicyRedirect || r.Verdict == PolicyVisible; proxied != (r.Slot != 0) {
+		return 0, fmt.Errorf("slot %d with verdict %v: a slot is for redirect and visible, and they need one", r.Slot, r.Verdict)
+	}
+	return uint64(r.Verdict)<<32 | uint64(r.Slot)<<20 | uint64(r.Rule), nil
+}
+
+// decisionOf makes a range of a word's decision.
+func decisionOf(proto uint8, first, last uint16, decision uint64) PolicyRange {
+	return PolicyRange{
+		Proto: proto, First: first, Last: last, Verdict: PolicyVerdict(decision >> 32 & 0xff),
+		Slot: slotOf(uint32(decision)), Rule: ruleOf(uint32(decision)),
+	}
+}
+
+// slotOf and ruleOf are SLOT_OF and RULE_OF of lib/policy_types.h.
+func slotOf(w uint32) uint16 { return uint16(w >> 20) }
+func ruleOf(w uint32) uint32 { return w & MaxRule }
 
 // encodeRanges makes a block: words in rising order of their starts, the first of which is 0.
 func encodeRanges(ranges []PolicyRange) ([]uint64, error) {
@@ -46,10 +72,10 @@ func encodeRanges(ranges []PolicyRange) ([]uint64, error) {
 		if r.First > r.Last {
 			return nil, fmt.Errorf("ports %d to %d: not a range", r.First, r.Last)
 		}
-		if r.Verdict < PolicyAllow || r.Verdict > PolicyDeny {
-			return nil, fmt.Errorf("verdict %d: unknown", r.Verdict)
+		decision, err := r.decision()
+		if err != nil {
+			return nil, err
 		}
-		decision := uint64(r.Verdict)<<32 | uint64(r.Rule)
 		same := i > 0 && sorted[i-1].Proto == r.Proto
 		if same && sorted[i-1].Last >= r.First {
 			return nil, fmt.Errorf("protocol %d: two ranges hold port %d", r.Proto, r.First)
@@ -91,10 +117,7 @@ func decodeRanges(words []uint64) []PolicyRange {
 		return nil
 	}
 	rest := words[0] & rangeDecision
-	rangeOf := func(proto uint8, first, last uint16, decision uint64) PolicyRange {
-		return PolicyRange{Proto: proto, First: first, Last: last, Verdict: PolicyVerdict(decision >> 32), Rule: uint32(decision)}
-	}
-	out := []PolicyRange{rangeOf(0, 0, math.MaxUint16, rest)}
+	out := []PolicyRange{decisionOf(0, 0, math.MaxUint16, rest)}
 	for i, w := range words {
 		start, end := rangeStart(w), uint32(1<<24)
 		if i+1 < len(words) {
@@ -105,7 +128,7 @@ func decodeRanges(words []uint64) []PolicyRange {
 			stop := min(end, (start>>16+1)<<16)
 			whole := start&0xffff == 0 && stop&0xffff == 0
 			if proto != 0 && (!whole || w&rangeDecision != rest) {
-				out = append(out, rangeOf(proto, uint16(start), uint16(stop-1), w&rangeDecision))
+				out = append(out, decisionOf(proto, uint16(start), uint16(stop-1), w&rangeDecision))
 			}
 			start = stop
 		}
@@ -137,14 +160,15 @@ type extent struct{ base, size uint32 }
 // be reading it.
 type blocks struct {
 	m         *ebpf.Map
+	name      string
 	byContent map[string]*block
 	byBase    map[uint32]*block
 	free      []extent // rising, never adjacent
 	resting   []extent
 }
 
-func newBlocks(m *ebpf.Map) *blocks {
-	return &blocks{m: m, byContent: map[string]*block{}, byBase: map[uint32]*block{}}
+func newBlocks(name string, m *ebpf.Map) *blocks {
+	return &blocks{m: m, name: name, byContent: map[string]*block{}, byBase: map[uint32]*block{}}
 }
 
 func (b *blocks) max() int { return int(b.m.MaxEntries()) }
@@ -201,13 +225,15 @@ func (b *blocks) settle() {
 	}
 }
 
-func (b *blocks) read(base, count uint32) ([]uint64, error) {
-	if count == 0 || uint64(base)+uint64(count) > uint64(b.max()) {
+func (b *blocks) read(base, count uint32) ([]uint64, error) { return readBlock(b.m, base, count) }
+
+func readBlock(m *ebpf.Map, base, count uint32) ([]uint64, error) {
+	if count == 0 || uint64(base)+uint64(count) > uint64(m.MaxEntries()) {
 		return nil, fmt.Errorf("block of %d ranges at %d: not in the map", count, base)
 	}
 	words := make([]uint64, count)
 	for i := range words {
-		if err := b.m.Lookup(base+uint32(i), &words[i]); err != nil {
+		if err := m.Lookup(base+uint32(i), &words[i]); err != nil {
 			return nil, fmt.Errorf("range %d: %w", base+uint32(i), err)
 		}
 	}
@@ -231,7 +257,7 @@ func (b *blocks) take(words []uint64) (*block, error) {
 		base, ok = b.allocate(size)
 	}
 	if !ok {
-		return nil, fmt.Errorf("%s (%d of %d): %w", tcMapPolicyRanges, b.used(), b.max(), ErrFull)
+		return nil, fmt.Errorf("%s (%d of %d): %w", b.name, b.used(), b.max(), ErrFull)
 	}
 	for i, w := range words {
 		if err := b.m.Put(base+uint32(i), w); err != nil {

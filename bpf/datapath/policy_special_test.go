@@ -182,7 +182,7 @@ func TestPolicyMissing(t *testing.T) {
 	b.expect("peer 0", allowed(in, 900), tcProgFromNetwork, b.uplink, data(3))
 	// A row that is another key's, as an element used again shows for a moment, is believed never.
 	stolen := policyRow(t, b, 77, idB)
-	if err := b.Policies().peers.Put(tcPolicyPeerKey{Policy: 77, Peer: idFar}, stolen); err != nil {
+	if err := b.Policies().table.peers.Put(tcPolicyPeerKey{Policy: 77, Peer: idFar}, stolen); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.Policies().DeletePeer(77, 0); err != nil {
@@ -203,7 +203,7 @@ func TestPolicyMissing(t *testing.T) {
 func policyRow(t *testing.T, b *bench, policy, peer uint32) tcPolicyPeer {
 	t.Helper()
 	var row tcPolicyPeer
-	if err := b.Policies().peers.Lookup(tcPolicyPeerKey{Policy: policy, Peer: peer}, &row); err != nil {
+	if err := b.Policies().table.peers.Lookup(tcPolicyPeerKey{Policy: policy, Peer: peer}, &row); err != nil {
 		t.Fatal(err)
 	}
 	return row

@@ -95,12 +95,22 @@ const (
 	DropNoTunnelEndpoint = uint8(tcDropReasonDROP_NO_TUNNEL_ENDPOINT)
 	DropNoNATPort        = uint8(tcDropReasonDROP_NO_NAT_PORT)
 	DropNATProtocol      = uint8(tcDropReasonDROP_NAT_PROTOCOL)
-	DropIsClusterIP      = uint8(tcDropReasonDROP_IS_CLUSTER_IP)
-	DropSourceRange      = uint8(tcDropReasonDROP_SOURCE_RANGE)
-	DropNoRoute          = uint8(tcDropReasonDROP_NO_ROUTE)
-	DropUnknownFragment  = uint8(tcDropReasonDROP_UNKNOWN_FRAGMENT)
-	DropForbiddenICMPv6  = uint8(tcDropReasonDROP_FORBIDDEN_ICMP6)
-	DropTTLExceeded      = uint8(tcDropReasonDROP_TTL_EXCEEDED)
+	// DropProxyFragment: a fragment of a flow that goes through the proxy.
+	DropProxyFragment = uint8(tcDropReasonDROP_PROXY_FRAGMENT)
+	// DropNoListener: the proxy has no listener for the slot, or has lost the connection.
+	DropNoListener = uint8(tcDropReasonDROP_NO_LISTENER)
+	// DropProxyAssign: the kernel would not give the packet to the proxy's socket.
+	DropProxyAssign = uint8(tcDropReasonDROP_PROXY_ASSIGN)
+	// DropProxyProtocol: a protocol that no proxy takes.
+	DropProxyProtocol = uint8(tcDropReasonDROP_PROXY_PROTOCOL)
+	// DropSlotChanged: policy has moved the connection to another slot, or to one; it is reset.
+	DropSlotChanged     = uint8(tcDropReasonDROP_SLOT_CHANGED)
+	DropIsClusterIP     = uint8(tcDropReasonDROP_IS_CLUSTER_IP)
+	DropSourceRange     = uint8(tcDropReasonDROP_SOURCE_RANGE)
+	DropNoRoute         = uint8(tcDropReasonDROP_NO_ROUTE)
+	DropUnknownFragment = uint8(tcDropReasonDROP_UNKNOWN_FRAGMENT)
+	DropForbiddenICMPv6 = uint8(tcDropReasonDROP_FORBIDDEN_ICMP6)
+	DropTTLExceeded     = uint8(tcDropReasonDROP_TTL_EXCEEDED)
 )
 
 // Reserved identities that programs know.
@@ -121,6 +131,14 @@ func (r *tcRecord) DstAddr() netip.Addr { return r.Dst.netip() }
 
 // XlatedAddr returns the backend of a translation.
 func (r *tcRecord) XlatedAddr() netip.Addr { return r.Xlated.netip() }
+
+// Slot is the slot of the proxy that the connection goes through; 0 = none.
+func (r *tcRecord) Slot() uint16 {
+	if r.Type == RecordTranslation {
+		return 0
+	}
+	return r.XlatedPort
+}
 
 // IsReply says whether the packet goes from responder to originator.
 func (r *tcRecord) IsReply() bool { return r.Flags&FlagIsReply != 0 }

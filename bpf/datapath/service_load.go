@@ -57,7 +57,7 @@ func newServices(m serviceMaps) (*Services, error) {
 func serviceOf(k tcServiceKey, v tcService, slots map[uint32]tcBackend, ranges []netip.Prefix) Service {
 	given := func(f tcServiceFlags) bool { return v.Flags&uint32(f) != 0 }
 	svc := Service{
-		Frontend: Frontend{Addr: k.Addr.netip(), Port: port16(k.Port), Proto: k.Proto}, ID: v.Id, Kind: FrontendKind(v.Kind),
+		Frontend: Frontend{Addr: k.Addr.netip(), Port: port16(k.Port), Proto: k.Proto}, ID: v.Id, Kind: FrontendKind(v.Kind & 0xffff), Route: uint16(v.Kind >> 16),
 		Affinity: time.Duration(v.Affinity) * time.Second, InternalLocal: given(tcServiceFlagsSERVICE_GIVEN_INTERNAL),
 		ExternalLocal: given(tcServiceFlagsSERVICE_GIVEN_EXTERNAL), SourceRanges: ranges,
 	}

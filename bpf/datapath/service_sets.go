@@ -136,7 +136,7 @@ func (s *backendSet) row(svc *Service) tcService {
 	row := tcService{
 		Id: svc.ID, Set: s.id, Ready: uint32(s.counts.ready), ReadyLocal: uint32(s.counts.readyLocal),
 		TerminatingLocal: uint32(s.counts.terminatingLocal), Total: uint32(len(s.backends)), Group: svc.ID,
-		Affinity: uint32(svc.Affinity / time.Second), Kind: uint32(svc.Kind), Check: svc.Frontend.check(),
+		Affinity: uint32(svc.Affinity / time.Second), Kind: uint32(svc.Kind) | uint32(svc.Route)<<16, Check: svc.Frontend.check(),
 	}
 	if svc.AffinityGroup != 0 {
 		row.Group = svc.AffinityGroup

@@ -72,6 +72,8 @@ type Service struct {
 	ExternalLocal bool
 	// InternalLocal: all clients get backends of this node only. It counts when the kind is ClusterIP.
 	InternalLocal bool
+	// Route is the slot of the proxy that pods' connections to this frontend go through; 0 = none. ClusterIP of TCP only.
+	Route uint16
 	// SourceRanges are the clients that may use this frontend; empty = all. Those of the other family admit nobody.
 	SourceRanges []netip.Prefix
 }
@@ -136,6 +138,9 @@ func (svc Service) normalise() (Service, error) {
 	if svc.Affinity < 0 || svc.Affinity > 24*time.Hour || svc.Affinity%time.Second != 0 {
 		return svc, fmt.Errorf("affinity %v: want whole seconds, a day at most", svc.Affinity)
 	}
+	if svc.Route > MaxSlot || svc.Route != 0 && svc.Kind != ClusterIP {
+		return svc, fmt.Errorf("route %d: want a slot up to %d, and a cluster IP", svc.Route, MaxSlot)
+	}
 	if svc.AffinityGroup == svc.ID || svc.Affinity == 0 {
 		svc.AffinityGroup = 0
 	}
@@ -173,7 +178,7 @@ func comparePrefixes(a, b netip.Prefix) int {
 
 func (svc *Service) equal(o *Service) bool {
 	return svc.Frontend == o.Frontend && svc.ID == o.ID && svc.Kind == o.Kind && svc.Algorithm == o.Algorithm && svc.Affinity == o.Affinity &&
-		svc.AffinityGroup == o.AffinityGroup && svc.ExternalLocal == o.ExternalLocal && svc.InternalLocal == o.InternalLocal &&
+		svc.AffinityGroup == o.AffinityGroup && svc.ExternalLocal == o.ExternalLocal && svc.Route == o.Route && svc.InternalLocal == o.InternalLocal &&
 		slices.Equal(svc.Backends, o.Backends) && slices.Equal(svc.SourceRanges, o.SourceRanges)
 }
 

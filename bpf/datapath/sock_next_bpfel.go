@@ -24,6 +24,9 @@ const (
 	sockMapEndpoints         = "endpoints"
 	sockMapEvents            = "events"
 	sockMapFlowstate         = "flowstate"
+	sockMapFqdn              = "fqdn"
+	sockMapFqdnPeers         = "fqdn_peers"
+	sockMapFqdnRanges        = "fqdn_ranges"
 	sockMapInterfaces        = "interfaces"
 	sockMapIpcache           = "ipcache"
 	sockMapMaglev            = "maglev"
@@ -35,6 +38,7 @@ const (
 	sockMapPolicyPeers       = "policy_peers"
 	sockMapPolicyRanges      = "policy_ranges"
 	sockMapServices          = "services"
+	sockMapSlots             = "slots"
 	sockMapSockrev           = "sockrev"
 	sockMapSourceRanges      = "source_ranges"
 	sockMapSvcconn           = "svcconn"
@@ -136,6 +140,9 @@ type sockMapSpecs struct {
 	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
 	Events           *ebpf.MapSpec `ebpf:"events"`
 	Flowstate        *ebpf.MapSpec `ebpf:"flowstate"`
+	Fqdn             *ebpf.MapSpec `ebpf:"fqdn"`
+	FqdnPeers        *ebpf.MapSpec `ebpf:"fqdn_peers"`
+	FqdnRanges       *ebpf.MapSpec `ebpf:"fqdn_ranges"`
 	Interfaces       *ebpf.MapSpec `ebpf:"interfaces"`
 	Ipcache          *ebpf.MapSpec `ebpf:"ipcache"`
 	Maglev           *ebpf.MapSpec `ebpf:"maglev"`
@@ -147,6 +154,7 @@ type sockMapSpecs struct {
 	PolicyPeers      *ebpf.MapSpec `ebpf:"policy_peers"`
 	PolicyRanges     *ebpf.MapSpec `ebpf:"policy_ranges"`
 	Services         *ebpf.MapSpec `ebpf:"services"`
+	Slots            *ebpf.MapSpec `ebpf:"slots"`
 	Sockrev          *ebpf.MapSpec `ebpf:"sockrev"`
 	SourceRanges     *ebpf.MapSpec `ebpf:"source_ranges"`
 	Svcconn          *ebpf.MapSpec `ebpf:"svcconn"`
@@ -208,6 +216,9 @@ type sockMaps struct {
 	Endpoints        *ebpf.Map `ebpf:"endpoints"`
 	Events           *ebpf.Map `ebpf:"events"`
 	Flowstate        *ebpf.Map `ebpf:"flowstate"`
+	Fqdn             *ebpf.Map `ebpf:"fqdn"`
+	FqdnPeers        *ebpf.Map `ebpf:"fqdn_peers"`
+	FqdnRanges       *ebpf.Map `ebpf:"fqdn_ranges"`
 	Interfaces       *ebpf.Map `ebpf:"interfaces"`
 	Ipcache          *ebpf.Map `ebpf:"ipcache"`
 	Maglev           *ebpf.Map `ebpf:"maglev"`
@@ -219,6 +230,7 @@ type sockMaps struct {
 	PolicyPeers      *ebpf.Map `ebpf:"policy_peers"`
 	PolicyRanges     *ebpf.Map `ebpf:"policy_ranges"`
 	Services         *ebpf.Map `ebpf:"services"`
+	Slots            *ebpf.Map `ebpf:"slots"`
 	Sockrev          *ebpf.Map `ebpf:"sockrev"`
 	SourceRanges     *ebpf.Map `ebpf:"source_ranges"`
 	Svcconn          *ebpf.Map `ebpf:"svcconn"`
@@ -234,6 +246,9 @@ func (m *sockMaps) Close() error {
 		m.Endpoints,
 		m.Events,
 		m.Flowstate,
+		m.Fqdn,
+		m.FqdnPeers,
+		m.FqdnRanges,
 		m.Interfaces,
 		m.Ipcache,
 		m.Maglev,
@@ -245,6 +260,7 @@ func (m *sockMaps) Close() error {
 		m.PolicyPeers,
 		m.PolicyRanges,
 		m.Services,
+		m.Slots,
 		m.Sockrev,
 		m.SourceRanges,
 		m.Svcconn,

@@ -200,6 +200,7 @@ const (
 	tcDropReasonDROP_UNROUTABLE         tcDropReason = 151
 	tcDropReasonDROP_CT_FULL            tcDropReason = 155
 	tcDropReasonDROP_INVALID_EXTENSION  tcDropReason = 156
+	tcDropReasonDROP_PROXY_FRAGMENT     tcDropReason = 157
 	tcDropReasonDROP_NO_BACKEND         tcDropReason = 158
 	tcDropReasonDROP_NO_TUNNEL_ENDPOINT tcDropReason = 160
 	tcDropReasonDROP_NO_NAT_PORT        tcDropReason = 167
@@ -209,8 +210,12 @@ const (
 	tcDropReasonDROP_UNKNOWN_FRAGMENT   tcDropReason = 175
 	tcDropReasonDROP_FORBIDDEN_ICMP6    tcDropReason = 176
 	tcDropReasonDROP_SOURCE_RANGE       tcDropReason = 177
+	tcDropReasonDROP_NO_LISTENER        tcDropReason = 178
+	tcDropReasonDROP_PROXY_ASSIGN       tcDropReason = 179
+	tcDropReasonDROP_PROXY_PROTOCOL     tcDropReason = 180
 	tcDropReasonDROP_POLICY_DENY        tcDropReason = 181
 	tcDropReasonDROP_TTL_EXCEEDED       tcDropReason = 196
+	tcDropReasonDROP_SLOT_CHANGED       tcDropReason = 205
 )
 
 type tcDropValue struct {
@@ -430,6 +435,8 @@ const (
 	tcPolicyVerdictPOLICY_ALLOW        tcPolicyVerdict = 1
 	tcPolicyVerdictPOLICY_DEFAULT_DENY tcPolicyVerdict = 2
 	tcPolicyVerdictPOLICY_DENY         tcPolicyVerdict = 3
+	tcPolicyVerdictPOLICY_REDIRECT     tcPolicyVerdict = 4
+	tcPolicyVerdictPOLICY_VISIBLE      tcPolicyVerdict = 5
 )
 
 type tcRangeKey struct {
@@ -693,6 +700,9 @@ const (
 	tcMapEndpoints         = "endpoints"
 	tcMapEvents            = "events"
 	tcMapFlowstate         = "flowstate"
+	tcMapFqdn              = "fqdn"
+	tcMapFqdnPeers         = "fqdn_peers"
+	tcMapFqdnRanges        = "fqdn_ranges"
 	tcMapFrags             = "frags"
 	tcMapInterfaces        = "interfaces"
 	tcMapIpcache           = "ipcache"
@@ -710,6 +720,7 @@ const (
 	tcMapPolicyRanges      = "policy_ranges"
 	tcMapScratch           = "scratch"
 	tcMapServices          = "services"
+	tcMapSlots             = "slots"
 	tcMapSourceRanges      = "source_ranges"
 	tcMapSvcconn           = "svcconn"
 	tcProgAdopt            = "adopt"
@@ -814,6 +825,9 @@ type tcMapSpecs struct {
 	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
 	Events           *ebpf.MapSpec `ebpf:"events"`
 	Flowstate        *ebpf.MapSpec `ebpf:"flowstate"`
+	Fqdn             *ebpf.MapSpec `ebpf:"fqdn"`
+	FqdnPeers        *ebpf.MapSpec `ebpf:"fqdn_peers"`
+	FqdnRanges       *ebpf.MapSpec `ebpf:"fqdn_ranges"`
 	Frags            *ebpf.MapSpec `ebpf:"frags"`
 	Interfaces       *ebpf.MapSpec `ebpf:"interfaces"`
 	Ipcache          *ebpf.MapSpec `ebpf:"ipcache"`
@@ -831,6 +845,7 @@ type tcMapSpecs struct {
 	PolicyRanges     *ebpf.MapSpec `ebpf:"policy_ranges"`
 	Scratch          *ebpf.MapSpec `ebpf:"scratch"`
 	Services         *ebpf.MapSpec `ebpf:"services"`
+	Slots            *ebpf.MapSpec `ebpf:"slots"`
 	SourceRanges     *ebpf.MapSpec `ebpf:"source_ranges"`
 	Svcconn          *ebpf.MapSpec `ebpf:"svcconn"`
 }
@@ -895,6 +910,9 @@ type tcMaps struct {
 	Endpoints        *ebpf.Map `ebpf:"endpoints"`
 	Events           *ebpf.Map `ebpf:"events"`
 	Flowstate        *ebpf.Map `ebpf:"flowstate"`
+	Fqdn             *ebpf.Map `ebpf:"fqdn"`
+	FqdnPeers        *ebpf.Map `ebpf:"fqdn_peers"`
+	FqdnRanges       *ebpf.Map `ebpf:"fqdn_ranges"`
 	Frags            *ebpf.Map `ebpf:"frags"`
 	Interfaces       *ebpf.Map `ebpf:"interfaces"`
 	Ipcache          *ebpf.Map `ebpf:"ipcache"`
@@ -912,6 +930,7 @@ type tcMaps struct {
 	PolicyRanges     *ebpf.Map `ebpf:"policy_ranges"`
 	Scratch          *ebpf.Map `ebpf:"scratch"`
 	Services         *ebpf.Map `ebpf:"services"`
+	Slots            *ebpf.Map `ebpf:"slots"`
 	SourceRanges     *ebpf.Map `ebpf:"source_ranges"`
 	Svcconn          *ebpf.Map `ebpf:"svcconn"`
 }
@@ -928,6 +947,9 @@ func (m *tcMaps) Close() error {
 		m.Endpoints,
 		m.Events,
 		m.Flowstate,
+		m.Fqdn,
+		m.FqdnPeers,
+		m.FqdnRanges,
 		m.Frags,
 		m.Interfaces,
 		m.Ipcache,
@@ -945,6 +967,7 @@ func (m *tcMaps) Close() error {
 		m.PolicyRanges,
 		m.Scratch,
 		m.Services,
+		m.Slots,
 		m.SourceRanges,
 		m.Svcconn,
 	)

@@ -69,6 +69,7 @@ enum drop_reason {
 	DROP_UNROUTABLE = 151,
 	DROP_CT_FULL = 155,
 	DROP_INVALID_EXTENSION = 156,
+	DROP_PROXY_FRAGMENT = 157, /* of a flow that goes through the proxy */
 	DROP_NO_BACKEND = 158,
 	DROP_NO_TUNNEL_ENDPOINT = 160,
 	DROP_NO_NAT_PORT = 167,
@@ -78,8 +79,12 @@ enum drop_reason {
 	DROP_UNKNOWN_FRAGMENT = 175,
 	DROP_FORBIDDEN_ICMP6 = 176,
 	DROP_SOURCE_RANGE = 177, /* the service is not for this client */
+	DROP_NO_LISTENER = 178,	 /* the proxy has none for the slot, or has lost the connection */
+	DROP_PROXY_ASSIGN = 179, /* the kernel would not give the packet to the proxy's socket */
+	DROP_PROXY_PROTOCOL = 180, /* a protocol that no proxy takes */
 	DROP_POLICY_DENY = 181,	 /* a rule denies it */
 	DROP_TTL_EXCEEDED = 196,
+	DROP_SLOT_CHANGED = 205, /* policy has moved the connection to another slot: it is reset */
 };
 
 /* traffic is what went in one direction of a connection. Times are CLOCK_MONOTONIC nanoseconds; 0 = nothing went. */
@@ -105,7 +110,10 @@ struct record {
 	__u64 cgroup_id;     /* translation only */
 	__u16 sport;	     /* host order, as the other ports here; 0 where the protocol has none */
 	__u16 dport;
-	__u16 xlated_port; /* translation: the backend's */
+	union {
+		__u16 xlated_port; /* translation: the backend's */
+		__u16 slot;	   /* else: of the proxy, that the connection goes through; 0 = none */
+	};
 	__u16 endpoint;	   /* whose observation point this is; 0 = not known */
 	__u32 src_identity;
 	__u32 dst_identity;

@@ -36,7 +36,7 @@ struct service {
 	__u32 group;	/* of affinity */
 	__u32 affinity; /* seconds; 0 = none */
 	__u32 flags;	/* enum service_flags */
-	__u32 kind;	/* datapath.FrontendKind */
+	__u32 kind;	/* datapath.FrontendKind | slot of its route << 16 */
 	__u64 check;	/* service_check of the key: an element that was freed and used again shows in it */
 };
 
