@@ -23,6 +23,10 @@ type collector struct {
 	work      *prometheus.Desc
 	commits   *prometheus.Desc
 	refusals  *prometheus.Desc
+	proxies   *prometheus.Desc
+	faults    *prometheus.Desc
+	warnings  *prometheus.Desc
+	xds       *prometheus.Desc
 }
 
 func newCollector(h *hub.Hub, numbers *broker.Broker) *collector {
@@ -36,6 +40,10 @@ func newCollector(h *hub.Hub, numbers *broker.Broker) *collector {
 		work:      prometheus.NewDesc("weir_policy_compiler_work_total", "Work of the compiler: policies resolved, selectors tried on peers, classes of peers decided.", []string{"kind"}, nil),
 		commits:   prometheus.NewDesc("weir_policy_commit_seconds", "Time that changes took to be computed.", nil, nil),
 		refusals:  prometheus.NewDesc("weir_policy_agent_refusals", "What a connected agent does not enforce.", []string{"node"}, nil),
+		proxies:   prometheus.NewDesc("weir_policy_proxy_resources", "What proxies are rendered from, by kind.", []string{"kind"}, nil),
+		faults:    prometheus.NewDesc("weir_policy_proxy_refusals", "Resources that proxies refuse, of all connected xDS servers.", nil, nil),
+		warnings:  prometheus.NewDesc("weir_policy_object_warnings", "Objects with an annotation that has no effect because it is wrong.", nil, nil),
+		xds:       prometheus.NewDesc("weir_policy_xds_servers", "Connected xDS servers.", nil, nil),
 		revision:  prometheus.NewDesc("weir_policy_revision", "Revision of the state.", nil, nil),
 		lag:       prometheus.NewDesc("weir_policy_agent_lag", "Revisions that a connected agent does not hold yet.", []string{"node"}, nil),
 	}
@@ -64,6 +72,14 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(c.work, prometheus.CounterValue, float64(n), kind)
 	}
 	ch <- prometheus.MustNewConstSummary(c.commits, st.Commits, st.CommitTime.Seconds(), nil)
+	for name, kind := range map[string]state.RenderKind{
+		"config": state.RenderConfig, "service": state.RenderService, "filter": state.RenderFilter, "node": state.RenderNode,
+	} {
+		ch <- prometheus.MustNewConstMetric(c.proxies, prometheus.GaugeValue, float64(st.Snapshot.Render().Count(kind)), name)
+	}
+	ch <- prometheus.MustNewConstMetric(c.faults, prometheus.GaugeValue, float64(len(st.Faults)))
+	ch <- prometheus.MustNewConstMetric(c.warnings, prometheus.GaugeValue, float64(len(st.Warnings)))
+	ch <- prometheus.MustNewConstMetric(c.xds, prometheus.GaugeValue, float64(len(st.XDS)))
 	for _, a := range st.Agents {
 		ch <- prometheus.MustNewConstMetric(c.refusals, prometheus.GaugeValue, float64(len(a.Refusals)), a.Node)
 		ch <- prometheus.MustNewConstMetric(c.lag, prometheus.GaugeValue, float64(st.Revision-min(a.Held, st.Revision)), a.Node)

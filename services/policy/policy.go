@@ -88,6 +88,7 @@ func (s *Service) Run(ctx context.Context) error {
 	})
 	h = hub.New(hub.DefaultConfig(), s.log, numbers, s.report)
 	policyv1.RegisterPolicyServiceServer(rpc.GRPC(), server.New(h, s.log, s.report, rpc.Draining()))
+	policyv1.RegisterRenderServiceServer(rpc.GRPC(), server.NewRender(h, s.log, s.report, rpc.Draining()))
 	policyv1.RegisterPolicyQueryServiceServer(rpc.GRPC(), query.New(h))
 	s.report.Details(func() []status.Detail { return details(h.Status(), numbers) })
 	registry.MustRegister(newCollector(h, numbers))
@@ -188,6 +189,7 @@ func details(st hub.Status, numbers *broker.Broker) []status.Detail {
 		{Name: "identity broker", Value: fmt.Sprintf("%s, %d calls made again", identity, failures)},
 		{Name: "agents", Value: strconv.Itoa(len(st.Agents))},
 	}
+	d = append(d, proxyDetails(st)...)
 	for _, a := range st.Agents {
 		value := fmt.Sprintf("revision %d, behind %d, unacknowledged %d, connected %s", a.Held, st.Revision-min(a.Held, st.Revision),
 			a.Unacknowledged, time.Since(a.Since).Round(time.Second))
@@ -198,6 +200,37 @@ func details(st hub.Status, numbers *broker.Broker) []status.Detail {
 			value += fmt.Sprintf(", does not enforce %d resources", n)
 		}
 		d = append(d, status.Detail{Name: "agent " + a.Node, Value: value})
+	}
+	return d
+}
+
+// maxWarnings bounds how many objects the status names.
+const maxWarnings = 20
+
+// proxyDetails says what proxies are given, and what became of it.
+func proxyDetails(st hub.Status) []status.Detail {
+	render := st.Snapshot.Render()
+	d := []status.Detail{
+		{Name: "proxies", Value: fmt.Sprintf("%d filters, %d Envoy configurations, on %d nodes; %d resources are refused", render.Count(state.RenderFilter),
+			render.Count(state.RenderConfig), render.Count(state.RenderNode), len(st.Faults))},
+		{Name: "xds servers", Value: strconv.Itoa(len(st.XDS))},
+	}
+	for _, x := range st.XDS {
+		value := "connected " + time.Since(x.Since).Round(time.Second).String()
+		if !x.Synced {
+			value += ", first state under way"
+		}
+		if x.Faults > 0 {
+			value += fmt.Sprintf(", tells of %d refused resources", x.Faults)
+		}
+		d = append(d, status.Detail{Name: "xds server " + x.Instance, Value: value})
+	}
+	for i, w := range st.Warnings {
+		if i == maxWarnings {
+			d = append(d, status.Detail{Name: "warnings", Value: fmt.Sprintf("%d more", len(st.Warnings)-i)})
+			break
+		}
+		d = append(d, status.Detail{Name: "warning " + w.Object.String(), Value: w.Text})
 	}
 	return d
 }

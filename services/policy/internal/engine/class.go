@@ -125,6 +125,9 @@ func classKey(s *policy.Subject) string {
 	for _, p := range s.NamedPorts {
 		fmt.Fprintf(&b, "%s=%d/%d,", p.Name, p.Port, p.Proto)
 	}
+	for _, v := range s.Visibility {
+		fmt.Fprintf(&b, "\x01%d/%d/%d/%d", v.Direction, v.Port, v.Proto, v.Kind)
+	}
 	return b.String()
 }
 
@@ -216,7 +219,7 @@ func (e *Engine) compile(c *class) {
 			}
 			resolved = e.closed(c.subject, d)
 		}
-		next := e.acquire(resolved)
+		next := e.acquire(resolved, c.namespace)
 		if next == s.resolution {
 			e.release(next)
 			continue

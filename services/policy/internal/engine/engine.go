@@ -40,6 +40,8 @@ type View struct {
 	CIDRs map[string]*policy.Peer
 	// Nodes by name.
 	Nodes map[string]*Node
+	// Filters of all policies, by key, as the newest policy with each has it.
+	Filters map[string]*Filter
 }
 
 // Node has the subjects of a node, and says what else concerns it. It is never changed.
@@ -62,7 +64,9 @@ type Engine struct {
 	nodes       map[string]*node
 
 	resolutions map[string]*resolution
-	idle        map[*resolution]int // used by no class, and how many more calls of Rest they stay
+	idle        map[*resolution]int                // used by no class, and how many more calls of Rest they stay
+	filters     map[string]map[*resolution]*Filter // by key
+	age         uint64                             // of the youngest resolution
 	terms       map[string]*term
 	anchored    map[string]map[*term]struct{}       // by label
 	byPrefix    map[netip.Prefix]map[*term]struct{} // those of what is outside
@@ -98,12 +102,13 @@ type changed struct {
 	cidrs       map[string]struct{}
 	named       map[string]struct{} // selectors with other members that have a prefix
 	nodes       map[string]struct{}
+	filters     map[string]struct{}
 }
 
 func newChanged() changed {
 	return changed{
 		resolutions: map[*resolution]struct{}{}, terms: map[*term]struct{}{}, gonePolicy: map[string]struct{}{}, goneTerm: map[string]struct{}{},
-		cidrs: map[string]struct{}{}, named: map[string]struct{}{}, nodes: map[string]struct{}{},
+		cidrs: map[string]struct{}{}, named: map[string]struct{}{}, nodes: map[string]struct{}{}, filters: map[string]struct{}{},
 	}
 }
 
@@ -112,12 +117,14 @@ func New(o policy.Options) *Engine {
 	e := &Engine{
 		options: o, objects: map[string]map[object.Key]*policy.Object{}, classes: map[string]*class{},
 		byNamespace: map[string]map[*class]struct{}{}, dirty: map[*class]struct{}{}, selected: map[object.Key]int{}, nodes: map[string]*node{},
-		resolutions: map[string]*resolution{}, idle: map[*resolution]int{}, terms: map[string]*term{}, anchored: map[string]map[*term]struct{}{}, unanchored: map[*term]struct{}{},
+		resolutions: map[string]*resolution{}, idle: map[*resolution]int{}, filters: map[string]map[*resolution]*Filter{},
+		terms: map[string]*term{}, anchored: map[string]map[*term]struct{}{}, unanchored: map[*term]struct{}{},
 		byPrefix: map[netip.Prefix]map[*term]struct{}{}, prefixed: map[*peer]struct{}{},
 		peers: map[string]*peer{}, byLabel: map[string]map[*peer]struct{}{}, prefixes: map[netip.Prefix]int{}, networks: map[netip.Prefix]int{},
 		names: map[string]int{}, apiServers: map[netip.Addr]struct{}{}, changed: newChanged(),
 		view: &View{
 			Policies: map[string]*Policy{}, Selectors: map[string]*Selector{}, CIDRs: map[string]*policy.Peer{}, Nodes: map[string]*Node{},
+			Filters: map[string]*Filter{},
 		},
 	}
 	e.world = newWorld(e)
@@ -204,7 +211,11 @@ func (e *Engine) Commit() *View {
 		}
 		for r := range c.resolutions {
 			v.Policies[r.resolved.Key] = r.publish()
+			e.useFilters(r, r.out.Filters)
 		}
+		any = true
+	}
+	if e.publishFilters(&v) {
 		any = true
 	}
 	if len(c.cidrs) > 0 {

@@ -17,6 +17,10 @@ type resolution struct {
 	classes  map[string]*peerClass // by positions
 	out      *Policy
 	stale    bool
+	// namespace of the subject; a policy with filters is one subject's identity's alone.
+	namespace string
+	age       uint64    // the youngest with a filter says what it is
+	used      []*Filter // of out, told to the engine
 }
 
 // peerClass are the peers that exactly some terms match.
@@ -34,24 +38,26 @@ func positionsKey(terms []int) string {
 	return string(b)
 }
 
-// acquire returns the shared resolution of a resolved policy; nil if it enforces nothing.
-func (e *Engine) acquire(resolved *policy.Resolved) *resolution {
-	if !resolved.Enforced {
+// acquire returns the shared resolution of a resolved policy; nil if everything passes by it, unseen.
+func (e *Engine) acquire(resolved *policy.Resolved, namespace string) *resolution {
+	if resolved.Key == "" {
 		return nil
 	}
 	if r := e.resolutions[resolved.Key]; r != nil {
 		if r.refs++; r.refs == 1 {
 			delete(e.idle, r)
+			e.rejuvenate(r)
 		}
 		return r
 	}
-	r := &resolution{resolved: resolved, refs: 1, classes: map[string]*peerClass{}, stale: true}
+	r := &resolution{namespace: namespace, resolved: resolved, refs: 1, classes: map[string]*peerClass{}, stale: true}
 	e.resolutions[resolved.Key] = r
 	for _, t := range resolved.Terms {
 		term := e.acquireTerm(t)
 		term.users[r] = struct{}{}
 		r.terms = append(r.terms, term)
 	}
+	e.rejuvenate(r)
 	r.class(e, nil) // always there
 	e.partition(r)
 	for _, p := range resolved.Prefixes() {
@@ -110,6 +116,7 @@ func (e *Engine) drop(r *resolution) {
 	delete(e.resolutions, r.resolved.Key)
 	delete(e.changed.resolutions, r)
 	e.changed.gonePolicy[r.resolved.Key] = struct{}{}
+	e.useFilters(r, nil)
 	for _, t := range r.terms {
 		delete(t.users, r)
 		e.releaseTerm(t)
@@ -243,6 +250,8 @@ func (r *resolution) publish() *Policy {
 		p.Classes = append(p.Classes, Class{Selectors: c.terms, Ranges: c.ranges})
 	}
 	slices.SortFunc(p.Classes, compareClasses)
+	p.Names = r.resolved.Names()
+	p.Filters = r.filters(p)
 	r.out, r.stale = p, false
 	return p
 }

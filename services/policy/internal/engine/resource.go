@@ -128,6 +128,34 @@ type Policy struct {
 	Rules   []policy.RuleName
 	// Prefixes must be peers on nodes with this policy.
 	Prefixes []string
+	// Names are peers by DNS name, which are no part of classes.
+	Names []policy.Name
+	// Filters are those that ranges name, by key.
+	Filters []*Filter
+}
+
+// Filter is a filter of a policy.
+type Filter struct {
+	*policy.Filter
+	// Namespace of the subject; empty = it has none.
+	Namespace string
+	// Rules of the policy, which items name by position.
+	Rules []policy.RuleName
+}
+
+// Items returns the rules of the filter's items, by position.
+func (f *Filter) Items() []int {
+	var all []int
+	for i := range f.HTTP {
+		all = append(all, f.HTTP[i].Rule)
+	}
+	for i := range f.DNS {
+		all = append(all, f.DNS[i].Rule)
+	}
+	for i := range f.TLS {
+		all = append(all, f.TLS[i].Rule)
+	}
+	return all
 }
 
 // With returns the policy with the classes of an older version beside its own.
@@ -154,8 +182,23 @@ func (p *Policy) With(old *Policy) *Policy {
 		all.Classes = append(all.Classes, p.Classes[i])
 		i++
 	}
+	all.Filters = withFilters(p.Filters, old.Filters)
 	return &all
 }
+
+// withFilters returns filters with those of an older version beside them, by key.
+func withFilters(now, old []*Filter) []*Filter {
+	all := now
+	for _, f := range old {
+		if _, found := slices.BinarySearchFunc(now, f.Key, compareFilter); !found {
+			all = append(all[:len(all):len(all)], f)
+		}
+	}
+	slices.SortFunc(all, func(a, b *Filter) int { return cmp.Compare(a.Key, b.Key) })
+	return all
+}
+
+func compareFilter(f *Filter, key string) int { return cmp.Compare(f.Key, key) }
 
 func compareClasses(a, b Class) int {
 	return cmp.Or(cmp.Compare(len(a.Selectors), len(b.Selectors)), slices.Compare(a.Selectors, b.Selectors))

@@ -90,6 +90,12 @@ func cost(r state.Resource) int {
 		parts = r.Size()
 	case state.Policy:
 		parts = 4 * len(r.Rules)
+		for _, f := range r.Filters {
+			parts += 1 + len(f.DNS)
+		}
+		for _, n := range r.Names {
+			parts += 1 + len(n.Ranges)
+		}
 		for _, c := range r.Classes {
 			parts += len(c.Selectors) + len(c.Ranges)
 		}

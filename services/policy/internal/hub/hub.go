@@ -76,6 +76,8 @@ type Hub struct {
 	missing  int
 	work     Work
 	sessions map[string]*Session
+	watchers map[*Watcher]struct{}
+	warnings []state.Warning
 }
 
 type op struct {
@@ -98,6 +100,7 @@ func New(config Config, log *slog.Logger, numbers Numbers, report *status.Report
 		changed:  make(chan struct{}),
 		current:  &state.Snapshot{},
 		sessions: map[string]*Session{},
+		watchers: map[*Watcher]struct{}{},
 	}
 }
 
@@ -143,6 +146,10 @@ func (h *Hub) publish(st *state.State) {
 	snapshot, change := st.Commit()
 	took := time.Since(started)
 	policies, invalid := st.Policies()
+	for _, w := range st.TakeWarnings() {
+		h.log.Warn("an object is not as it should be", "object", w.Object.String(), "warning", w.Text)
+	}
+	warnings := st.Warnings()
 	if st.Complete() {
 		h.report.Done(readyTask)
 	}
@@ -154,6 +161,7 @@ func (h *Hub) publish(st *state.State) {
 	h.work = Work{
 		Policies: policies, Invalid: invalid, Compiler: st.Counters(), Commits: h.work.Commits + 1, CommitTime: h.work.CommitTime + took, LastCommit: took,
 	}
+	h.warnings = warnings
 	h.synced, h.complete, h.missing = st.Synced(), st.Complete(), st.MissingNumbers()
 	h.broadcastLocked()
 }
@@ -271,6 +279,10 @@ type Status struct {
 	MissingNumbers int
 	Snapshot       *state.Snapshot
 	Agents         []Agent
+	XDS            []XDSServer
+	// Faults are what proxies refused, of all xDS servers.
+	Faults   []ProxyFault
+	Warnings []state.Warning
 	Work
 }
 
@@ -288,7 +300,8 @@ type Work struct {
 func (h *Hub) Status() Status {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	st := Status{Revision: h.current.Revision, Complete: h.complete, MissingNumbers: h.missing, Snapshot: h.current, Work: h.work}
+	st := Status{Revision: h.current.Revision, Complete: h.complete, MissingNumbers: h.missing, Snapshot: h.current, Work: h.work, Warnings: h.warnings}
+	st.XDS, st.Faults = h.xdsLocked()
 	for _, node := range slices.Sorted(maps.Keys(h.sessions)) {
 		s := h.sessions[node]
 		st.Agents = append(st.Agents, Agent{

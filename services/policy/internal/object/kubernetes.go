@@ -56,7 +56,7 @@ func DecodeKey(kind string, data []byte) (Key, error) {
 
 func namespaced(kind string) bool {
 	switch kind {
-	case KindNode, KindNamespace, KindCiliumClusterwide, KindCiliumCIDRGroup, KindClusterNetworkPolicy, KindAdminNetworkPolicy, KindBaselineAdminNetworkPolicy:
+	case KindNode, KindNamespace, KindCiliumClusterwide, KindCiliumClusterwideEnvoyConfig, KindCiliumCIDRGroup, KindClusterNetworkPolicy, KindAdminNetworkPolicy, KindBaselineAdminNetworkPolicy:
 		return false
 	}
 	return true
@@ -75,7 +75,7 @@ func decode(kind string, data []byte) (Object, error) {
 	case KindEndpointSlice:
 		return decodeAs(data, FromEndpointSlice)
 	}
-	if slices.Contains(PolicyKinds(), kind) {
+	if slices.Contains(PolicyKinds(), kind) || IsEnvoy(kind) {
 		return fromPolicy(kind, data)
 	}
 	return nil, errors.New("kind is not known")
@@ -122,7 +122,7 @@ func FromNode(n *corev1.Node) (*Node, error) {
 
 // FromNamespace checks a namespace.
 func FromNamespace(n *corev1.Namespace) (*Namespace, error) {
-	return &Namespace{Name: n.Name, Labels: n.Labels}, label.Check(n.Labels)
+	return &Namespace{Name: n.Name, Labels: n.Labels, Visibility: visibility(n.Annotations, AnnotationVisibility)}, label.Check(n.Labels)
 }
 
 // FromPod checks a pod.
@@ -140,6 +140,7 @@ func FromPod(p *corev1.Pod) (*Pod, error) {
 		Reserved:       p.Annotations[AnnotationReserved],
 		Finished:       p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
 		Workload:       workload(p),
+		Visibility:     visibility(p.Annotations, AnnotationVisibility, AnnotationVisibilityPolicy, AnnotationVisibilityOld),
 	}
 	errs := []error{label.Check(p.Labels)}
 	errs = append(errs, checkName("spec.serviceAccountName", pod.ServiceAccount), checkName("metadata.annotations["+AnnotationCluster+"]", pod.Cluster))
@@ -186,6 +187,16 @@ func FromPod(p *corev1.Pod) (*Pod, error) {
 	})
 	pod.Ports = slices.CompactFunc(pod.Ports, func(a, b NamedPort) bool { return a.Name == b.Name && a.Protocol == b.Protocol })
 	return pod, errors.Join(errs...)
+}
+
+// visibility returns the first annotation that is given.
+func visibility(annotations map[string]string, names ...string) Visibility {
+	for _, name := range names {
+		if text, ok := annotations[name]; ok {
+			return Visibility{name, text}
+		}
+	}
+	return Visibility{}
 }
 
 // workload names what a person would say owns the pod: the Deployment rather than its ReplicaSet,

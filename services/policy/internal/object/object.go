@@ -8,6 +8,7 @@ package object
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Kinds that Weir's policy service reads.
@@ -21,7 +22,7 @@ const (
 
 // Kinds lists them.
 func Kinds() []string {
-	return append([]string{KindNode, KindNamespace, KindPod, KindService, KindEndpointSlice}, PolicyKinds()...)
+	return slices.Concat([]string{KindNode, KindNamespace, KindPod, KindService, KindEndpointSlice}, PolicyKinds(), EnvoyKinds())
 }
 
 // Key names an object. Namespace is empty for nodes and namespaces.
@@ -56,7 +57,12 @@ type Node struct {
 type Namespace struct {
 	Name   string
 	Labels map[string]string
+	// Visibility is the annotation for pods without one of their own.
+	Visibility Visibility
 }
+
+// Visibility is an annotation that has traffic read by a proxy; the zero value = none is given.
+type Visibility struct{ Annotation, Text string }
 
 // Pod is a pod.
 type Pod struct {
@@ -80,6 +86,8 @@ type Pod struct {
 	StatusAddresses []netip.Addr
 	Workload        Workload
 	NamedPorts      map[string]uint16
+	// Visibility is the pod's own annotation.
+	Visibility Visibility
 	// Ports are the named container ports with their protocols, sorted by name and protocol; names in lower case.
 	Ports []NamedPort
 }
@@ -95,6 +103,10 @@ type NamedPort struct {
 const (
 	AnnotationAddresses = "weir.dev/ip-addresses"
 	AnnotationUnmanaged = "weir.dev/unmanaged"
+	// What a proxy reads of a pod's traffic; of a namespace, for its pods that do not say. The older names are for pods alone.
+	AnnotationVisibility       = "weir.dev/proxy-visibility"
+	AnnotationVisibilityPolicy = "policy.cilium.io/proxy-visibility"
+	AnnotationVisibilityOld    = "io.cilium.proxy-visibility"
 	// With --stand-ins only: a pod stands for one of another cluster of the mesh, or for an endpoint of a reserved identity ("init", "ingress").
 	AnnotationCluster  = "weir.dev/cluster"
 	AnnotationReserved = "weir.dev/reserved"

@@ -6,6 +6,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"slices"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -29,10 +31,23 @@ func PolicyKinds() []string {
 	}
 }
 
-// Policy is a policy object as it came: what it means, and whether it is valid, is decided by who compiles policies.
+// Kinds of Envoy configurations.
+const (
+	KindCiliumEnvoyConfig            = "CiliumEnvoyConfig"
+	KindCiliumClusterwideEnvoyConfig = "CiliumClusterwideEnvoyConfig"
+)
+
+// EnvoyKinds lists them.
+func EnvoyKinds() []string { return []string{KindCiliumEnvoyConfig, KindCiliumClusterwideEnvoyConfig} }
+
+// IsEnvoy reports whether a kind is one of EnvoyKinds.
+func IsEnvoy(kind string) bool { return slices.Contains(EnvoyKinds(), kind) }
+
+// Policy is a policy object or an Envoy configuration as it came: what it means, and whether it is valid, is decided by who compiles policies.
 type Policy struct {
 	Kind, Namespace, Name, UID string
 	Generation                 int64
+	Created                    time.Time
 	// Raw is the whole object as JSON.
 	Raw []byte
 	// Spec is what of it has meaning: all but status and metadata that does not matter. Equal texts mean the same policy.
@@ -54,7 +69,10 @@ func fromPolicy(kind string, data []byte) (Object, error) {
 	if err := json.Unmarshal(data, &meta); err != nil {
 		return nil, err
 	}
-	p := &Policy{Kind: kind, Namespace: meta.Namespace, Name: meta.Name, UID: string(meta.UID), Generation: meta.Generation, Raw: bytes.Clone(data)}
+	p := &Policy{
+		Kind: kind, Namespace: meta.Namespace, Name: meta.Name, UID: string(meta.UID), Generation: meta.Generation, Raw: bytes.Clone(data),
+		Created: meta.CreationTimestamp.Time,
+	}
 	if p.Generation < 0 {
 		return nil, errors.New("metadata.generation is negative")
 	}

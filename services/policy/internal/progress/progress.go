@@ -44,7 +44,7 @@ func Of(ctx context.Context, h *hub.Hub) ([]Object, error) {
 // Compute says how things stand.
 func Compute(statuses []state.PolicyStatus, st hub.Status) []Object {
 	nodes := nodesOf(st)
-	refused := refusedObjects(st)
+	refused := refusedObjects(st, statuses)
 	held := make([]uint64, 0, len(nodes)) // rising
 	for _, n := range nodes {
 		if n.agent != nil && n.agent.Synced {
@@ -59,7 +59,7 @@ func Compute(statuses []state.PolicyStatus, st hub.Status) []Object {
 		if s.Since != 0 {
 			o.Enforcing = len(held) - sort.Search(len(held), func(i int) bool { return held[i] >= s.Since })
 		}
-		if s.InForce == nil && s.Fault != nil {
+		if !s.InForce && s.Fault != nil {
 			all[i] = o // nothing to wait for
 			continue
 		}
@@ -69,6 +69,7 @@ func Compute(statuses []state.PolicyStatus, st hub.Status) []Object {
 		if o.Enforcing > 0 {
 			o.Enforced = s.Generation
 		}
+		o.Conflicts = append(o.Conflicts, s.Problems...)
 		for _, c := range s.Conflicts {
 			o.Conflicts = append(o.Conflicts, subjectName(st.Snapshot, c.Subject)+": "+c.Text)
 		}
@@ -104,7 +105,7 @@ func lagging(nodes []node, s state.PolicyStatus, troubles map[string]string) (la
 			reason = "its agent is not connected"
 		case !n.agent.Synced:
 			reason = "its agent has not the whole state yet"
-		case s.Since == 0 || s.InForce == nil:
+		case s.Since == 0 || !s.InForce:
 			reason = "waits for identity numbers"
 		case n.agent.Held < s.Since:
 			reason = fmt.Sprintf("holds revision %d of %d", n.agent.Held, s.Since)
@@ -124,8 +125,8 @@ func lagging(nodes []node, s state.PolicyStatus, troubles map[string]string) (la
 }
 
 // refusedObjects finds the objects behind what agents refused, with the reason by node.
-func refusedObjects(st hub.Status) map[object.Key]map[string]string {
-	all := map[object.Key]map[string]string{}
+func refusedObjects(st hub.Status, statuses []state.PolicyStatus) map[object.Key]map[string]string {
+	all := blames{}
 	view := st.Snapshot.Policy()
 	blame := func(node, policy, reason string) {
 		p := view.Policies[policy]
@@ -136,11 +137,7 @@ func refusedObjects(st hub.Status) map[object.Key]map[string]string {
 			if r.Ref.Name == "" {
 				continue
 			}
-			key := object.Key{Kind: r.Ref.Kind, Namespace: r.Ref.Namespace, Name: r.Ref.Name}
-			if all[key] == nil {
-				all[key] = map[string]string{}
-			}
-			all[key][node] = reason
+			all.add(object.Key{Kind: r.Ref.Kind, Namespace: r.Ref.Namespace, Name: r.Ref.Name}, node, reason)
 		}
 	}
 	for _, a := range st.Agents {
@@ -165,6 +162,68 @@ func refusedObjects(st hub.Status) map[object.Key]map[string]string {
 			}
 		}
 	}
+	all.routes(st, statuses)
+	all.proxies(st)
+	return all
+}
+
+// blames are the reasons why objects are not in force, by object and node.
+type blames map[object.Key]map[string]string
+
+func (b blames) add(key object.Key, node, reason string) {
+	if b[key] == nil {
+		b[key] = map[string]string{}
+	}
+	b[key][node] = reason
+}
+
+// routes finds the Envoy configurations behind services that agents refused.
+func (b blames) routes(st hub.Status, statuses []state.PolicyStatus) {
+	for _, a := range st.Agents {
+		for what, reason := range a.Refusals {
+			if what.Kind != state.KindService {
+				continue
+			}
+			for i := range statuses {
+				routes := func(r string) bool { return strings.HasPrefix(r, what.Key+":") }
+				if slices.ContainsFunc(statuses[i].Routes, routes) {
+					b.add(statuses[i].Object.Key(), a.Node, reason)
+				}
+			}
+		}
+	}
+}
+
+// proxies finds the objects behind what proxies refused. An agent's reason goes before a proxy's: without a slot there is nothing to refuse.
+func (b blames) proxies(st hub.Status) {
+	for _, f := range st.Faults {
+		reason := "its proxy refused " + f.Resource + ": " + f.Reason
+		for _, key := range behind(st.Snapshot, f.Resource) {
+			if b[key][f.Node] == "" {
+				b.add(key, f.Node, reason)
+			}
+		}
+	}
+}
+
+// behind returns the objects that a filter or configuration is made of.
+func behind(s *state.Snapshot, resource string) []object.Key {
+	if parts := strings.Split(resource, "/"); len(parts) == 3 {
+		return []object.Key{{Kind: parts[0], Namespace: parts[1], Name: parts[2]}}
+	}
+	if route, ok := s.Render().Route(resource); ok {
+		return []object.Key{{Kind: route.Kind, Namespace: route.Namespace, Name: route.Name}}
+	}
+	var all []object.Key
+	f := s.Policy().Filters[resource]
+	if f == nil {
+		return nil
+	}
+	for _, i := range f.Items() {
+		if ref := f.Rules[i].Ref; ref.Name != "" {
+			all = append(all, object.Key{Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name})
+		}
+	}
 	return all
 }
 
@@ -183,7 +242,7 @@ const maxNamed = 5
 // Message says in words where an object is in force.
 func (o *Object) Message() string {
 	var b strings.Builder
-	if o.Since == 0 || o.InForce == nil {
+	if o.Since == 0 || !o.InForce {
 		b.WriteString("in force on no node")
 	} else {
 		fmt.Fprintf(&b, "generation %d in force on %d/%d nodes", o.Generation, o.Enforcing, o.Nodes)

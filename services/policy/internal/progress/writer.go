@@ -222,7 +222,7 @@ func Conditions(o *Object) []metav1.Condition {
 		Type: ConditionEnforced, Status: metav1.ConditionFalse, Reason: "Behind", Message: o.Message(), ObservedGeneration: cmp.Or(o.Enforced, o.Object.Generation),
 	}
 	switch {
-	case o.InForce == nil && o.Fault != nil:
+	case !o.InForce && o.Fault != nil:
 		enforced.Reason = "Invalid"
 	case len(o.Conflicts) > 0:
 		enforced.Reason = "Conflict"

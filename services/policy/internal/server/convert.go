@@ -7,8 +7,6 @@ import (
 	"net/netip"
 
 	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
-	"github.com/weirmesh/weir/internal/policy"
-	"github.com/weirmesh/weir/services/policy/internal/engine"
 	"github.com/weirmesh/weir/services/policy/internal/object"
 	"github.com/weirmesh/weir/services/policy/internal/state"
 )
@@ -108,37 +106,6 @@ func resourceProto(resource state.Resource, node string) *policyv1.Resource {
 	panic(fmt.Sprintf("resource of type %T has no message", resource))
 }
 
-// PolicyProto makes the message of a policy.
-func PolicyProto(p *engine.Policy) *policyv1.Policy {
-	m := &policyv1.Policy{Key: p.Key, Direction: policyv1.Direction(p.Direction), Selectors: p.Selectors}
-	for _, c := range p.Classes {
-		class := &policyv1.PolicyClass{}
-		for _, s := range c.Selectors {
-			class.Selectors = append(class.Selectors, uint32(s))
-		}
-		for _, r := range c.Ranges {
-			x := &policyv1.PolicyRange{Protocol: uint32(r.Proto), First: uint32(r.First), Last: uint32(r.Last), Verdict: policyv1.Verdict(r.Verdict)}
-			for _, i := range r.Rules {
-				x.Rules = append(x.Rules, uint32(i))
-			}
-			class.Ranges = append(class.Ranges, x)
-		}
-		m.Classes = append(m.Classes, class)
-	}
-	for _, n := range p.Rules {
-		m.Rules = append(m.Rules, RuleProto(n))
-	}
-	return m
-}
-
-// RuleProto makes the message of a rule's name.
-func RuleProto(n policy.RuleName) *policyv1.PolicyRule {
-	return &policyv1.PolicyRule{
-		Kind: n.Ref.Kind, Namespace: n.Ref.Namespace, Name: n.Ref.Name, Uid: n.Ref.UID, Spec: uint32(n.Spec), List: n.List, Index: uint32(n.Index),
-		Log: n.Log, Labels: n.Labels, Implicit: n.Implicit,
-	}
-}
-
 func serviceProto(r state.Service) *policyv1.Service {
 	s := &policyv1.Service{
 		Namespace: r.Namespace, Name: r.Name, ClusterIps: texts(r.ClusterIPs), Type: r.Type, ExternalIps: texts(r.ExternalIPs),
@@ -146,7 +113,7 @@ func serviceProto(r state.Service) *policyv1.Service {
 		InternalLocal: r.InternalLocal, HealthCheckNodePort: uint32(r.HealthCheckNodePort), Algorithm: algorithmProto(r.Algorithm),
 	}
 	for _, p := range r.Ports {
-		port := &policyv1.ServicePort{Name: p.Name, Protocol: protocolProto(p.Protocol), Port: uint32(p.Port), NodePort: uint32(p.NodePort)}
+		port := &policyv1.ServicePort{Name: p.Name, Protocol: protocolProto(p.Protocol), Port: uint32(p.Port), NodePort: uint32(p.NodePort), Route: p.Route}
 		for _, b := range p.Backends {
 			port.Backends = append(port.Backends, &policyv1.Backend{
 				Address: b.Address.String(), Port: uint32(b.Port), Node: b.Node, Terminating: b.Terminating,

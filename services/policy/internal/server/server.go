@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -30,7 +29,8 @@ import (
 func Authorize() server.Table {
 	return server.Table{
 		// Each agent for its own node, which Sync checks.
-		policyv1.PolicyService_Sync_FullMethodName: {"agent"},
+		policyv1.PolicyService_Sync_FullMethodName:  {"agent"},
+		policyv1.RenderService_Watch_FullMethodName: {"xds"},
 		// The command line, as root on this machine.
 		"/" + policyv1.PolicyQueryService_ServiceDesc.ServiceName + "/": {server.Local},
 		"/" + statusv1.StatusService_ServiceDesc.ServiceName + "/":      {server.Local},
@@ -165,6 +165,8 @@ func (s *Server) read(ctx context.Context, stream grpc.BidiStreamingServer[polic
 			err = session.Ack(ctx, m.Ack)
 		case *policyv1.SyncRequest_Refusal:
 			s.refuse(session, node, m.Refusal)
+		case *policyv1.SyncRequest_Slots:
+			err = s.slots(ctx, node, m.Slots)
 		default:
 			err = grpcstatus.Errorf(codes.InvalidArgument, "unexpected message %T", m)
 		}
@@ -174,18 +176,29 @@ func (s *Server) read(ctx context.Context, stream grpc.BidiStreamingServer[polic
 	}
 }
 
+// slots takes in which slots a node's agent has given.
+func (s *Server) slots(ctx context.Context, node string, r *policyv1.SlotReport) error {
+	slots, err := slotsOf(r)
+	if err == nil {
+		if _, doErr := s.hub.Do(ctx, func(st *state.State) { err = st.SetSlots(node, slots) }); doErr != nil {
+			return doErr
+		}
+	}
+	if err != nil {
+		return grpcstatus.Error(codes.InvalidArgument, err.Error())
+	}
+	return nil
+}
+
 // refuse notes what an agent could not put in force.
 func (s *Server) refuse(session *hub.Session, node string, r *policyv1.Refusal) {
 	what := hub.Refused{Kind: kindOf(r.GetResource().GetKind()), Key: r.GetResource().GetKey()}
-	reason := r.GetError()
-	if len(reason) > maxReason {
-		reason = reason[:maxReason]
-	}
+	reason := clip(r.GetError(), maxReason)
 	if reason != "" {
 		s.unenforced.Add(1)
 		s.log.Warn("an agent does not enforce something", "node", node, "kind", r.GetResource().GetKind(), "key", what.Key, "reason", reason)
 	}
-	session.Refuse(what, strings.ToValidUTF8(reason, "?"))
+	session.Refuse(what, reason)
 }
 
 // register takes in an endpoint and answers when it has spread. Only a claim on what belongs to

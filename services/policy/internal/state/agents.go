@@ -32,6 +32,9 @@ type agent struct {
 	// confirmed are the uids registered since the session began; nil outside a session's start.
 	confirmed map[string]bool
 	health    []netip.Addr
+	// reported: it said at least once which slots it has given.
+	reported bool
+	slots    []Slot
 }
 
 type registration struct {

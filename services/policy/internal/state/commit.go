@@ -10,8 +10,9 @@ import (
 // Commit computes what the calls since the last Commit touched. Without a difference it returns the
 // same snapshot again and an empty change.
 func (s *State) Commit() (*Snapshot, Change) {
+	s.placeRoutes()
 	s.tellEngine()
-	next := &Snapshot{Revision: s.snapshot.Revision + 1, parts: s.snapshot.parts, policy: s.snapshot.policy}
+	next := &Snapshot{Revision: s.snapshot.Revision + 1, parts: s.snapshot.parts, policy: s.snapshot.policy, render: s.snapshot.render}
 	builders := [kinds]func() map[string]Resource{
 		KindNode:      s.buildNodes,
 		KindNamespace: s.buildNamespaces,
@@ -33,6 +34,7 @@ func (s *State) Commit() (*Snapshot, Change) {
 	if s.open = s.open || s.Complete(); s.open {
 		// Until the state is whole, policies would lack peers: agents keep what they have.
 		next.policy = view
+		next.render = s.buildRender(s.snapshot, next)
 	}
 	change := Diff(s.snapshot, next)
 	if change.Empty() {
@@ -75,6 +77,7 @@ func (s *State) noteForce(revision uint64) {
 			p.changed, p.since = false, revision
 		}
 	}
+	s.noteConfigs(revision)
 }
 
 func (s *State) buildNodes() map[string]Resource {

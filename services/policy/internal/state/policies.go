@@ -256,7 +256,7 @@ func (s *State) Rest() {
 	s.engine.Rest()
 }
 
-// PolicyStatus is what is known of a policy object.
+// PolicyStatus is what is known of a policy object, or of an Envoy configuration.
 type PolicyStatus struct {
 	Object *object.Policy
 	// Fault is why the newest version is not valid; nil = it is.
@@ -268,21 +268,23 @@ type PolicyStatus struct {
 	// Generation in force from revision Since on; Since 0 = none is.
 	Generation int64
 	Since      uint64
-	// InForce is that generation.
-	InForce *policy.Object
+	// InForce: some generation is.
+	InForce bool
 	// Selected is how many endpoints it selects.
 	Selected  int
 	Conflicts []engine.Conflict
 	Warnings  []string
+	// Of an Envoy configuration: what it routes ("namespace/name:port"), and what keeps a part of it from having effect.
+	Routes, Problems []string
 }
 
-// PolicyStatuses returns what is known of all policy objects, sorted by namespace, kind and name.
+// PolicyStatuses returns what is known of all policy objects and Envoy configurations, sorted by namespace, kind and name.
 func (s *State) PolicyStatuses() []PolicyStatus {
 	conflicts := s.engine.Conflicts()
 	all := make([]PolicyStatus, 0, len(s.policies))
 	for key, p := range s.policies {
 		st := PolicyStatus{
-			Object: p.object, Fault: p.fault, Waiting: p.valid != p.force, Since: p.since, InForce: p.force,
+			Object: p.object, Fault: p.fault, Waiting: p.valid != p.force, Since: p.since, InForce: p.force != nil,
 			Selected: s.engine.Selected(key), Conflicts: conflicts[key],
 		}
 		if p.force != nil {
@@ -298,6 +300,7 @@ func (s *State) PolicyStatuses() []PolicyStatus {
 		})
 		all = append(all, st)
 	}
+	all = append(all, s.configStatuses()...)
 	slices.SortFunc(all, func(a, b PolicyStatus) int {
 		x, y := a.Object, b.Object
 		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Kind, y.Kind), cmp.Compare(x.Name, y.Name))
@@ -305,14 +308,19 @@ func (s *State) PolicyStatuses() []PolicyStatus {
 	return all
 }
 
-// Policies counts policy objects: all, and those whose newest version is not valid.
+// Policies counts policy objects and Envoy configurations: all, and those whose newest version is not valid.
 func (s *State) Policies() (all, invalid int) {
 	for _, p := range s.policies {
 		if p.fault != nil {
 			invalid++
 		}
 	}
-	return len(s.policies), invalid
+	for _, c := range s.configs {
+		if c.fault != nil {
+			invalid++
+		}
+	}
+	return len(s.policies) + len(s.configs), invalid
 }
 
 // Freeze returns a copy of what policies depend on, for questions.

@@ -82,6 +82,8 @@ type Service struct {
 // ServicePort is one port of a service.
 type ServicePort struct {
 	object.ServicePort
+	// Route is the key of the filter that pods' connections to the cluster IPs go through first; empty = none.
+	Route    string
 	Backends []Backend
 }
 
@@ -262,7 +264,7 @@ func (r Service) equal(other Resource) bool {
 
 func (r Service) equalPorts(o Service) bool {
 	return slices.EqualFunc(r.Ports, o.Ports, func(a, b ServicePort) bool {
-		return a.ServicePort == b.ServicePort && slices.EqualFunc(a.Backends, b.Backends, func(a, b Backend) bool {
+		return a.ServicePort == b.ServicePort && a.Route == b.Route && slices.EqualFunc(a.Backends, b.Backends, func(a, b Backend) bool {
 			return a.Address == b.Address && a.Port == b.Port && a.Node == b.Node && a.Terminating == b.Terminating &&
 				slices.Equal(a.Zones, b.Zones) && slices.Equal(a.Nodes, b.Nodes)
 		})

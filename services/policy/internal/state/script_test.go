@@ -36,7 +36,10 @@ var update = flag.Bool("update", false, "write what the scripts in testdata prod
 //	want             the whole state
 //	change [NODE]    what the steps since the last want or change made of it, all or as a node sees it
 //	rest             time passes: what nobody needs any more rests
-//	policies         how things stand with policy objects
+//	policies         how things stand with policy objects and Envoy configurations
+//	slots NODE       lines "NUMBER KEY [= error text]": all slots of the node; a key "KIND@N" is the Nth filter of that kind, by key, "route@SERVICE:PORT" a route
+//	render           what the steps since the last render made of what proxies are rendered from
+//	warnings         objects with an annotation that has no effect
 //	complete         "true" or "false"
 func TestScripts(t *testing.T) {
 	paths, err := filepath.Glob("testdata/*.txtar")
@@ -71,6 +74,8 @@ type runner struct {
 	next    uint32
 	waiting []string
 	last    *Snapshot
+	// rendered is what the last render showed.
+	rendered *Render
 }
 
 func (r *runner) step(f *txtar.File) {
@@ -124,11 +129,36 @@ func (r *runner) step(f *txtar.File) {
 		r.compare(f, dump(change))
 	case "rest":
 		r.state.Rest()
+	case "slots":
+		r.slots(arg, lines)
+	case "render":
+		snapshot := r.commit()
+		r.compare(f, dumpRender(DiffRender(r.rendered, snapshot.Render())))
+		r.rendered = snapshot.Render()
+	case "warnings":
+		r.commit()
+		var b strings.Builder
+		for _, w := range r.state.Warnings() {
+			fmt.Fprintf(&b, "%s: %s\n", w.Object, w.Text)
+		}
+		r.compare(f, b.String())
 	case "policies":
 		r.commit()
 		var b strings.Builder
 		for _, p := range r.state.PolicyStatuses() {
 			fmt.Fprintf(&b, "%s generation=%d in-force=%d waiting=%t selected=%d fault=%v\n", p.Object.Key(), p.Object.Generation, p.Generation, p.Waiting, p.Selected, p.Fault)
+			for _, c := range p.Conflicts {
+				fmt.Fprintf(&b, "  conflict at %s: %s\n", c.Subject, c.Text)
+			}
+			for _, text := range p.Problems {
+				fmt.Fprintf(&b, "  problem: %s\n", text)
+			}
+			for _, text := range p.Warnings {
+				fmt.Fprintf(&b, "  note: %s\n", text)
+			}
+			if len(p.Routes) > 0 {
+				fmt.Fprintf(&b, "  routes %v\n", p.Routes)
+			}
 		}
 		r.compare(f, b.String())
 	case "complete":
@@ -241,6 +271,9 @@ func describe(resource Resource) string {
 	ranges := func(all []policy.Range) {
 		for _, x := range all {
 			fmt.Fprintf(&b, " %d/%d-%d=%d%v", x.Proto, x.First, x.Last, x.Verdict, x.Rules)
+			if x.Filter != nil {
+				fmt.Fprintf(&b, "(%s)", x.Filter.Key)
+			}
 		}
 	}
 	switch r := resource.(type) {
@@ -257,6 +290,13 @@ func describe(resource Resource) string {
 		}
 		for i, n := range r.Rules {
 			fmt.Fprintf(&b, "\n  rule %d: %s", i, n)
+		}
+		for _, n := range r.Names {
+			fmt.Fprintf(&b, "\n  name %s%s:", n.MatchName, n.MatchPattern)
+			ranges(n.Ranges)
+		}
+		for _, f := range r.Filters {
+			fmt.Fprintf(&b, "\n  filter %s", describeFilter(f))
 		}
 	case Peer:
 		field("labels", []string(r.Labels), true)
@@ -290,6 +330,9 @@ func describe(resource Resource) string {
 		field("algorithm", r.Algorithm, r.Algorithm != 0)
 		for _, p := range r.Ports {
 			fmt.Fprintf(&b, " %s/%d%s->", p.Protocol, p.Port, strings.TrimSuffix(":"+p.Name, ":"))
+			if p.Route != "" {
+				fmt.Fprintf(&b, "(%s)", p.Route)
+			}
 			if p.NodePort > 0 {
 				fmt.Fprintf(&b, "(%d)", p.NodePort)
 			}

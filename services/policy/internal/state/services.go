@@ -60,7 +60,11 @@ func (s *State) buildServices() map[string]Resource {
 		}
 		r := Service{Service: o}
 		for _, port := range o.Ports {
-			r.Ports = append(r.Ports, ServicePort{ServicePort: port, Backends: s.backends(o, port, s.slicesOf[name])})
+			p := ServicePort{ServicePort: port, Backends: s.backends(o, port, s.slicesOf[name])}
+			if route, ok := s.routing.ports[name][port.Port]; ok && port.Protocol == object.TCP {
+				p.Route = route.Key()
+			}
+			r.Ports = append(r.Ports, p)
 		}
 		all[name] = r
 	}

@@ -17,6 +17,8 @@ type Snapshot struct {
 	parts    [kinds]*part
 	// policy is what is not told to every node: subjects, policies, selectors, peers outside of the cluster. Nil until the state is whole.
 	policy *engine.View
+	// render is what proxies are rendered from.
+	render *Render
 }
 
 // part holds the resources of one kind. A part that nothing touched is carried over from snapshot
@@ -38,6 +40,16 @@ func (s *Snapshot) Policy() *engine.View {
 		return emptyView
 	}
 	return s.policy
+}
+
+var emptyRender = &Render{}
+
+// Render returns what proxies are rendered from.
+func (s *Snapshot) Render() *Render {
+	if s == nil || s.render == nil {
+		return emptyRender
+	}
+	return s.render
 }
 
 // Count returns how many resources of a kind there are.
@@ -108,7 +120,8 @@ type Change struct {
 
 // Empty reports whether nothing changed.
 func (c Change) Empty() bool {
-	return len(c.Upserts) == 0 && len(c.Removals) == 0 && len(c.Selectors) == 0 && len(c.Late) == 0 && c.old.Policy() == c.new.Policy()
+	return len(c.Upserts) == 0 && len(c.Removals) == 0 && len(c.Selectors) == 0 && len(c.Late) == 0 && c.old.Policy() == c.new.Policy() &&
+		c.old.Render() == c.new.Render()
 }
 
 // For returns the part of a change that concerns a node.

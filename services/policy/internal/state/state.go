@@ -47,6 +47,17 @@ type State struct {
 	claims   claims
 	snapshot *Snapshot
 
+	configs      map[object.Key]*configObject
+	staleConfigs bool    // look at what configs route
+	routing      routing // what they route
+	// What proxies are rendered from changed.
+	renderConfigsStale, renderSlotsStale bool
+
+	slotUses   map[string]int                 // nodes with a slot of a filter
+	visibility map[string]Warning             // pods and namespaces with a bad annotation
+	seenIn     map[string][]policy.Visibility // by namespace
+	warnings   []Warning                      // new ones since the last TakeWarnings
+
 	options       policy.Options
 	engine        *engine.Engine
 	policies      map[object.Key]*policyObject
@@ -107,6 +118,8 @@ func NewWith(o policy.Options) *State {
 		slicesOf:   map[string]map[object.Key]*object.EndpointSlice{},
 
 		options: o, engine: engine.New(o), policies: map[object.Key]*policyObject{}, kept: newKeeper(), variants: newVariants(),
+		configs: map[object.Key]*configObject{}, slotUses: map[string]int{}, visibility: map[string]Warning{},
+		seenIn:        map[string][]policy.Visibility{},
 		staleServices: map[string]bool{}, staleNodes: true, apiServers: map[string]bool{}, ports: map[string][]policy.NamedPort{},
 		subjectOn: map[string]string{}, subjectNodes: map[string]bool{}, nodePeers: map[string]bool{},
 	}
@@ -137,8 +150,7 @@ func (s *State) Upsert(o object.Object) {
 		s.touchNodes()
 		s.staleNode(o.Name)
 	case *object.Namespace:
-		s.namespaces[o.Name] = o
-		s.touch(KindNamespace)
+		s.upsertNamespace(o)
 		s.relabel(o.Name)
 	case *object.Pod:
 		s.upsertPod(o)
@@ -151,6 +163,10 @@ func (s *State) Upsert(o object.Object) {
 		s.slices[o.Key()] = o
 		s.addSlice(o)
 	case *object.Policy:
+		if object.IsEnvoy(o.Kind) {
+			s.upsertConfig(o)
+			return
+		}
 		s.upsertPolicy(o)
 	}
 }
@@ -161,11 +177,12 @@ func (s *State) Delete(key object.Key) {
 	case object.KindNode:
 		delete(s.nodes, key.Name)
 		// What its agent registered goes with it: a node of that name that comes back is a new one.
+		s.dropSlots(key.Name)
 		delete(s.agents, key.Name)
 		s.touchNodes()
 		s.staleNode(key.Name)
 	case object.KindNamespace:
-		delete(s.namespaces, key.Name)
+		s.dropNamespace(key.Name)
 		s.touch(KindNamespace)
 		s.relabel(key.Name)
 	case object.KindPod:
@@ -178,6 +195,8 @@ func (s *State) Delete(key object.Key) {
 		s.keepService(key, nil)
 	case object.KindEndpointSlice:
 		s.dropSlice(key)
+	case object.KindCiliumEnvoyConfig, object.KindCiliumClusterwideEnvoyConfig:
+		s.deleteConfig(key)
 	default:
 		s.deletePolicy(key)
 	}
@@ -210,6 +229,7 @@ func (s *State) dropPod(p *pod) {
 	s.want(p, nil)
 	s.unref(p.inUse)
 	p.inUse = nil
+	delete(s.visibility, p.object.Key().String())
 	delete(s.pods, p.object.Key())
 	delete(s.byUID, p.object.UID)
 	if a := s.agents[p.object.Node]; a != nil {

@@ -224,7 +224,9 @@ func (s *State) tellPods() {
 		}
 		if node != "" {
 			s.subjectOn[uid] = node
-			s.engine.SetSubject(engine.SubjectID{Node: node, Key: uid}, &policy.Subject{Labels: p.inUse.labels, NamedPorts: ports, Node: s.nodeLabels(node)})
+			s.engine.SetSubject(engine.SubjectID{Node: node, Key: uid}, &policy.Subject{
+				Labels: p.inUse.labels, NamedPorts: ports, Node: s.nodeLabels(node), Visibility: s.visibilityOf(p.object),
+			})
 		}
 	}
 }
