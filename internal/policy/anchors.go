@@ -37,8 +37,12 @@ func (t *Term) Anchors() []string {
 	return nil
 }
 
-// Outside returns prefixes of which one contains every peer that the term matches; ok is false if it may match others, too.
+// Outside returns prefixes of which one contains every peer that the term matches; ok is false if it may match others, too. A term of names has none: no
+// peer of a node's policy matches it.
 func (t *Term) Outside() (prefixes []netip.Prefix, ok bool) {
+	if t.kind == termName {
+		return nil, true
+	}
 	if t.kind != termCIDR || t.networks || t.nodes || t.pods {
 		return nil, false
 	}

@@ -261,6 +261,9 @@ func (r *reader) peers(n node, side string, e *entryContext) {
 		r.services(given("Services"), p)
 		if !e.deny {
 			r.names(given("FQDNs"), e.rule)
+			for _, s := range e.rule.FQDNs {
+				p.terms = append(p.terms, nameTerm(s))
+			}
 		}
 	}
 	p.finish(r.o)

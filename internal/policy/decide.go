@@ -30,42 +30,63 @@ type Decision struct {
 	Filter *Filter
 }
 
-// decide is the one place of precedence: cover has the positions of the entries that match peer and port, rising.
-func (r *Resolved) decide(cover []int) Decision {
-	if !r.Enforced {
-		return Decision{Verdict: Allow}
+// decide is the one place of precedence: cover has the positions of the entries that match peer and port, rising. The filter of the decision is made of
+// the draft once its range is known.
+func (r *Resolved) decide(cover []int, at place) (Decision, *draft) {
+	if !r.Enforced && len(r.visible) == 0 {
+		return Decision{Verdict: Allow}, nil
 	}
+	localhost := -1 // the peer is the local node, which needs no rule and meets no filter
+	for _, i := range cover {
+		if e := &r.entries[i]; e.localhost {
+			localhost = e.rule
+		}
+	}
+	d, allows := r.verdict(cover, localhost)
+	if d.Verdict != Allow {
+		return d, nil
+	}
+	f := r.draftOf(allows, at)
+	switch {
+	case localhost >= 0 && f != nil:
+		return Decision{Verdict: Allow, Rules: []int{localhost}}, nil
+	case localhost >= 0 || f != nil:
+		return d, f
+	}
+	return d, r.visibleAt(at)
+}
+
+// verdict decides without looking at requests. allows are the entries whose requests must be looked at.
+func (r *Resolved) verdict(cover []int, localhost int) (d Decision, allows []int) {
 	rest, d, ok := r.firstMatch(cover, TierAdmin)
 	if ok {
-		return d
+		return d, nil
 	}
-	var allows, denies []int
-	localhost := -1
+	var rules, denies []int
 	i := 0
 	for ; i < len(rest) && r.entries[rest[i]].tier == TierPolicy; i++ {
 		switch e := &r.entries[rest[i]]; {
 		case e.localhost:
-			localhost = e.rule
 		case e.action == ActionDeny:
 			denies = append(denies, e.rule)
 		default:
-			allows = append(allows, e.rule)
+			rules, allows = append(rules, e.rule), append(allows, rest[i])
 		}
 	}
 	switch {
 	case len(denies) > 0:
-		return Decision{Verdict: Deny, Rules: denies}
+		return Decision{Verdict: Deny, Rules: denies}, nil
 	case len(allows) > 0:
-		return Decision{Verdict: Allow, Rules: allows}
+		return Decision{Verdict: Allow, Rules: rules}, allows
 	case r.DefaultDeny && localhost >= 0:
-		return Decision{Verdict: Allow, Rules: []int{localhost}}
+		return Decision{Verdict: Allow, Rules: []int{localhost}}, nil
 	case r.DefaultDeny:
-		return Decision{Verdict: DefaultDeny}
+		return Decision{Verdict: DefaultDeny}, nil
 	}
 	if _, d, ok := r.firstMatch(rest[i:], TierBaseline); ok {
-		return d
+		return d, nil
 	}
-	return Decision{Verdict: Allow, Rules: []int{r.fallback}}
+	return Decision{Verdict: Allow, Rules: []int{r.fallback}}, nil
 }
 
 // firstMatch asks an ordered tier: its first entry decides, unless that passes on. It returns the entries of later tiers.
@@ -119,21 +140,31 @@ func (r *Resolved) Decide(p *Peer, proto uint8, port uint16) Decision {
 			cover = append(cover, i)
 		}
 	}
-	return r.decide(cover)
+	d, f := r.decide(cover, place{set, proto, port})
+	if f == nil {
+		return d
+	}
+	for _, x := range r.classOf(set) { // whose range the filter is named by
+		if x.Proto == proto && x.First <= port && port <= x.Last {
+			d.Filter = x.Filter
+		}
+	}
+	return d
 }
 
 // edge is where a range of an entry begins or has ended.
 type edge struct {
 	proto uint8
 	at    int // port
-	entry int
+	entry int // -1 = of none: there is something to be seen
 	ends  bool
 }
 
 // Class says what is decided for peers that exactly these terms match (rising): sorted by protocol and port, merged, without overlap. What no range
 // covers is DefaultDeny by no rule.
-func (r *Resolved) Class(terms []int) []Range {
-	set := r.termSet(terms)
+func (r *Resolved) Class(terms []int) []Range { return r.classOf(r.termSet(terms)) }
+
+func (r *Resolved) classOf(set termSet) []Range {
 	var base []int // entries for every port
 	var edges []edge
 	for i := range r.entries {
@@ -151,9 +182,12 @@ func (r *Resolved) Class(terms []int) []Range {
 			}
 		}
 	}
+	for _, v := range r.visible {
+		edges = append(edges, edge{v.Proto, int(v.Port), -1, false}, edge{v.Proto, int(v.Port) + 1, -1, true})
+	}
 	slices.SortFunc(edges, func(a, b edge) int { return cmp.Or(cmp.Compare(a.proto, b.proto), cmp.Compare(a.at, b.at)) })
 
-	rest := r.decide(base)
+	rest, _ := r.decide(base, place{set: set})
 	var ranges []Range
 	if rest.Verdict != DefaultDeny {
 		ranges = append(ranges, Range{Proto: AnyProtocol, Last: maxPort, Verdict: rest.Verdict, Rules: rest.Rules})
@@ -163,20 +197,24 @@ func (r *Resolved) Class(terms []int) []Range {
 		for n < len(edges) && edges[n].proto == edges[0].proto {
 			n++
 		}
-		ranges = append(ranges, r.protocolRanges(base, edges[:n], rest)...)
+		ranges = append(ranges, r.protocolRanges(set, base, edges[:n], rest)...)
 		edges = edges[n:]
 	}
 	return ranges
 }
 
 // protocolRanges walks along the ports of one protocol. rest is what is decided for every other protocol.
-func (r *Resolved) protocolRanges(base []int, edges []edge, rest Decision) []Range {
+func (r *Resolved) protocolRanges(set termSet, base []int, edges []edge, rest Decision) []Range {
 	var ranges []Range
+	var drafts []*draft
 	active := map[int]int{} // entries at this port -> how many of their ranges
 	cover := make([]int, 0, len(base)+4)
 	for at, i := 0, 0; at <= maxPort; {
 		for ; i < len(edges) && edges[i].at == at; i++ {
 			e := edges[i]
+			if e.entry < 0 {
+				continue
+			}
 			if !e.ends {
 				active[e.entry]++
 			} else if active[e.entry]--; active[e.entry] == 0 {
@@ -192,19 +230,27 @@ func (r *Resolved) protocolRanges(base []int, edges []edge, rest Decision) []Ran
 			cover = append(cover, e)
 		}
 		slices.Sort(cover)
-		d := r.decide(cover)
-		if last := len(ranges) - 1; last >= 0 && ranges[last].Verdict == d.Verdict && slices.Equal(ranges[last].Rules, d.Rules) {
+		d, f := r.decide(cover, place{set, edges[0].proto, uint16(at)})
+		if last := len(ranges) - 1; last >= 0 && ranges[last].Verdict == d.Verdict && slices.Equal(ranges[last].Rules, d.Rules) && drafts[last].same(f) {
 			ranges[last].Last = uint16(next - 1)
 		} else {
 			ranges = append(ranges, Range{Proto: edges[0].proto, First: uint16(at), Last: uint16(next - 1), Verdict: d.Verdict, Rules: d.Rules})
+			drafts = append(drafts, f)
 		}
 		at = next
 	}
+	for i := range ranges {
+		ranges[i].Filter = r.filter(drafts[i], ranges[i].Proto, ranges[i].First, ranges[i].Last)
+	}
 	if len(ranges) == 1 {
-		if ranges[0].Verdict == rest.Verdict && slices.Equal(ranges[0].Rules, rest.Rules) {
+		if ranges[0].Verdict == rest.Verdict && slices.Equal(ranges[0].Rules, rest.Rules) && drafts[0] == nil {
 			return nil // as every other protocol
 		}
 		return ranges
 	}
 	return slices.DeleteFunc(ranges, func(x Range) bool { return x.Verdict == DefaultDeny })
+}
+
+func (d *draft) same(o *draft) bool {
+	return d == nil && o == nil || d != nil && o != nil && d.signature == o.signature
 }

@@ -38,6 +38,8 @@ func reservedSelector(name string) *Selector {
 
 func entityTerm(name string) *Term { return labelsTerm("entity:"+name, reservedSelector(name)) }
 
+const entityWorld = "entity:world"
+
 // worldTerm is the world of one family. In a cluster of one family the world's label does not say which; the peer's prefix does.
 func worldTerm(name string, zero netip.Addr) *Term {
 	return &Term{

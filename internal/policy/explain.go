@@ -94,6 +94,10 @@ func (r *Resolved) outcome(e *entry, d Decision, set termSet, proto uint8, port 
 			return "the local node may always reach its pods"
 		case e.action == ActionDeny:
 			return "it denies"
+		case d.Filter != nil && !d.Filter.Visibility:
+			return d.Filter.words(e.rule)
+		case d.Filter != nil:
+			return "it allows; requests are read, to be seen only"
 		}
 		return "it allows"
 	}
@@ -115,6 +119,8 @@ func (r *Resolved) outcome(e *entry, d Decision, set termSet, proto uint8, port 
 		return "not asked: " + winner + " decided in an earlier tier"
 	case e.localhost:
 		return "not needed: " + winner + " allows"
+	case won != nil && won.localhost && e.tier == TierPolicy:
+		return "not asked: the local node may always reach its pods, with every request"
 	case won == nil || e.tier < won.tier:
 		return "not asked: an earlier rule of its tier passed the decision on"
 	}
@@ -226,7 +232,7 @@ func (r *Resolved) nearness(e *entry, s *Step, p *Peer) int {
 		switch {
 		case ok && !outside:
 			near = max(near, 10-min(len(missing), 8))
-		case outside && r.Terms[t].kind == termCIDR:
+		case outside && (r.Terms[t].kind == termCIDR || r.Terms[t].kind == termName):
 			near = max(near, 2)
 		default:
 			near = max(near, 1)

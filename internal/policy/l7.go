@@ -3,13 +3,14 @@
 package policy
 
 import (
+	"cmp"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 )
 
-// L7Ports are the members of one toPorts entry that act above L4. They are valid, but not enforced yet.
+// L7Ports are the members of one toPorts entry that act above L4.
 type L7Ports struct {
 	HTTP           []HTTPRule
 	DNS            []NameSelector
@@ -18,12 +19,13 @@ type L7Ports struct {
 	OriginatingTLS *TLSContext
 	Listener       *Listener
 
-	ports []portSpec
-	path  string // of the first member, for the "not yet" error
-	rules bool   // `rules` is there
-	kafka bool
-	proto string // l7proto
-	types int    // kinds of rules that are there, empty or not
+	position int    // among the toPorts entries
+	path     string // of the first member
+	notYet   string // path of the first member that is not enforced yet
+	rules    bool   // `rules` is there
+	kafka    bool
+	proto    string // l7proto
+	types    int    // kinds of rules that are there, empty or not
 }
 
 // HTTPRule is one item of rules.http: all members match. Expressions match whole strings.
@@ -70,6 +72,14 @@ func (l *L7Ports) member(n node) {
 	}
 }
 
+// later notes a member that is not enforced yet.
+func (l *L7Ports) later(n node) {
+	l.member(n)
+	if l.notYet == "" {
+		l.notYet = n.path
+	}
+}
+
 // l7 reads the members; checkL7 looks at them together with the ports.
 func (r *reader) l7(n node, e *entryContext) *L7Ports {
 	l := &L7Ports{}
@@ -103,8 +113,12 @@ func (r *reader) l7Rules(n node, l *L7Ports) {
 	http, ok := r.items(n.child("http"), "method", "path", "host", "headers", "headerMatches")
 	l.count(ok)
 	for _, item := range http {
-		l.HTTP = append(l.HTTP, r.http(item))
+		h, secret := r.http(item)
+		l.HTTP = append(l.HTTP, h)
 		l.member(n.child("http"))
+		if secret != "" {
+			l.later(node{path: secret})
+		}
 	}
 	dns, ok := r.items(n.child("dns"), "matchName", "matchPattern")
 	l.count(ok)
@@ -117,12 +131,12 @@ func (r *reader) l7Rules(n node, l *L7Ports) {
 	for _, item := range kafka {
 		l.kafka = true
 		r.kafka(item)
-		l.member(n.child("kafka"))
+		l.later(n.child("kafka"))
 	}
 	l.proto = r.str(n.child("l7proto"))
 	l.count(l.proto != "")
 	if l.proto != "" {
-		l.member(n.child("l7proto"))
+		l.later(n.child("l7proto"))
 	}
 	pairs, ok := r.list(n.child("l7"))
 	if ok && l.proto == "" {
@@ -196,8 +210,9 @@ func (l *L7Ports) protocol() string {
 	}
 }
 
-func (r *reader) http(n node) HTTPRule {
-	h := HTTPRule{Method: r.expressionText(n.child("method")), Path: r.expressionText(n.child("path")), Host: r.expressionText(n.child("host"))}
+// http reads one item; secret is the path of the first secret in it.
+func (r *reader) http(n node) (h HTTPRule, secret string) {
+	h = HTTPRule{Method: r.expressionText(n.child("method")), Path: r.expressionText(n.child("path")), Host: r.expressionText(n.child("host"))}
 	h.Headers, _ = r.strings(n.child("headers"))
 	for i, text := range h.Headers {
 		if name, _, _ := strings.Cut(text, " "); strings.TrimSuffix(name, ":") == "" {
@@ -213,10 +228,12 @@ func (r *reader) http(n node) HTTPRule {
 		if !slices.Contains([]string{"", "LOG", "ADD", "DELETE", "REPLACE"}, m.Mismatch) {
 			r.fail(item.child("mismatch"), "Invalid header action: %s", m.Mismatch)
 		}
-		m.Secret = r.secret(item.child("secret"))
+		if m.Secret = r.secret(item.child("secret")); m.Secret != nil {
+			secret = cmp.Or(secret, item.child("secret").path)
+		}
 		h.HeaderMatches = append(h.HeaderMatches, m)
 	}
-	return h
+	return h, secret
 }
 
 func (r *reader) expressionText(n node) string {
@@ -242,7 +259,7 @@ func (r *reader) tls(n node, l *L7Ports) *TLSContext {
 	if !r.object(n, "secret", "trustedCA", "certificate", "privateKey") {
 		return nil
 	}
-	l.member(n)
+	l.later(n)
 	t := &TLSContext{TrustedCA: r.str(n.child("trustedCA")), Certificate: r.str(n.child("certificate")), PrivateKey: r.str(n.child("privateKey"))}
 	s := r.secret(n.child("secret"))
 	if s == nil {
@@ -257,7 +274,7 @@ func (r *reader) listener(n node, l *L7Ports) *Listener {
 	if !r.object(n, "envoyConfig", "name", "priority") {
 		return nil
 	}
-	l.member(n)
+	l.later(n)
 	config := n.child("envoyConfig")
 	if config.absent() {
 		r.fail(config, "Listener needs an envoyConfig")

@@ -2,7 +2,10 @@
 
 package policy
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // Name is what is allowed to addresses outside of the cluster that DNS gave a name which the selector matches (toFQDNs).
 type Name struct {
@@ -14,9 +17,31 @@ type Name struct {
 	Ranges []Range
 }
 
-// Names returns what is allowed by DNS names, in the order of the terms.
+// Names returns what is allowed by DNS names, in the order of the terms: together with what rules for any peer and for the entity `world` say of the same
+// ports, since every address with a name is a peer of these too.
 func (r *Resolved) Names() []Name {
-	return nil
+	var all []Name
+	for i, t := range r.Terms {
+		if t.kind != termName {
+			continue
+		}
+		terms := []int{i}
+		if world := slices.IndexFunc(r.Terms, func(t *Term) bool { return t.Key == entityWorld }); world >= 0 {
+			terms = append(terms, world)
+			slices.Sort(terms)
+		}
+		ranges := slices.DeleteFunc(r.Class(terms), func(x Range) bool { return x.Verdict != Allow })
+		all = append(all, Name{NameSelector: t.name, Term: i, Ranges: ranges})
+	}
+	return all
+}
+
+// canonicalName is a name or pattern in the form in which it is compared; the root keeps its dot.
+func canonicalName(text string) string {
+	if text == "." {
+		return text
+	}
+	return plainName(text)
 }
 
 // MatchName reports whether a selector matches a name (spec 8.2): either member may. One trailing dot of the name or the pattern is as good as none, and

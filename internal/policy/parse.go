@@ -4,6 +4,7 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 )
 
 // Error is why a policy object is not loaded.
@@ -119,10 +120,12 @@ func notYet(o *Object) error {
 	for _, r := range o.Rules {
 		field := ""
 		switch {
-		case len(r.FQDNs) > 0:
+		case len(r.FQDNs) > 0 && r.Tier != TierPolicy:
 			field = r.fqdnPath
-		case len(r.L7) > 0:
+		case r.host && len(r.L7) > 0:
 			field = r.L7[0].path
+		case slices.ContainsFunc(r.L7, func(l *L7Ports) bool { return l.notYet != "" }):
+			field = r.L7[slices.IndexFunc(r.L7, func(l *L7Ports) bool { return l.notYet != "" })].notYet
 		case r.Authentication != "" && r.Authentication != "disabled":
 			field = r.path + ".authentication.mode"
 		default:

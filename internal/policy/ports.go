@@ -14,6 +14,8 @@ type portSpec struct {
 	proto       uint8 // 0 = TCP, UDP and SCTP
 	first, last uint16
 	name        string // lower case
+	// l7 are the other members of the toPorts entry; nil = none.
+	l7 *L7Ports
 }
 
 // allPorts are the port specs of a protocol without a number.
@@ -169,8 +171,9 @@ func (r *reader) toPorts(n node, e *entryContext) portPart {
 	}
 	items, _ := r.items(n, fields...)
 	part := portPart{given: len(items) > 0}
-	for _, item := range items {
+	for i, item := range items {
 		l7 := r.l7(item, e)
+		l7.position = i
 		ports, _ := r.items(item.child("ports"), "port", "protocol", "endPort")
 		if len(ports) > maxPorts {
 			r.fail(item.child("ports"), "too many ports, the max is %d", maxPorts)
@@ -180,14 +183,21 @@ func (r *reader) toPorts(n node, e *entryContext) portPart {
 		for _, p := range ports {
 			spec, zero := r.port(p, len(l7.DNS) > 0)
 			anyZero = anyZero || zero
-			if l7.restricts() && len(l7.DNS) == 0 && spec.proto != TCP {
+			switch {
+			case l7.restricts() && len(l7.DNS) == 0 && spec.proto != TCP:
 				r.fail(p.child("protocol"), "L7 rules can only apply to TCP (not %s) except for DNS rules", protocolName(spec.proto))
+			case len(l7.DNS) > 0 && spec.proto == SCTP:
+				r.fail(p.child("protocol"), "DNS rules can only apply to TCP and UDP (not SCTP)")
+			case len(l7.ServerNames) > 0 && spec.proto != TCP:
+				r.warn(p.child("protocol"), "serverNames are of TLS over TCP: the rest is not allowed by this entry")
+			}
+			if !l7.empty() || l7.types > 0 {
+				spec.l7 = l7
 			}
 			specs = append(specs, spec)
 		}
 		r.checkL7(item, l7, e, len(ports), anyZero)
 		if len(ports) > 0 && !l7.empty() {
-			l7.ports = specs
 			e.rule.L7 = append(e.rule.L7, l7)
 		}
 		part.specs = append(part.specs, specs...)

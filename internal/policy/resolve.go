@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/weirmesh/weir/internal/labelset"
 	"github.com/weirmesh/weir/internal/reserved"
 )
 
@@ -35,6 +36,9 @@ type Resolved struct {
 	entries  []entry  // in the order in which they are asked
 	fallback int      // position of the implicit decider that allows what nothing decides; -1 = default deny
 	ports    []string // names of
+	filtered bool     // some port of an entry has rules for requests or server names
+	visible  []Visibility
+	identity labelset.Set // of the subject, if there are filters
 }
 
 // entry is a rule, resolved for one subject.
@@ -56,6 +60,10 @@ type portRange struct {
 	proto       uint8
 	first, last uint16
 	term        int // the peer must match this term too (a named port of its); -1 = none
+	// name of the port, if the rule has one instead of a number.
+	name string
+	// l7 are the other members of the toPorts entry; nil = none.
+	l7 *L7Ports
 }
 
 // elsewhere reports whether a subject belongs to another cluster of the mesh: its own cluster enforces there.
@@ -92,15 +100,16 @@ func Resolve(o Options, s *Subject, d Direction, rules []*Rule, w World) (*Resol
 	}
 	slices.SortFunc(selected, compareRules)
 	r.enforcement(o, s, selected)
-	if !r.Enforced {
+	r.visibility(s, selected)
+	if !r.Enforced && len(r.visible) == 0 {
 		return r, nil
 	}
-	c := &compiler{o: o, s: s, w: w, r: r, positions: map[string]int{}}
+	c := &compiler{o: o, s: s, w: w, r: r, positions: map[string]int{}, split: mayConflict(selected)}
 	baseline, _ := slices.BinarySearchFunc(selected, TierBaseline, func(rule *Rule, t Tier) int { return cmp.Compare(rule.Tier, t) })
 	for _, rule := range selected[:baseline] {
 		c.rule(rule)
 	}
-	if d == Ingress && !s.Host && !o.LocalhostNeedsRule && r.DefaultDeny {
+	if d == Ingress && !s.Host && !o.LocalhostNeedsRule && (r.DefaultDeny || r.filtered || len(r.visible) > 0) {
 		c.implicit(ImplicitLocalhost, entry{tier: TierPolicy, localhost: true, terms: []int{c.term(hostTerm())}, anyPort: true})
 	}
 	for _, rule := range selected[baseline:] {
@@ -113,6 +122,9 @@ func Resolve(o Options, s *Subject, d Direction, rules []*Rule, w World) (*Resol
 			name = ImplicitDefaultDenyOff
 		}
 		r.Rules = append(r.Rules, RuleName{Implicit: name})
+	}
+	if err := r.conflict(); err != nil {
+		return nil, err
 	}
 	c.sortTerms()
 	slices.Sort(r.ports)
@@ -148,6 +160,7 @@ type compiler struct {
 	w         World
 	r         *Resolved
 	positions map[string]int // of terms, by key
+	split     bool           // each prefix is a term of its own
 }
 
 func (c *compiler) term(t *Term) int {
@@ -184,8 +197,14 @@ func (c *compiler) rule(rule *Rule) {
 
 func (c *compiler) peers(e *entry, p *peerPart) {
 	add := func(t *Term) {
-		if i := c.term(t); !slices.Contains(e.terms, i) {
-			e.terms = append(e.terms, i)
+		all := []*Term{t}
+		if c.split {
+			all = t.split()
+		}
+		for _, t := range all {
+			if i := c.term(t); !slices.Contains(e.terms, i) {
+				e.terms = append(e.terms, i)
+			}
 		}
 	}
 	for _, t := range p.terms {
@@ -231,16 +250,21 @@ func (c *compiler) podsOf(s Service) *Term {
 }
 
 func (c *compiler) ports(e *entry, spec portSpec) {
+	protocols := slices.DeleteFunc(spec.protocols(), func(proto uint8) bool { return !spec.l7.reads(proto) })
+	c.r.filtered = c.r.filtered || spec.l7.kind() != 0
 	if spec.name == "" {
-		for _, proto := range spec.protocols() {
-			e.ports = append(e.ports, portRange{proto, spec.first, spec.last, -1})
+		for _, proto := range protocols {
+			e.ports = append(e.ports, portRange{proto: proto, first: spec.first, last: spec.last, term: -1, l7: spec.l7})
 		}
 		return
 	}
+	add := func(p NamedPort, term int) {
+		e.ports = append(e.ports, portRange{proto: p.Proto, first: p.Port, last: p.Port, term: term, name: spec.name, l7: spec.l7})
+	}
 	if c.r.Direction == Ingress {
 		for _, p := range c.s.NamedPorts {
-			if p.Name == spec.name && slices.Contains(spec.protocols(), p.Proto) {
-				e.ports = append(e.ports, portRange{p.Proto, p.Port, p.Port, -1})
+			if p.Name == spec.name && slices.Contains(protocols, p.Proto) {
+				add(p, -1)
 			}
 		}
 		return
@@ -250,8 +274,8 @@ func (c *compiler) ports(e *entry, spec portSpec) {
 		return
 	}
 	for _, p := range c.w.NamedPorts(spec.name) {
-		if p.Name == spec.name && slices.Contains(spec.protocols(), p.Proto) {
-			e.ports = append(e.ports, portRange{p.Proto, p.Port, p.Port, c.term(portTerm(p))})
+		if p.Name == spec.name && slices.Contains(protocols, p.Proto) {
+			add(p, c.term(portTerm(p)))
 		}
 	}
 }
@@ -275,7 +299,8 @@ func (c *compiler) sortTerms() {
 			}
 		}
 		slices.SortFunc(e.ports, func(a, b portRange) int {
-			return cmp.Or(cmp.Compare(a.proto, b.proto), cmp.Compare(a.first, b.first), cmp.Compare(a.last, b.last), cmp.Compare(a.term, b.term))
+			return cmp.Or(cmp.Compare(a.proto, b.proto), cmp.Compare(a.first, b.first), cmp.Compare(a.last, b.last), cmp.Compare(a.term, b.term),
+				cmp.Compare(a.l7.order(), b.l7.order()), cmp.Compare(a.name, b.name))
 		})
 		e.ports = slices.Compact(e.ports)
 	}
@@ -284,8 +309,9 @@ func (c *compiler) sortTerms() {
 // hash is over everything that decides and that decisions are told by. It is taken for every subject that a changed rule selects.
 func (r *Resolved) hash() string {
 	d := digest(make([]byte, 0, 4096))
-	d.number(1) // of this form
+	d.number(2) // of this form
 	d.number(int(r.Direction))
+	d.flag(r.Enforced)
 	d.flag(r.DefaultDeny)
 	d.texts(r.EnforcedBy)
 	d.texts(r.ports)
@@ -319,7 +345,15 @@ func (r *Resolved) hash() string {
 			for _, n := range [...]int{int(p.proto), int(p.first), int(p.last), p.term} {
 				d.number(n)
 			}
+			d.text(p.name)
+			d.requests(p.l7)
 		}
+	}
+	d.texts(r.identity)
+	d.number(len(r.visible))
+	for _, v := range r.visible {
+		d.number(int(v.order()))
+		d.number(int(v.Kind))
 	}
 	sum := sha256.Sum256(d)
 	return hex.EncodeToString(sum[:16])

@@ -25,6 +25,7 @@ type Term struct {
 	nodes     bool // ... for nodes
 	pods      bool // ... for pods
 	port      NamedPort
+	name      NameSelector // canonical
 }
 
 type termKind uint8
@@ -36,6 +37,7 @@ const (
 	termCIDR
 	termWorld // the world of one family
 	termPort  // pods that give a port a name
+	termName  // addresses outside that DNS gave a name
 )
 
 // endpointsTerm is a peer selector. Unless it names a reserved label it never matches what is outside or a node (spec 5.3).
@@ -66,29 +68,58 @@ func portTerm(p NamedPort) *Term {
 	return &Term{Key: "port:" + p.Name + "=" + strconv.Itoa(int(p.Port)) + "/" + protocolName(p.Proto), kind: termPort, port: p}
 }
 
+// nameTerm is for addresses with a name. Who they are is known on each node only: it matches no peer but one that comes with Names.
+func nameTerm(s NameSelector) *Term {
+	t := &Term{kind: termName, name: NameSelector{canonicalName(s.MatchName), canonicalName(s.MatchPattern)}}
+	t.Key = "fqdn:" + t.name.MatchName
+	if t.name.MatchPattern != "" {
+		t.Key = "fqdn-pattern:" + t.name.MatchPattern
+	}
+	return t
+}
+
+// IsName reports whether it is a condition on DNS names: the only kind of term that no peer of the cluster meets.
+func (t *Term) IsName() bool { return t.kind == termName }
+
 // cidrTerm is a union of prefixes outside of the cluster, and inside as the options say.
 func cidrTerm(o Options, items []cidrItem) *Term {
 	t := &Term{kind: termCIDR, items: newCIDRItems(items), nodes: o.CIDRMatchesNodes, pods: o.CIDRMatchesPods}
+	t.setCIDRKey()
+	return t
+}
+
+// split returns a term for each item of a union of prefixes.
+func (t *Term) split() []*Term {
+	if t.kind != termCIDR || len(t.items) < 2 {
+		return []*Term{t}
+	}
+	all := make([]*Term, len(t.items))
+	for i := range t.items {
+		all[i] = &Term{kind: termCIDR, items: t.items[i : i+1], networks: t.networks, nodes: t.nodes, pods: t.pods}
+		all[i].setCIDRKey()
+	}
+	return all
+}
+
+// networksTerm is a union of prefixes anywhere.
+func networksTerm(items []cidrItem) *Term {
+	t := &Term{kind: termCIDR, items: newCIDRItems(items), networks: true}
+	t.setCIDRKey()
+	return t
+}
+
+// setCIDRKey writes short lists out, and long ones as a hash.
+func (t *Term) setCIDRKey() {
 	prefix := "cidr"
+	if t.networks {
+		prefix = "networks"
+	}
 	if t.nodes {
 		prefix += "+nodes"
 	}
 	if t.pods {
 		prefix += "+pods"
 	}
-	t.setCIDRKey(prefix)
-	return t
-}
-
-// networksTerm is a union of prefixes anywhere.
-func networksTerm(items []cidrItem) *Term {
-	t := &Term{kind: termCIDR, items: newCIDRItems(items), networks: true}
-	t.setCIDRKey("networks")
-	return t
-}
-
-// setCIDRKey writes short lists out, and long ones as a hash.
-func (t *Term) setCIDRKey(prefix string) {
 	texts := make([]string, len(t.items))
 	for i, item := range t.items {
 		texts[i] = item.String()
@@ -125,6 +156,8 @@ func (t *Term) Matches(p *Peer) bool {
 		return t.matchesCIDR(p)
 	case termWorld:
 		return slices.ContainsFunc(t.selectors, func(s *Selector) bool { return s.Matches(p.Labels) }) && t.items.contains(worldPrefix(p, t.items[0].prefix))
+	case termName:
+		return (p.Prefix.IsValid() || isOutside(p)) && slices.ContainsFunc(p.Names, func(name string) bool { return MatchName(t.name, name) })
 	default:
 		return slices.Contains(p.NamedPorts, t.port)
 	}
@@ -182,6 +215,8 @@ func isNode(p *Peer) bool {
 // Words says what it matches, for people.
 func (t *Term) Words() string {
 	switch t.kind {
+	case termName:
+		return "the name " + t.name.MatchName + t.name.MatchPattern
 	case termPort:
 		return "pods that call " + strconv.Itoa(int(t.port.Port)) + "/" + protocolName(t.port.Proto) + " " + t.port.Name
 	case termCIDR:
