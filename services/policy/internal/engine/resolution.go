@@ -235,8 +235,9 @@ func (r *resolution) publish() *Policy {
 	}
 	p := &Policy{Key: r.resolved.Key, Direction: r.resolved.Direction, Rules: r.resolved.Rules}
 	if r.out != nil {
-		p.Selectors, p.Prefixes = r.out.Selectors, r.out.Prefixes
+		p.Selectors, p.Prefixes, p.Names = r.out.Selectors, r.out.Prefixes, r.out.Names
 	} else {
+		p.Names = r.resolved.Names()
 		for _, t := range r.terms {
 			p.Selectors = append(p.Selectors, t.term.Key)
 		}
@@ -250,7 +251,6 @@ func (r *resolution) publish() *Policy {
 		p.Classes = append(p.Classes, Class{Selectors: c.terms, Ranges: c.ranges})
 	}
 	slices.SortFunc(p.Classes, compareClasses)
-	p.Names = r.resolved.Names()
 	p.Filters = r.filters(p)
 	r.out, r.stale = p, false
 	return p

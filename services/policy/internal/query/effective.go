@@ -66,11 +66,8 @@ func (c *cluster) effective(e *end, d policy.Direction) *policyv1.EffectiveDirec
 		}
 		for _, group := range groupRanges(class.Ranges) {
 			x := row(group[0].Verdict, group[0].Rules)
-			var ports []string
-			for _, r := range group {
-				ports = append(ports, portsInWords(r, len(class.Ranges) == 1))
-			}
-			x.Ports = strings.Join(ports, ", ")
+			filterRow(x, group[0].Filter)
+			x.Ports = portsOf(group, len(class.Ranges) == 1)
 			m.Rows = append(m.Rows, x)
 		}
 		if rest := verdictAt(class.Ranges, policy.AnyProtocol, 0); rest == policy.DefaultDeny && !denies(class.Ranges) {
@@ -82,7 +79,38 @@ func (c *cluster) effective(e *end, d policy.Direction) *policyv1.EffectiveDirec
 			m.Rows = append(m.Rows, x)
 		}
 	}
+	for _, n := range p.Names {
+		for _, group := range groupRanges(n.Ranges) {
+			x := &policyv1.EffectiveRow{Peers: "DNS " + nameInWords(n.NameSelector), Verdict: verdictProto(group[0].Verdict)}
+			for _, i := range group[0].Rules {
+				x.Rules = append(x.Rules, server.RuleProto(resolved.Rules[i]))
+			}
+			filterRow(x, group[0].Filter)
+			x.Ports = portsOf(group, len(n.Ranges) == 1)
+			m.Rows = append(m.Rows, x)
+		}
+	}
 	return m
+}
+
+// filterRow says which requests a filter lets through.
+func filterRow(x *policyv1.EffectiveRow, f *policy.Filter) {
+	if f != nil {
+		x.Requests, x.Visibility = itemsInWords(f), f.Visibility
+	}
+}
+
+// sameFilter reports whether two filters say the same; ports have filters of their own.
+func sameFilter(a, b *policy.Filter) bool {
+	return (a == nil) == (b == nil) && (a == nil || a.Visibility == b.Visibility && sameItems(a, b))
+}
+
+func portsOf(group []policy.Range, alone bool) string {
+	var ports []string
+	for _, r := range group {
+		ports = append(ports, portsInWords(r, alone))
+	}
+	return strings.Join(ports, ", ")
 }
 
 // denies reports whether a class says itself that what is not allowed is denied.
@@ -96,7 +124,7 @@ func groupRanges(ranges []policy.Range) [][]policy.Range {
 next:
 	for _, r := range ranges {
 		for i, g := range groups {
-			if g[0].Verdict == r.Verdict && slices.Equal(g[0].Rules, r.Rules) {
+			if g[0].Verdict == r.Verdict && slices.Equal(g[0].Rules, r.Rules) && sameFilter(g[0].Filter, r.Filter) {
 				groups[i] = append(g, r)
 				continue next
 			}

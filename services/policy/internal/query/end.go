@@ -29,7 +29,12 @@ type end struct {
 	// subject of policies; empty = nothing of policies here.
 	subject string
 	service *state.Service
+	// dns is the name that DNS gave the end; its address is not known then.
+	dns string
 }
+
+// maxDNSName is the length of the longest name of DNS.
+const maxDNSName = 255
 
 // find returns the end that a person named.
 func (c *cluster) find(field, text string) (*end, error) {
@@ -48,12 +53,18 @@ func (c *cluster) find(field, text string) (*end, error) {
 		}
 		return nodeEnd(r.(state.Node)), nil
 	}
+	if name, ok := strings.CutPrefix(text, "name:"); ok {
+		if name == "" || len(name) > maxDNSName {
+			return nil, grpcstatus.Errorf(codes.InvalidArgument, "%s: %.80q is not a name", field, name)
+		}
+		return &end{name: text, addresses: []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}, dns: name}, nil
+	}
 	if addr, err := netip.ParseAddr(text); err == nil {
 		return c.at(addr.Unmap()), nil
 	}
 	namespace, name, ok := strings.Cut(text, "/")
 	if !ok {
-		return nil, grpcstatus.Errorf(codes.InvalidArgument, `%s: %.80q is neither "namespace/pod", an address, "node:NAME" nor "svc:namespace/name"`, field, text)
+		return nil, grpcstatus.Errorf(codes.InvalidArgument, `%s: %.80q is neither "namespace/pod", an address, "node:NAME", "svc:namespace/name" nor "name:NAME"`, field, text)
 	}
 	for r := range c.snapshot.All(state.KindEndpoint) {
 		if e := r.(state.Endpoint); e.Namespace == namespace && e.Name == name {
@@ -115,10 +126,16 @@ func (c *cluster) at(addr netip.Addr) *end {
 // peer returns who an end is, seen from a node.
 func (c *cluster) peer(e *end, addr netip.Addr, viewer string) *policy.Peer {
 	key := c.peerKey(e, addr, viewer)
-	if p := c.frozen.Peers[key]; p != nil {
-		return p
+	p := c.frozen.Peers[key]
+	if p == nil {
+		p = &policy.Peer{Key: key}
 	}
-	return &policy.Peer{Key: key}
+	if e.dns != "" {
+		named := *p
+		named.Names = []string{e.dns}
+		p = &named
+	}
+	return p
 }
 
 func (c *cluster) peerKey(e *end, addr netip.Addr, viewer string) string {

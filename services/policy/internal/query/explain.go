@@ -12,6 +12,7 @@ import (
 
 	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
 	"github.com/weirmesh/weir/internal/policy"
+	"github.com/weirmesh/weir/services/policy/internal/engine"
 	"github.com/weirmesh/weir/services/policy/internal/object"
 	"github.com/weirmesh/weir/services/policy/internal/server"
 	"github.com/weirmesh/weir/services/policy/internal/state"
@@ -47,6 +48,10 @@ func (s *Service) ExplainConnection(ctx context.Context, r *policyv1.ExplainConn
 	if r.GetPort() > limit {
 		return nil, grpcstatus.Errorf(codes.InvalidArgument, "port: %d is more than %d", r.GetPort(), limit)
 	}
+	asked, err := askedOf(r)
+	if err != nil {
+		return nil, err
+	}
 	c, err := s.cluster(ctx)
 	if err != nil {
 		return nil, err
@@ -55,20 +60,24 @@ func (s *Service) ExplainConnection(ctx context.Context, r *policyv1.ExplainConn
 	if err != nil {
 		return nil, err
 	}
-	if source.service != nil {
+	switch {
+	case source.service != nil:
 		return nil, grpcstatus.Error(codes.InvalidArgument, "source: a service opens no connections")
+	case source.dns != "":
+		return nil, grpcstatus.Error(codes.InvalidArgument, "source: names are of destinations only")
 	}
 	destination, err := c.find("destination", r.GetDestination())
 	if err != nil {
 		return nil, err
 	}
-	return c.explain(source, destination, proto, uint16(r.GetPort()))
+	return c.explain(source, destination, proto, uint16(r.GetPort()), asked)
 }
 
-func (c *cluster) explain(source, destination *end, proto uint8, port uint16) (*policyv1.ExplainConnectionResponse, error) {
+func (c *cluster) explain(source, destination *end, proto uint8, port uint16, asked *asked) (*policyv1.ExplainConnectionResponse, error) {
 	response := &policyv1.ExplainConnectionResponse{Verdict: policyv1.Verdict_VERDICT_ALLOW}
 	through := destination.service != nil
 	if through {
+		response.Route = c.routeOf(source, destination.service, proto, port)
 		backend, err := c.backend(source, destination.service, proto, port)
 		if err != nil {
 			return nil, err
@@ -84,11 +93,15 @@ func (c *cluster) explain(source, destination *end, proto uint8, port uint16) (*
 		return response, nil // a pod that reaches itself is not checked
 	}
 	add := func(d policy.Direction, subject, other *end, otherAddr netip.Addr) {
-		side := c.side(d, subject, c.peer(other, otherAddr, subject.node), proto, port)
+		side := c.side(d, subject, c.peer(other, otherAddr, subject.node), proto, port, asked)
 		if side == nil {
 			return
 		}
 		side.Destination = to.String()
+		if destination.dns != "" {
+			side.Destination = destination.name
+		}
+		response.Refused = response.GetRefused() || side.GetRefused()
 		response.Sides = append(response.Sides, side)
 		if side.GetVerdict() > response.GetVerdict() {
 			response.Verdict = side.GetVerdict()
@@ -153,7 +166,7 @@ func protocolName(proto uint8) string {
 }
 
 // side says what one end's policy says; nil = it has none.
-func (c *cluster) side(d policy.Direction, e *end, p *policy.Peer, proto uint8, port uint16) *policyv1.Side {
+func (c *cluster) side(d policy.Direction, e *end, p *policy.Peer, proto uint8, port uint16, asked *asked) *policyv1.Side {
 	subject, resolved := c.resolved(e, d)
 	if subject == nil {
 		return nil
@@ -177,6 +190,12 @@ func (c *cluster) side(d policy.Direction, e *end, p *policy.Peer, proto uint8, 
 			Rule: server.RuleProto(resolved.Rules[step.Rule]), Deny: step.Action == policy.ActionDeny, PeerMatches: step.PeerMatches,
 			PortMatches: step.PortMatches, Decided: step.Decided, Reason: step.Reason, Nearest: i == x.Nearest,
 		})
+	}
+	side.Names = nameSteps(resolved, p, proto, port)
+	if x.Filter != nil {
+		f := &engine.Filter{Filter: x.Filter, Namespace: c.namespaceOf(e), Rules: resolved.Rules}
+		side.Filter = server.FilterProto(f)
+		side.Items, side.Refused = asked.judge(f)
 	}
 	return side
 }

@@ -33,11 +33,13 @@ func New(h *hub.Hub) *Service { return &Service{hub: h} }
 type cluster struct {
 	frozen   *engine.Frozen
 	snapshot *state.Snapshot
+	// routes of services, by the key of their filter.
+	routes map[string]state.Route
 }
 
 func (s *Service) cluster(ctx context.Context) (*cluster, error) {
 	c := &cluster{}
-	err := s.hub.Read(ctx, func(st *state.State) { c.frozen, c.snapshot = st.Freeze(), st.Snapshot() })
+	err := s.hub.Read(ctx, func(st *state.State) { c.frozen, c.snapshot, c.routes = st.Freeze(), st.Snapshot(), st.Routes() })
 	if err != nil {
 		return nil, toStatus(err)
 	}
@@ -67,6 +69,7 @@ func objectProto(o *progress.Object) *policyv1.PolicyObject {
 		Kind: o.Object.Kind, Namespace: o.Object.Namespace, Name: o.Object.Name, Uid: o.Object.UID, Generation: o.Object.Generation,
 		Valid: o.Fault == nil, NotYet: o.NotYet, EnforcedGeneration: o.Enforced, EnforcingNodes: uint32(o.Enforcing), Nodes: uint32(o.Nodes),
 		Endpoints: uint32(o.Selected), Conflicts: o.Conflicts, Object: o.Object.Raw,
+		Services: o.Routes, Notes: o.Warnings,
 	}
 	if o.Fault != nil {
 		m.Error = o.Fault.Error()

@@ -5,6 +5,7 @@ package query
 import (
 	"bytes"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/weirmesh/weir/internal/policy"
@@ -55,6 +56,11 @@ func TestCompareRanges(t *testing.T) {
 	allow := func(proto uint8, first, last uint16) policy.Range {
 		return policy.Range{Proto: proto, First: first, Last: last, Verdict: policy.Allow}
 	}
+	only := func(first, last uint16, method string) policy.Range {
+		r := allow(policy.TCP, first, last)
+		r.Filter = &policy.Filter{Kind: policy.FilterHTTP, HTTP: []policy.HTTPItem{{HTTPRule: policy.HTTPRule{Method: method}}}}
+		return r
+	}
 	tests := []struct {
 		name          string
 		before, after []policy.Range
@@ -65,6 +71,9 @@ func TestCompareRanges(t *testing.T) {
 		{"one port stays", everything(), []policy.Range{allow(policy.TCP, 80, 80)}, []string{"any other protocol denied", "0-79/TCP denied", "81-65535/TCP denied"}},
 		{"one more", []policy.Range{allow(policy.TCP, 80, 80)}, []policy.Range{allow(policy.TCP, 80, 81)}, []string{"81/TCP allowed"}},
 		{"split and joined", []policy.Range{allow(policy.UDP, 1, 5), allow(policy.UDP, 6, 9)}, nil, []string{"1-9/UDP denied"}},
+		{"with other requests", []policy.Range{allow(policy.TCP, 1, 2)}, []policy.Range{only(1, 2, "GET")}, []string{"1-2/TCP GET"}},
+		{"with any request", []policy.Range{only(1, 1, "GET"), only(2, 2, "PUT")}, []policy.Range{allow(policy.TCP, 1, 2)}, []string{"1/TCP allowed", "2/TCP allowed"}},
+		{"with the same requests", []policy.Range{only(1, 1, "GET"), only(2, 2, "GET")}, []policy.Range{only(1, 2, "GET")}, nil},
 		{"denied by rule or by default", []policy.Range{{Proto: policy.TCP, First: 1, Last: 2, Verdict: policy.Deny}}, nil, nil},
 	}
 	for _, tt := range tests {
@@ -73,7 +82,7 @@ func TestCompareRanges(t *testing.T) {
 		for _, d := range differences {
 			text := portsInWords(d.at, len(differences) == 1) + " denied"
 			if d.at.Verdict == policy.Allow {
-				text = portsInWords(d.at, len(differences) == 1) + " allowed"
+				text = portsInWords(d.at, len(differences) == 1) + " " + strings.Join(append(itemsInWords(d.at.Filter), "allowed")[:1], "")
 			}
 			got = append(got, text)
 		}

@@ -41,6 +41,10 @@ func (s *Service) ValidatePolicies(ctx context.Context, r *policyv1.ValidatePoli
 	for _, document := range documents {
 		v := &policyv1.Validated{}
 		response.Documents = append(response.Documents, v)
+		if kind := kindIn(document); object.IsEnvoy(kind) {
+			c.validateConfig(v, kind, document)
+			continue
+		}
 		o, err := policy.Parse(document, c.frozen.Options)
 		var fault *policy.Error
 		switch {
@@ -55,7 +59,7 @@ func (s *Service) ValidatePolicies(ctx context.Context, r *policyv1.ValidatePoli
 			continue
 		}
 		v.Kind, v.Namespace, v.Name = o.Ref.Kind, o.Ref.Namespace, o.Ref.Name
-		after := &cluster{frozen: c.frozen.With(object.Key{Kind: o.Ref.Kind, Namespace: o.Ref.Namespace, Name: o.Ref.Name}, o), snapshot: c.snapshot}
+		after := &cluster{frozen: c.frozen.With(object.Key{Kind: o.Ref.Kind, Namespace: o.Ref.Namespace, Name: o.Ref.Name}, o), snapshot: c.snapshot, routes: c.routes}
 		v.Changes = append(c.changes(ctx, after), o.Warnings...)
 		c = after
 	}
@@ -140,6 +144,9 @@ func (c *cluster) changes(ctx context.Context, after *cluster) []string {
 				lines = append(lines, c.compare(group, d, before, next, key, others)...)
 			}
 			lines = append(lines, c.compare(group, d, before, next, c.outsideKey(), []string{"the world outside"})...)
+			if d == policy.Egress {
+				lines = append(lines, compareNames(group, before, next)...)
+			}
 		}
 	}
 	if len(lines) == 0 {
@@ -261,27 +268,59 @@ func (c *cluster) compare(group []place, d policy.Direction, before, after *poli
 	if p == nil {
 		return nil
 	}
-	differences := compareRanges(rangesOf(before, p), rangesOf(after, p))
-	var lines []string
-	for _, allowed := range []bool{false, true} {
-		var ports []string
-		for _, x := range differences {
-			if (x.at.Verdict == policy.Allow) == allowed {
-				ports = append(ports, portsInWords(x.at, len(differences) == 1))
+	return changesInWords(group, d, compareRanges(rangesOf(before, p), rangesOf(after, p)), few(others))
+}
+
+// changesInWords says what changes between subjects and others, a line for each kind of change.
+func changesInWords(group []place, d policy.Direction, differences []difference, others string) []string {
+	ports := map[string][]string{}
+	for _, x := range differences {
+		text := map[change]string{
+			denied: "allowed now, would be denied by " + word(d), allowed: "denied now, would be allowed by " + word(d), filtered: "allowed by " + word(d),
+		}[x.change()]
+		switch now, before := itemsInWords(x.at.Filter), itemsInWords(x.was.Filter); {
+		case x.at.Verdict != policy.Allow:
+		case len(now) > 0:
+			text += " for " + few(now) + " only"
+			if len(before) > 0 {
+				text += ", now for " + few(before)
 			}
+		case len(before) > 0:
+			text += " whatever is asked, now for " + few(before) + " only"
 		}
-		if len(ports) == 0 {
-			continue
-		}
-		from, to := few(others), namesOf(group)
+		ports[text] = append(ports[text], portsInWords(x.at, len(differences) == 1))
+	}
+	var lines []string
+	for text, list := range ports {
+		from, to := others, namesOf(group)
 		if d == policy.Egress {
 			from, to = to, from
 		}
-		change := "allowed now, would be denied by " + word(d)
-		if allowed {
-			change = "denied now, would be allowed by " + word(d)
+		lines = append(lines, fmt.Sprintf("%s -> %s, %s: %s", from, to, few(list), text))
+	}
+	return lines
+}
+
+// compareNames says what changes for addresses by their DNS names, which nobody here knows.
+func compareNames(group []place, before, after *policy.Resolved) []string {
+	ranges := func(r *policy.Resolved) map[policy.NameSelector][]policy.Range {
+		all := map[policy.NameSelector][]policy.Range{}
+		if enforced(r) {
+			for _, n := range r.Names() {
+				all[n.NameSelector] = n.Ranges
+			}
 		}
-		lines = append(lines, fmt.Sprintf("%s -> %s, %s: %s", from, to, few(ports), change))
+		return all
+	}
+	was, is := ranges(before), ranges(after)
+	var lines []string
+	for selector, now := range is {
+		lines = append(lines, changesInWords(group, policy.Egress, compareRanges(was[selector], now), "DNS "+nameInWords(selector))...)
+	}
+	for selector, then := range was {
+		if _, still := is[selector]; !still {
+			lines = append(lines, changesInWords(group, policy.Egress, compareRanges(then, nil), "DNS "+nameInWords(selector))...)
+		}
 	}
 	return lines
 }

@@ -30,6 +30,8 @@ func termInWords(key string) string {
 		return key
 	}
 	switch kind {
+	case "fqdn", "fqdn-pattern":
+		return "DNS name " + text
 	case "entity":
 		return "entity " + text
 	case "cidr", "cidr+nodes", "cidr+pods", "cidr+nodes+pods":
@@ -100,13 +102,44 @@ func protocolWords(proto uint8) string {
 	return fmt.Sprintf("protocol %d", proto)
 }
 
-// difference is a range in which two decisions differ.
+// difference is a range in which two decisions differ. Of both, Filter is nil unless the verdict is Allow and requests are judged.
 type difference struct {
-	at  policy.Range // Verdict is the later one
-	was policy.Verdict
+	at  policy.Range // the later one
+	was policy.Range
 }
 
-// compareRanges returns where the verdicts of two classes differ, as allowed or not.
+// change says in which way a range differs: allowed now or not any more, or allowed with other requests.
+type change uint8
+
+const (
+	denied change = iota
+	allowed
+	filtered
+)
+
+func (d *difference) change() change {
+	switch {
+	case d.at.Verdict != policy.Allow:
+		return denied
+	case d.was.Verdict != policy.Allow:
+		return allowed
+	}
+	return filtered
+}
+
+// alike reports whether two decisions let the same pass.
+func alike(a, b policy.Range) bool {
+	if (a.Verdict == policy.Allow) != (b.Verdict == policy.Allow) {
+		return false
+	}
+	return a.Verdict != policy.Allow || sameItems(a.Filter, b.Filter)
+}
+
+func sameItems(a, b *policy.Filter) bool {
+	return a == b || slices.Equal(itemsInWords(a), itemsInWords(b))
+}
+
+// compareRanges returns where two classes let different things pass.
 func compareRanges(before, after []policy.Range) []difference {
 	protocols := []uint8{policy.AnyProtocol}
 	for _, r := range slices.Concat(before, after) {
@@ -126,15 +159,20 @@ func compareRanges(before, after []policy.Range) []difference {
 		edges = slices.Compact(edges)
 		for i := 0; i+1 < len(edges); i++ {
 			first, last := uint16(edges[i]), uint16(edges[i+1]-1)
-			was, is := verdictAt(before, proto, first), verdictAt(after, proto, first)
-			if (was == policy.Allow) == (is == policy.Allow) {
+			was, _ := rangeAt(before, proto, first)
+			is, _ := rangeAt(after, proto, first)
+			if alike(was, is) {
 				continue
 			}
-			if n := len(all); n > 0 && all[n-1].at.Proto == proto && int(all[n-1].at.Last)+1 == int(first) && all[n-1].was == was && all[n-1].at.Verdict == is {
-				all[n-1].at.Last = last
-				continue
+			if n := len(all); n > 0 {
+				if l := &all[n-1]; l.at.Proto == proto && int(l.at.Last)+1 == int(first) && l.was.Verdict == was.Verdict && l.at.Verdict == is.Verdict &&
+					sameItems(l.was.Filter, was.Filter) && sameItems(l.at.Filter, is.Filter) {
+					l.at.Last = last
+					continue
+				}
 			}
-			all = append(all, difference{at: policy.Range{Proto: proto, First: first, Last: last, Verdict: is}, was: was})
+			is.Proto, is.First, is.Last = proto, first, last
+			all = append(all, difference{at: is, was: was})
 		}
 	}
 	return all
@@ -147,11 +185,17 @@ func everything() []policy.Range {
 
 // verdictAt looks a port up: ranges of its protocol, if there are any, else those of any protocol.
 func verdictAt(ranges []policy.Range, proto uint8, port uint16) policy.Verdict {
+	r, _ := rangeAt(ranges, proto, port)
+	return r.Verdict
+}
+
+// rangeAt looks a port up; without a range it is denied by default.
+func rangeAt(ranges []policy.Range, proto uint8, port uint16) (policy.Range, bool) {
 	named := slices.ContainsFunc(ranges, func(r policy.Range) bool { return r.Proto == proto })
 	for _, r := range ranges {
 		if (r.Proto == proto || !named && r.Proto == policy.AnyProtocol) && r.First <= port && port <= r.Last {
-			return r.Verdict
+			return r, true
 		}
 	}
-	return policy.DefaultDeny
+	return policy.Range{Verdict: policy.DefaultDeny}, false
 }

@@ -177,6 +177,9 @@ func (s *State) noteConfigs(revision uint64) {
 	}
 }
 
+// Routes returns what Envoy configurations route, by the key of the filter. It must not be changed.
+func (s *State) Routes() map[string]Route { return s.routing.byKey }
+
 // configStatuses returns what is known of all Envoy configurations.
 func (s *State) configStatuses() []PolicyStatus {
 	all := make([]PolicyStatus, 0, len(s.configs))
