@@ -40,7 +40,7 @@ type Source struct {
 type Endpoint struct {
 	Address netip.AddrPort
 	// Path of a unix socket, for which Address is invalid.
-	Path string
+	Path    string
 	Weight  uint32
 	Healthy bool
 }
