@@ -8,13 +8,17 @@ import "strings"
 // client is sent to the path that is returned. The query is never touched, nor is a target that does not begin with a slash.
 //
 // The order is that of RFC 3986 and of Envoy: codes of unreserved characters, dot segments (an empty segment counts as one), then slashes that are
-// repeated. A backslash is a slash.
+// repeated. A backslash is a slash. Proxies refuse targets with `%` that begins no code; here it stays.
 func NormalizePath(target string) (normal string, redirect bool) {
 	path, query, hasQuery := strings.Cut(target, "?")
 	if !strings.HasPrefix(path, "/") {
 		return target, false
 	}
-	path, redirect = decodePath(path)
+	for before := ""; path != before; { // what is decoded may complete a code that was none: `%2%65`
+		before = path
+		decoded, slashes := decodePath(path)
+		path, redirect = decoded, redirect || slashes
+	}
 	path = mergeSlashes(removeDots(path))
 	if hasQuery {
 		path += "?" + query
@@ -22,7 +26,7 @@ func NormalizePath(target string) (normal string, redirect bool) {
 	return path, redirect
 }
 
-// decodePath decodes what stands for itself, once. Slashes: it decoded a slash or a backslash.
+// decodePath decodes what stands for itself. Slashes: it decoded a slash or a backslash.
 func decodePath(path string) (decoded string, slashes bool) {
 	var out strings.Builder
 	for i := 0; i < len(path); i++ {
