@@ -180,6 +180,9 @@ func plain(v *View) map[string]any {
 	for key, n := range v.Nodes {
 		all["node "+key] = *n
 	}
+	for key, f := range v.Filters {
+		all["filter "+key] = *f
+	}
 	return all
 }
 
@@ -202,6 +205,11 @@ func TestHistoryDoesNotMatter(t *testing.T) {
 		`{endpointSelector: {}, ingress: [{fromEntities: [cluster]}], egress: [{toEndpoints: [{matchLabels: {app: %[2]s}}], toPorts: [{ports: [{port: web}]}]}]}`,
 		`{endpointSelector: {matchExpressions: [{key: app, operator: NotIn, values: [%[1]s]}]}, egress: [{toServices: [{k8sService: {serviceName: %[2]s, namespace: shop}}]}]}`,
 		`{endpointSelector: {matchLabels: {app: %[1]s}}, ingress: [{fromCIDRSet: [{cidrGroupRef: g}]}]}`,
+		`{endpointSelector: {matchLabels: {app: %[1]s}}, ingress: [{fromEndpoints: [{matchLabels: {app: %[2]s}}],
+			toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{path: "/%[2]s"}]}}]}]}`,
+		`{endpointSelector: {}, ingress: [{toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{path: "/%[1]s"}, {method: GET}]}}]}]}`,
+		`{endpointSelector: {matchLabels: {app: %[1]s}}, egress: [{toFQDNs: [{matchName: %[2]s.example}]},
+			{toEndpoints: [{matchLabels: {app: %[2]s}}], toPorts: [{ports: [{port: "53"}], rules: {dns: [{matchPattern: "*.%[1]s"}]}}]}]}`,
 	}
 	type told struct {
 		objects  map[object.Key]*policy.Object
@@ -247,6 +255,9 @@ func TestHistoryDoesNotMatter(t *testing.T) {
 				e.DeleteSubject(id)
 			} else {
 				now.subjects[id] = &policy.Subject{Labels: pod(namespace, app)}
+				if r.IntN(3) == 0 {
+					now.subjects[id].Visibility = []policy.Visibility{{Direction: policy.Ingress, Port: 81, Proto: policy.TCP, Kind: policy.FilterHTTP}}
+				}
 				e.SetSubject(id, now.subjects[id])
 			}
 		case 5:

@@ -177,9 +177,16 @@ func TestFollowers(t *testing.T) {
 		`{endpointSelector: {matchLabels: {app: a%d}}, egress: [{toEndpoints: [{matchLabels: {app: a%d}}], toPorts: [{ports: [{port: web}]}]}]}`,
 		`{endpointSelector: {matchLabels: {app: a%d}}, egress: [{toEntities: [world]}], egressDeny: [{toCIDR: [10.%d.0.0/16]}]}`,
 		`{endpointSelector: {matchLabels: {pod-template-hash: h%d}}, ingress: [{fromEntities: [nobody%d]}]}`,
+		`{endpointSelector: {matchLabels: {app: a%d}}, ingress: [{toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{path: "/%d"}]}}]}]}`,
+		`{endpointSelector: {matchLabels: {app: a%d}}, egress: [{toFQDNs: [{matchName: a%d.example}]},
+			{toEndpoints: [{}], toPorts: [{ports: [{port: "53"}], rules: {dns: [{matchPattern: "*"}]}}]}]}`,
 		`{endpointSelector: {matchLabels: {pod-template-hash: h%d}}, ingress: [{fromEndpoints: [{matchLabels: {pod-template-hash: h%d}}]}]}`,
 	}
 	numbers := map[string]uint32{}
+	proxies := []*proxyFollower{newProxyFollower(t), newProxyFollower(t)}
+	for i := range nodes {
+		st.BeginSession(fmt.Sprint("n", i))
+	}
 	for step := range 1500 {
 		for range 1 + r.IntN(3) {
 			switch r.IntN(5) {
@@ -215,6 +222,10 @@ func TestFollowers(t *testing.T) {
 			}
 		}
 		snapshot, _ := st.Commit()
+		if r.IntN(3) == 0 { // of the filters that there are now
+			reportSlots(t, r, st, fmt.Sprint("n", r.IntN(nodes)))
+			snapshot, _ = st.Commit()
+		}
 		together := step%20 == 19 // nobody lags longer than what rests is kept
 		for _, f := range followers {
 			if !together && r.IntN(4) > 0 {
@@ -225,8 +236,20 @@ func TestFollowers(t *testing.T) {
 			}
 			f.sent = snapshot
 		}
+		for _, p := range proxies {
+			if together || r.IntN(4) == 0 {
+				p.follow(snapshot.Render(), 1+r.IntN(4))
+			}
+		}
 		if together {
 			st.Rest()
+		}
+	}
+	for _, p := range proxies {
+		fresh := newProxyFollower(t)
+		fresh.follow(p.sent, 1000)
+		if got, want := p.text(), fresh.text(); !maps.Equal(got, want) {
+			t.Errorf("an xDS server holds\n%v\nwant\n%v", got, want)
 		}
 	}
 	for _, f := range followers {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -145,7 +146,7 @@ func (c *cluster) changes(ctx context.Context, after *cluster) []string {
 			}
 			lines = append(lines, c.compare(group, d, before, next, c.outsideKey(), []string{"the world outside"})...)
 			if d == policy.Egress {
-				lines = append(lines, compareNames(group, before, next)...)
+				lines = append(lines, c.compareNames(group, before, next)...)
 			}
 		}
 	}
@@ -301,9 +302,13 @@ func changesInWords(group []place, d policy.Direction, differences []difference,
 	return lines
 }
 
-// compareNames says what changes for addresses by their DNS names, which nobody here knows.
-func compareNames(group []place, before, after *policy.Resolved) []string {
-	ranges := func(r *policy.Resolved) map[policy.NameSelector][]policy.Range {
+// compareNames says what changes for addresses by their DNS names, which nobody here knows. Without a rule for a name its address is as others outside.
+func (c *cluster) compareNames(group []place, before, after *policy.Resolved) []string {
+	world := c.frozen.Peers[c.outsideKey()]
+	if world == nil {
+		return nil
+	}
+	named := func(r *policy.Resolved) map[policy.NameSelector][]policy.Range {
 		all := map[policy.NameSelector][]policy.Range{}
 		if enforced(r) {
 			for _, n := range r.Names() {
@@ -312,15 +317,20 @@ func compareNames(group []place, before, after *policy.Resolved) []string {
 		}
 		return all
 	}
-	was, is := ranges(before), ranges(after)
+	was, is := named(before), named(after)
+	selectors := maps.Clone(was)
+	maps.Copy(selectors, is)
 	var lines []string
-	for selector, now := range is {
-		lines = append(lines, changesInWords(group, policy.Egress, compareRanges(was[selector], now), "DNS "+nameInWords(selector))...)
-	}
-	for selector, then := range was {
-		if _, still := is[selector]; !still {
-			lines = append(lines, changesInWords(group, policy.Egress, compareRanges(then, nil), "DNS "+nameInWords(selector))...)
+	for selector := range selectors {
+		then, ok := was[selector]
+		if !ok {
+			then = rangesOf(before, world)
 		}
+		now, ok := is[selector]
+		if !ok {
+			now = rangesOf(after, world)
+		}
+		lines = append(lines, changesInWords(group, policy.Egress, compareRanges(then, now), "DNS "+nameInWords(selector))...)
 	}
 	return lines
 }
