@@ -93,6 +93,9 @@ func TestExplainRequests(t *testing.T) {
 		}
 		var items []string
 		for _, s := range r.GetSides() {
+			if !s.GetAsked() {
+				continue
+			}
 			for _, i := range s.GetItems() {
 				accepts := "=false"
 				if i.GetAccepts() {

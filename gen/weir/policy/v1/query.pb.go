@@ -881,12 +881,14 @@ type Side struct {
 	PolicyKey   string `protobuf:"bytes,17,opt,name=policy_key,json=policyKey,proto3" json:"policy_key,omitempty"`
 	// What is allowed passes through a proxy: the filter with all that its items say. Absent = it does not.
 	Filter *Filter `protobuf:"bytes,18,opt,name=filter,proto3" json:"filter,omitempty"`
-	// One for each item of the filter, if something was asked.
+	// One for each item of the filter; what it makes of the question only if `asked`.
 	Items []*FilterStep `protobuf:"bytes,19,rep,name=items,proto3" json:"items,omitempty"`
 	// Something was asked, and no item accepts it.
 	Refused bool `protobuf:"varint,20,opt,name=refused,proto3" json:"refused,omitempty"`
 	// Rules by DNS name (toFQDNs) that would allow this port to an address that has such a name; the node's DNS proxy knows which have.
-	Names         []*NameStep `protobuf:"bytes,21,rep,name=names,proto3" json:"names,omitempty"`
+	Names []*NameStep `protobuf:"bytes,21,rep,name=names,proto3" json:"names,omitempty"`
+	// Something was asked, and it is what the filter reads.
+	Asked         bool `protobuf:"varint,22,opt,name=asked,proto3" json:"asked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1066,6 +1068,13 @@ func (x *Side) GetNames() []*NameStep {
 		return x.Names
 	}
 	return nil
+}
+
+func (x *Side) GetAsked() bool {
+	if x != nil {
+		return x.Asked
+	}
+	return false
 }
 
 // FilterStep is an item of a filter that was asked.
@@ -1631,7 +1640,7 @@ const file_weir_policy_v1_query_proto_rawDesc = "" +
 	"\averdict\x18\x01 \x01(\x0e2\x17.weir.policy.v1.VerdictR\averdict\x12*\n" +
 	"\x05sides\x18\x02 \x03(\v2\x14.weir.policy.v1.SideR\x05sides\x12\x18\n" +
 	"\arefused\x18\x03 \x01(\bR\arefused\x12+\n" +
-	"\x05route\x18\x04 \x01(\v2\x15.weir.policy.v1.RouteR\x05route\"\xd7\x05\n" +
+	"\x05route\x18\x04 \x01(\v2\x15.weir.policy.v1.RouteR\x05route\"\xed\x05\n" +
 	"\x04Side\x127\n" +
 	"\tdirection\x18\x01 \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\x12\x1a\n" +
 	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x12\n" +
@@ -1657,7 +1666,8 @@ const file_weir_policy_v1_query_proto_rawDesc = "" +
 	"\x06filter\x18\x12 \x01(\v2\x16.weir.policy.v1.FilterR\x06filter\x120\n" +
 	"\x05items\x18\x13 \x03(\v2\x1a.weir.policy.v1.FilterStepR\x05items\x12\x18\n" +
 	"\arefused\x18\x14 \x01(\bR\arefused\x12.\n" +
-	"\x05names\x18\x15 \x03(\v2\x18.weir.policy.v1.NameStepR\x05names\"\x82\x01\n" +
+	"\x05names\x18\x15 \x03(\v2\x18.weir.policy.v1.NameStepR\x05names\x12\x14\n" +
+	"\x05asked\x18\x16 \x01(\bR\x05asked\"\x82\x01\n" +
 	"\n" +
 	"FilterStep\x12.\n" +
 	"\x04rule\x18\x01 \x01(\v2\x1a.weir.policy.v1.PolicyRuleR\x04rule\x12\x12\n" +

@@ -195,7 +195,7 @@ func (c *cluster) side(d policy.Direction, e *end, p *policy.Peer, proto uint8, 
 	if x.Filter != nil {
 		f := &engine.Filter{Filter: x.Filter, Namespace: c.namespaceOf(e), Rules: resolved.Rules}
 		side.Filter = server.FilterProto(f)
-		side.Items, side.Refused = asked.judge(f)
+		side.Items, side.Asked, side.Refused = asked.judge(f)
 	}
 	return side
 }

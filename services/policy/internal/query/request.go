@@ -69,56 +69,62 @@ func askedOf(r *policyv1.ExplainConnectionRequest) (*asked, error) {
 	return &asked{http: q}, nil
 }
 
-// judge asks the items of a filter one by one. It returns nothing where what is asked is not what the filter reads.
-func (a *asked) judge(f *engine.Filter) (steps []*policyv1.FilterStep, refused bool) {
-	if a == nil {
-		return nil, false
-	}
-	accepted := f.Visibility
-	add := func(s *policyv1.FilterStep) {
+// judge says what the items of a filter are and, where what is asked is what the filter reads, what each makes of it.
+func (a *asked) judge(f *engine.Filter) (steps []*policyv1.FilterStep, answered, refused bool) {
+	http := a != nil && a.http != nil && f.Kind == policy.FilterHTTP
+	dns := a != nil && a.dns != "" && f.Kind == policy.FilterDNS
+	tls := a != nil && (a.sni != "" && f.Kind != policy.FilterDNS || a.http != nil && f.Kind == policy.FilterTLS)
+	add := func(rule int, item string, judge func(*policyv1.FilterStep)) {
+		s := &policyv1.FilterStep{Rule: server.RuleProto(f.Rules[rule]), Item: item}
+		if judge != nil {
+			judge(s)
+		}
 		steps = append(steps, s)
-		accepted = accepted || s.GetAccepts()
 	}
-	switch {
-	case a.http != nil && f.Kind == policy.FilterHTTP:
-		for i := range f.HTTP {
-			add(a.judgeHTTP(f, i))
-		}
-	case a.dns != "" && f.Kind == policy.FilterDNS:
-		for i := range f.DNS {
-			add(a.judgeDNS(f, i))
-		}
-	case a.sni != "" && f.Kind != policy.FilterDNS, a.http != nil && f.Kind == policy.FilterTLS:
-		for i := range f.TLS {
-			add(a.judgeTLS(f, i))
-		}
-	default:
-		return nil, false
+	for i := range f.HTTP {
+		item := &f.HTTP[i]
+		add(item.Rule, httpInWords(&item.HTTPRule), when(http, func(s *policyv1.FilterStep) { a.judgeHTTP(s, &item.HTTPRule) }))
 	}
-	return steps, !accepted
+	for i := range f.DNS {
+		item := &f.DNS[i]
+		add(item.Rule, nameInWords(item.NameSelector), when(dns, func(s *policyv1.FilterStep) { a.judgeDNS(s, item.NameSelector) }))
+	}
+	for i := range f.TLS {
+		item := &f.TLS[i]
+		add(item.Rule, tlsInWords(item), when(tls, func(s *policyv1.FilterStep) { a.judgeTLS(s, item) }))
+	}
+	answered = http || dns || tls
+	accepts := f.Visibility || slices.ContainsFunc(steps, (*policyv1.FilterStep).GetAccepts)
+	return steps, answered, answered && !accepts
 }
 
-func (a *asked) judgeHTTP(f *engine.Filter, i int) *policyv1.FilterStep {
-	item := f.HTTP[i]
-	s := &policyv1.FilterStep{Rule: server.RuleProto(f.Rules[item.Rule]), Item: httpInWords(&item.HTTPRule)}
+// when returns f, or nil.
+func when(on bool, f func(*policyv1.FilterStep)) func(*policyv1.FilterStep) {
+	if !on {
+		return nil
+	}
+	return f
+}
+
+func (a *asked) judgeHTTP(s *policyv1.FilterStep, item *policy.HTTPRule) {
 	alone := func(rule policy.HTTPRule) ([]policy.Mutation, bool) {
 		one := &policy.Filter{Kind: policy.FilterHTTP, HTTP: []policy.HTTPItem{{HTTPRule: rule}}}
 		_, did, ok := one.AcceptsHTTP(*a.http)
 		return did, ok
 	}
-	did, ok := alone(item.HTTPRule)
+	did, ok := alone(*item)
 	if s.Accepts = ok; ok {
 		var words []string
 		for _, m := range did {
 			words = append(words, mutationInWords(m))
 		}
 		s.Reason = strings.Join(words, "; ")
-		return s
+		return
 	}
 	normal, redirect := policy.NormalizePath(a.http.Path)
 	if redirect {
 		s.Reason = "the path has an encoded slash: the client is sent to " + normal
-		return s
+		return
 	}
 	var why []string
 	for _, part := range []struct {
@@ -135,7 +141,6 @@ func (a *asked) judgeHTTP(f *engine.Filter, i int) *policyv1.FilterStep {
 		}
 	}
 	s.Reason = strings.Join(why, "; ")
-	return s
 }
 
 func mutationInWords(m policy.Mutation) string {
@@ -150,23 +155,17 @@ func mutationInWords(m policy.Mutation) string {
 	return "header " + m.Name + " is not as it wants, which is logged"
 }
 
-func (a *asked) judgeDNS(f *engine.Filter, i int) *policyv1.FilterStep {
-	item := f.DNS[i]
-	one := &policy.Filter{Kind: policy.FilterDNS, DNS: []policy.DNSItem{{NameSelector: item.NameSelector}}}
-	_, ok := one.AcceptsDNS(a.dns)
-	return &policyv1.FilterStep{Rule: server.RuleProto(f.Rules[item.Rule]), Item: nameInWords(item.NameSelector), Accepts: ok}
+func (a *asked) judgeDNS(s *policyv1.FilterStep, item policy.NameSelector) {
+	one := &policy.Filter{Kind: policy.FilterDNS, DNS: []policy.DNSItem{{NameSelector: item}}}
+	_, s.Accepts = one.AcceptsDNS(a.dns)
 }
 
 // judgeTLS asks for a server name or, for a request in plain text, for a connection without TLS.
-func (a *asked) judgeTLS(f *engine.Filter, i int) *policyv1.FilterStep {
-	item := f.TLS[i]
-	one := &policy.Filter{Kind: f.Kind, TLS: []policy.TLSItem{{Any: item.Any, ServerNames: item.ServerNames}}}
-	_, ok := one.AcceptsSNI(a.sni, a.sni != "")
-	s := &policyv1.FilterStep{Rule: server.RuleProto(f.Rules[item.Rule]), Item: tlsInWords(&item), Accepts: ok}
-	if !ok && a.sni == "" {
+func (a *asked) judgeTLS(s *policyv1.FilterStep, item *policy.TLSItem) {
+	one := &policy.Filter{Kind: policy.FilterTLS, TLS: []policy.TLSItem{{Any: item.Any, ServerNames: item.ServerNames}}}
+	if _, s.Accepts = one.AcceptsSNI(a.sni, a.sni != ""); !s.Accepts && a.sni == "" {
 		s.Reason = "the connection is without TLS"
 	}
-	return s
 }
 
 // itemsInWords says what a filter lets through, an item each; nil = everything.
