@@ -196,7 +196,7 @@ func TestPolicyChanges(t *testing.T) {
 
 	now := randomVariant(rng)
 	apply(ctx, lab, variant{}, now)
-	lab.InForce(ctx, names(now)...)
+	lab.InForce(ctx, objectNames(now)...)
 	w := startWorld(ctx, t, lab)
 	for i := range changes(t) {
 		next := randomVariant(rng)
@@ -211,7 +211,7 @@ func TestPolicyChanges(t *testing.T) {
 		if i%10 != 9 {
 			continue
 		}
-		lab.InForce(ctx, names(now)...)
+		lab.InForce(ctx, objectNames(now)...)
 		before := w.server.Datagrams(addrC6)
 		c, err := pulse.Start(ctx, pulse.Load{From: w.guest, To: netip.AddrPortFrom(addrServer6, pulsePort), Every: time.Millisecond, Hopeless: true})
 		if err != nil {
@@ -231,7 +231,7 @@ func TestPolicyChanges(t *testing.T) {
 	w.finish(ctx, t)
 }
 
-func names(v variant) []string {
+func objectNames(v variant) []string {
 	var all []string
 	for n := range v.objects {
 		all = append(all, n)
@@ -279,7 +279,7 @@ func TestAgentKilledUnderPolicy(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 1))
 	now := randomVariant(rng)
 	apply(ctx, lab, variant{}, now)
-	lab.InForce(ctx, names(now)...)
+	lab.InForce(ctx, objectNames(now)...)
 	w := startWorld(ctx, t, lab)
 	for i := range 4 {
 		node := fmt.Sprintf("agent/node%d", 1+i%2)
@@ -289,7 +289,7 @@ func TestAgentKilledUnderPolicy(t *testing.T) {
 		now = next
 		time.Sleep(time.Second) // the outage itself
 		lab.Control(ctx, node, labv1.ControlPartRequest_ACTION_START)
-		lab.InForce(ctx, names(now)...)
+		lab.InForce(ctx, objectNames(now)...)
 	}
 	w.finish(ctx, t)
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/weirmesh/weir/test/e2e/traffic"
 )
 
-// web is a service with every kind of front, and its backends, which serve for 2 s after they are told to end.
-func web(replicas int) string {
+// webService is a service with every kind of front, and its backends, which serve for 2 s after they are told to end.
+func webService(replicas int) string {
 	return fmt.Sprintf(`
 apiVersion: apps/v1
 kind: Deployment
@@ -65,7 +65,7 @@ func nodePorts(network string) []string {
 
 // TestServices: every front of a service from everywhere; backends that come and go under load; how connections spread.
 func TestServices(t *testing.T) {
-	lab := cluster.Up(t, truthPods+"---"+serviceHost+"---"+web(4), "--separate")
+	lab := cluster.Up(t, truthPods+"---"+serviceHost+"---"+webService(4), "--separate")
 	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Minute)
 	defer cancel()
 	awaitPods(ctx, t, lab, "web", 4)
@@ -161,7 +161,7 @@ func scale(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 		}()
 	}
 	for _, n := range []int{6, 2, 5, 1, 4} {
-		lab.Apply(ctx, web(n))
+		lab.Apply(ctx, webService(n))
 		time.Sleep(4 * time.Second) // load at this size
 	}
 	for range clients {

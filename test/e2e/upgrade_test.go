@@ -74,7 +74,7 @@ func TestAgentUpgradedUnderPolicy(t *testing.T) {
 	}
 	now := vary()
 	apply(ctx, lab, variant{}, now)
-	lab.InForce(ctx, names(now)...)
+	lab.InForce(ctx, objectNames(now)...)
 	w := startWorld(ctx, t, lab)
 	server := lab.Netns(ctx, "default", "server")
 	streams := map[uint16]*pulse.Streamed{}
@@ -105,7 +105,7 @@ func TestAgentUpgradedUnderPolicy(t *testing.T) {
 		apply(ctx, lab, now, following)
 		now = following
 		lab.Control(ctx, "agent/"+node, labv1.ControlPartRequest_ACTION_START)
-		lab.InForce(ctx, names(now)...)
+		lab.InForce(ctx, objectNames(now)...)
 		if after := layouts(t, pins); len(before) != 1 || len(after) != 1 || before[0] == after[0] {
 			t.Errorf("pins of ct on %s: %v, and %v after the upgrade: want one each, of another layout", node, before, after)
 		}

@@ -150,6 +150,9 @@ func (b *builder) flags() {
 	if c.EnableNonDefaultDenyPolicy != nil {
 		policy("enable-non-default-deny-policies", strconv.FormatBool(*c.EnableNonDefaultDenyPolicy))
 	}
+	if c.ToFQDNsMinTTL > 0 {
+		b.Flags = append(b.Flags, "--dns-arg=--tofqdns-min-ttl="+strconv.Itoa(c.ToFQDNsMinTTL))
+	}
 	for _, m := range c.PolicyCIDRMatchMode {
 		policy("policy-cidr-match-mode", m)
 	}
@@ -200,6 +203,10 @@ func (b *builder) flows() []format.Flow {
 	}
 	for i := range b.c.Connections {
 		flows = append(flows, b.c.Connections[i].Flow)
+	}
+	for _, d := range b.c.DNSAnswers {
+		// A name server outside, for clients that may ask no other.
+		flows = append(flows, format.Flow{From: d.Client, To: "ip:198.51.100.53", Port: 53, Protocol: format.UDP})
 	}
 	return flows
 }

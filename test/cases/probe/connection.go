@@ -5,6 +5,7 @@ package probe
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -48,10 +49,12 @@ type Connection struct {
 	local  netip.AddrPort
 	places []string
 
-	stream *stream
-	file   *os.File
-	packet net.PacketConn
-	opened bool
+	// closers are connections for requests and queries.
+	closers []io.Closer
+	stream  *stream
+	file    *os.File
+	packet  net.PacketConn
+	opened  bool
 	// taken: somebody of the lab's own listens at the far end, so that a connection that stands is all that can be seen.
 	taken bool
 }
@@ -313,8 +316,17 @@ func (c *Connection) Related(p Place, from netip.Addr, to Far, icmpType, icmpCod
 	return m, c.net.sendRaw(p, from, to.Addr.Addr(), icmpMessage(v4, icmpType, icmpCode, rest, inner))
 }
 
+// CloseRequests closes what requests and queries were made on.
+func (c *Connection) CloseRequests() {
+	for _, one := range c.closers {
+		one.Close()
+	}
+	c.closers = nil
+}
+
 // Close ends the client's side.
 func (c *Connection) Close() {
+	c.CloseRequests()
 	if c.stream != nil {
 		c.stream.close()
 	}

@@ -32,6 +32,7 @@ func (n *Network) serveUDP(f Far) error {
 				}
 				t, ok := findToken(buf[:size])
 				if !ok {
+					n.answerName(c, buf[:size], from)
 					continue
 				}
 				n.mail.remember(t.connection(), func(b []byte) error {
@@ -46,6 +47,17 @@ func (n *Network) serveUDP(f Far) error {
 		})
 		return func() { c.Close() }, nil
 	})
+}
+
+// answerName answers a query, if it is one.
+func (n *Network) answerName(c net.PacketConn, query []byte, from net.Addr) {
+	source, err := netip.ParseAddrPort(from.String())
+	if err != nil {
+		return
+	}
+	if answer := n.names.reply(query, netip.AddrPortFrom(source.Addr().Unmap(), source.Port())); answer != nil {
+		_, _ = c.WriteTo(answer, from) // who is gone asks again
+	}
 }
 
 // packetConn makes a packet socket of a place.

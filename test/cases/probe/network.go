@@ -3,6 +3,7 @@
 package probe
 
 import (
+	"crypto/tls"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -18,7 +19,13 @@ type Far struct {
 
 // Network has what listens and waits in all places of a lab. Close it at the end. Safe for concurrent use.
 type Network struct {
-	mail *mailbox
+	mail   *mailbox
+	visits visits
+	names  names
+
+	certificateOnce  sync.Once
+	certificateValue tls.Certificate
+	certificateErr   error
 
 	mu      sync.Mutex
 	servers map[serverKey]func()
@@ -35,7 +42,10 @@ type serverKey struct {
 
 // NewNetwork makes a network without listeners.
 func NewNetwork() *Network {
-	return &Network{mail: newMailbox(), servers: map[serverKey]func(){}}
+	return &Network{
+		mail: newMailbox(), servers: map[serverKey]func(){}, visits: visits{m: map[string]visit{}},
+		names: names{known: map[nameKey]nameAnswer{}, asked: map[nameKey]netip.AddrPort{}},
+	}
 }
 
 // Changed is closed when the next message arrives anywhere.

@@ -3,6 +3,8 @@
 package probe
 
 import (
+	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -46,9 +48,14 @@ func (n *Network) accept(l net.Listener, place string) {
 		}
 		go func() {
 			defer c.Close()
+			r := bufio.NewReader(c)
+			if first, err := r.Peek(len(magic)); err != nil || !bytes.Equal(first, magic) {
+				n.speak(c, r)
+				return
+			}
 			var t token
 			for {
-				if _, err := io.ReadFull(c, t[:]); err != nil {
+				if _, err := io.ReadFull(r, t[:]); err != nil {
 					return
 				}
 				n.mail.remember(t.connection(), func(b []byte) error {

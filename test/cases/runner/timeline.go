@@ -6,7 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
+	"net"
 	"sync"
 	"time"
 
@@ -23,6 +23,8 @@ type attempt struct {
 	on     *format.Connection
 	made   *made
 	failed error
+	// open is the connection, when something is asked on it.
+	open net.Conn
 }
 
 // openLimit is how long a connection may take to open before its policies are taken to forbid it, if no flow says so.
@@ -47,7 +49,13 @@ func (g *game) timeline(ctx context.Context, r *Result) error {
 		outcomes[i] = Outcome{What: describe(i, e), Class: NotYet, Want: e.Verdict, Reason: e.Reason}
 	}
 	applied := false
+	started := time.Now()
+	var lives background
+	defer lives.close()
 	for _, at := range times {
+		if err := g.awaitTime(ctx, started, at); err != nil {
+			return err
+		}
 		begin := time.Now()
 		if !applied && at >= 0 {
 			if err := g.apply(ctx, g.c.Policies); err != nil {
@@ -68,7 +76,7 @@ func (g *game) timeline(ctx context.Context, r *Result) error {
 			break
 		}
 		begin = time.Now()
-		if err := g.open(ctx, attempts, at); err != nil {
+		if err := errors.Join(g.resolveAnswers(ctx, at), g.open(ctx, attempts, at), g.openBackground(ctx, &lives, at)); err != nil {
 			return err
 		}
 		r.phase("connections", begin)
@@ -76,7 +84,13 @@ func (g *game) timeline(ctx context.Context, r *Result) error {
 		var wait sync.WaitGroup
 		for _, a := range attempts {
 			if a.e.At == at {
-				wait.Go(func() { outcomes[a.index] = g.try(ctx, a) })
+				wait.Go(func() {
+					if a.e.IsLayer7() {
+						outcomes[a.index] = g.tryLayer7(ctx, a)
+						return
+					}
+					outcomes[a.index] = g.try(ctx, a)
+				})
 			}
 		}
 		wait.Wait()
@@ -126,8 +140,7 @@ func (g *game) attempts() ([]*attempt, []float64, error) {
 	for _, c := range g.c.Changes {
 		times = append(times, c.At)
 	}
-	slices.Sort(times)
-	return all, slices.Compact(times), nil
+	return all, g.c.AddTimes(times), nil
 }
 
 // open opens the connections that begin at a time, each for one expectation alone. What the policies of that time forbid was there before them.
@@ -151,6 +164,13 @@ func (g *game) openAll(ctx context.Context, attempts []*attempt) (refused []*att
 	for _, a := range attempts {
 		wait.Go(func() {
 			if a.made, a.failed = g.connection(ctx, a.on.Flow); a.failed != nil {
+				return
+			}
+			if a.e.IsLayer7() {
+				if a.failed = g.openLayer7(ctx, a); a.failed != nil {
+					a.made.connection.Close()
+					a.made = nil
+				}
 				return
 			}
 			var m *probe.Message

@@ -17,7 +17,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/weirmesh/weir/test/e2e/names"
 	"github.com/weirmesh/weir/test/e2e/traffic"
+	"github.com/weirmesh/weir/test/e2e/web"
 )
 
 func main() {
@@ -32,6 +34,12 @@ func main() {
 func run(ctx context.Context, args []string) error {
 	if len(args) > 0 && args[0] == "serve" {
 		return traffic.Serve(ctx)
+	}
+	if len(args) > 1 && args[0] == "http" {
+		return web.Serve(ctx, args[1:]...)
+	}
+	if len(args) > 1 && args[0] == "names" {
+		return names.Serve(ctx, args[1:]...)
 	}
 	if len(args) == 3 {
 		switch args[0] {
@@ -64,7 +72,7 @@ func run(ctx context.Context, args []string) error {
 		return traffic.OffloadOff(args[1])
 	}
 	if len(args) == 0 || args[0] != "run" {
-		return errors.New("usage: e2e-traffic serve | ready PORT | run [flags] | offload-off INTERFACE | ask-many [flags] ADDRESS:PORT | spoof|orphan-fragments|fill COUNT ADDRESS | measure-serve | load ADDRESS RATE DURATION | measure rtt|throughput|connections|packets ADDRESS DURATION | " + probeUsage)
+		return errors.New("usage: e2e-traffic serve | http PORT... | names NAME=ADDRESS/TTL... | ready PORT | run [flags] | offload-off INTERFACE | ask-many [flags] ADDRESS:PORT | spoof|orphan-fragments|fill COUNT ADDRESS | measure-serve | load ADDRESS RATE DURATION | measure rtt|throughput|connections|packets ADDRESS DURATION | " + probeUsage)
 	}
 	args = args[1:]
 	fs := flag.NewFlagSet("e2e-traffic", flag.ContinueOnError)

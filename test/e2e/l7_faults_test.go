@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	observerpb "github.com/weirmesh/weir/gen/observer"
+	labv1 "github.com/weirmesh/weir/gen/weir/lab/v1"
+	"github.com/weirmesh/weir/test/e2e/cluster"
+	"github.com/weirmesh/weir/test/e2e/web"
+)
+
+// faultPods: three servers on node2, of which one is under a rule, one only seen, one neither; clients on both nodes.
+const faultPods = l7Clients + `---
+apiVersion: v1
+kind: Pod
+metadata: {name: ruled, labels: {app: ruled}, annotations: {weir.dev/ip-addresses: "10.244.2.81,fd00:10:244:2::81"}}
+spec: {nodeName: node2, containers: [{name: main, image: none, command: [e2e-traffic, http, "8080"], readinessProbe: {tcpSocket: {port: 8080}}}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: seen, labels: {app: seen}, annotations: {weir.dev/ip-addresses: "10.244.2.82,fd00:10:244:2::82", policy.cilium.io/proxy-visibility: "<ingress/8080/TCP/HTTP>"}}
+spec: {nodeName: node2, containers: [{name: main, image: none, command: [e2e-traffic, http, "8080"], readinessProbe: {tcpSocket: {port: 8080}}}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: plain, labels: {app: plain}, annotations: {weir.dev/ip-addresses: "10.244.2.83,fd00:10:244:2::83"}}
+spec: {nodeName: node2, containers: [{name: main, image: none, command: [e2e-traffic, http, "8080"], readinessProbe: {tcpSocket: {port: 8080}}}]}
+`
+
+const ruledPolicy = `
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: ruled}
+spec:
+  endpointSelector: {matchLabels: {app: ruled}}
+  ingress:
+  - toPorts: [{ports: [{port: "8080", protocol: TCP}], rules: {http: [{method: GET, path: "/open"}]}}]
+`
+
+var (
+	ruledAt = netip.MustParseAddrPort("10.244.2.81:8080")
+	seenAt  = netip.MustParseAddrPort("10.244.2.82:8080")
+	plainAt = netip.MustParseAddrPort("10.244.2.83:8080")
+)
+
+// TestProxyKilled kills the proxy under load: nothing at L4 notices, what is only seen goes on plainly, what is under a rule waits; no request that policy
+// denies ever passes.
+func TestProxyKilled(t *testing.T) {
+	lab := cluster.Up(t, faultPods)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	defer cancel()
+	lab.Apply(ctx, ruledPolicy)
+	lab.InForce(ctx, "default/ruled")
+	near, far := l7Everywhere[0], l7Everywhere[1]
+	get := func(path string, status int) []web.Request {
+		return []web.Request{{Method: "GET", URL: "http://server:8080" + path, Status: status}}
+	}
+	start := func(c l7Client, to netip.AddrPort, fresh bool, requests []web.Request) func() web.Result {
+		client := c.web(ctx, lab, to, web.Options{Fresh: fresh, Timeout: 2 * time.Second})
+		return web.Load{Client: client, Every: 10 * time.Millisecond, Requests: requests}.Start(ctx)
+	}
+	denied := get("/secret", 403)
+	stops := map[string]func() web.Result{
+		"plain, kept": start(near, plainAt, false, get("/", 200)), "plain, new": start(far, plainAt, true, get("/", 200)),
+		"seen, new": start(near, seenAt, true, get("/", 200)), "seen, kept": start(far, seenAt, false, get("/", 200)),
+		"ruled, new": start(near, ruledAt, true, get("/open", 200)), "ruled, kept": start(far, ruledAt, false, get("/open", 200)),
+		"denied, new": start(near, ruledAt, true, denied), "denied, kept": start(far, ruledAt, false, denied),
+	}
+	for range 3 {
+		lab.Control(ctx, "proxy/node2", labv1.ControlPartRequest_ACTION_KILL)
+		// Without a proxy: seen goes straight on, ruled does not.
+		client := near.web(ctx, lab, seenAt, web.Options{Fresh: true, Timeout: 2 * time.Second})
+		cluster.Eventually(t, 5*time.Second, func() error {
+			a, err := client.Do(ctx, "GET", "http://server:8080/")
+			if err == nil && a.Status != 200 {
+				err = fmt.Errorf("status %d", a.Status)
+			}
+			return err
+		})
+		client.Close()
+		if err := connects(ctx, lab, "near", ruledAt, 700*time.Millisecond); err == nil {
+			t.Error("a connection under a rule is accepted without a proxy")
+		}
+		begun := time.Now()
+		lab.Control(ctx, "proxy/node2", labv1.ControlPartRequest_ACTION_START)
+		cluster.Eventually(t, 20*time.Second, func() error { return connects(ctx, lab, "near", ruledAt, 500*time.Millisecond) })
+		t.Logf("connections under a rule are accepted %s after the proxy's start", time.Since(begun).Round(time.Millisecond))
+	}
+	for name, stop := range stops {
+		r := stop()
+		t.Logf("%s: %s", name, r)
+		switch {
+		case len(r.Wrong) > 0 && !onlyUnavailable(r):
+			t.Errorf("%s: wrong answers: %s", name, r)
+		case strings.HasPrefix(name, "plain") && r.Failures() > 0:
+			t.Errorf("%s: %s", name, r)
+		case r.Total() < 50 || len(r.Right) == 0:
+			t.Errorf("%s: too few: %s", name, r)
+		}
+		if strings.HasPrefix(name, "denied") && r.Servers["ruled"] > 0 {
+			t.Errorf("%s: %d requests that policy denies reached the server", name, r.Servers["ruled"])
+		}
+	}
+}
+
+// onlyUnavailable reports whether all wrong answers are 503: an upstream connection that ended with the proxy.
+func onlyUnavailable(r web.Result) bool {
+	for text := range r.Wrong {
+		if !strings.Contains(text, ": 503 instead of") {
+			return false
+		}
+	}
+	return true
+}
+
+// TestAgentKilledL7: requests go on, are judged and are told later.
+func TestAgentKilledL7(t *testing.T) {
+	lab := cluster.Up(t, faultPods)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	lab.Apply(ctx, ruledPolicy)
+	lab.InForce(ctx, "default/ruled")
+	near := l7Everywhere[0]
+	requests := []web.Request{{Method: "GET", URL: "http://server:8080/open", Status: 200}, {Method: "GET", URL: "http://server:8080/secret", Status: 403}}
+	var stops []func() web.Result
+	for _, fresh := range []bool{false, true} {
+		stops = append(stops, web.Load{Client: near.web(ctx, lab, ruledAt, web.Options{Fresh: fresh}), Every: 10 * time.Millisecond, Requests: requests}.Start(ctx))
+	}
+	for range 2 {
+		lab.Control(ctx, "agent/node2", labv1.ControlPartRequest_ACTION_KILL)
+		time.Sleep(time.Second) // load without an agent
+		lab.Control(ctx, "agent/node2", labv1.ControlPartRequest_ACTION_START)
+		cluster.Eventually(t, 30*time.Second, func() error {
+			_, err := lab.Details(ctx, "nodes/node2/agent.sock")
+			return err
+		})
+	}
+	for _, stop := range stops {
+		if r := stop(); r.Failures() > 0 || len(r.Wrong) > 0 || r.Total() < 100 {
+			t.Errorf("while agents are killed: %s", r)
+		}
+	}
+}
+
+// TestVisibility switches visibility on and off under load, at the pod and at its namespace: nothing is lost, only new connections are seen.
+func TestVisibility(t *testing.T) {
+	lab := cluster.Up(t, faultPods)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	defer cancel()
+	request := []web.Request{{Method: "GET", URL: "http://server:8080/", Status: 200}}
+	stops := map[string]func() web.Result{}
+	for _, c := range l7Everywhere {
+		for _, fresh := range []bool{false, true} {
+			client := c.web(ctx, lab, plainAt, web.Options{Fresh: fresh})
+			stops[fmt.Sprintf("%s, new connections %t", c.name, fresh)] = web.Load{Client: client, Every: 10 * time.Millisecond, Requests: request}.Start(ctx)
+		}
+	}
+	namespace := func(annotations string) {
+		lab.Apply(ctx, "apiVersion: v1\nkind: Namespace\nmetadata: {name: default"+annotations+"}\n")
+	}
+	for range 4 {
+		before := l7Flows(ctx, t, lab, "plain")
+		namespace(`, annotations: {weir.dev/proxy-visibility: "<ingress/8080/TCP/HTTP>"}`)
+		cluster.Eventually(t, 20*time.Second, func() error {
+			if n := l7Flows(ctx, t, lab, "plain"); n <= before+5 {
+				return fmt.Errorf("%d requests are seen, %d before", n, before)
+			}
+			return nil
+		})
+		namespace("")
+		cluster.Eventually(t, 20*time.Second, func() error {
+			begin := l7Flows(ctx, t, lab, "plain")
+			time.Sleep(time.Second) // load that nobody looks at
+			if n := l7Flows(ctx, t, lab, "plain"); n > begin {
+				return errors.New("requests are still seen")
+			}
+			return nil
+		})
+	}
+	for name, stop := range stops {
+		r := stop()
+		if r.Failures() > 0 || len(r.Wrong) > 0 || r.Total() < 200 {
+			t.Errorf("%s: %s", name, r)
+		}
+	}
+}
+
+// l7Flows counts the L7 flows to a pod.
+func l7Flows(ctx context.Context, t *testing.T, lab *cluster.Lab, pod string) int {
+	t.Helper()
+	a, err := lab.Flows(ctx, &observerpb.GetFlowsRequest{Number: 1 << 40})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, f := range a.Flows {
+		if f.GetFlow().GetL7() != nil && f.GetFlow().GetDestination().GetPodName() == pod {
+			n++
+		}
+	}
+	return n
+}
+
+// TestRuleEdit edits a rule under a live connection: the next request is judged by the new rule, on the same connection.
+func TestRuleEdit(t *testing.T) {
+	lab := cluster.Up(t, faultPods)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	lab.Apply(ctx, ruledPolicy)
+	lab.InForce(ctx, "default/ruled")
+	for _, c := range l7Everywhere {
+		client := c.web(ctx, lab, ruledAt, web.Options{})
+		first, err := client.Do(ctx, "GET", "http://server:8080/open")
+		if err != nil || first.Echo == nil {
+			t.Fatalf("%s: %d %v", c.name, first.Status, err)
+		}
+		for i, path := range []string{"/secret", "/open", "/other"} {
+			lab.Apply(ctx, strings.Replace(ruledPolicy, `"/open"`, `"`+path+`"`, 1))
+			cluster.Eventually(t, 10*time.Second, func() error {
+				a, err := client.Do(ctx, "GET", "http://server:8080"+path)
+				if err != nil {
+					t.Fatalf("%s: %v", c.name, err)
+				}
+				if a.Status != 200 {
+					return fmt.Errorf("edit %d: %s is answered with %d", i, path, a.Status)
+				}
+				if a.Echo.Client != first.Echo.Client {
+					t.Fatalf("%s: edit %d: the server sees %s, before %s: another connection", c.name, i, a.Echo.Client, first.Echo.Client)
+				}
+				return nil
+			})
+		}
+		lab.Apply(ctx, ruledPolicy)
+		cluster.Eventually(t, 10*time.Second, func() error {
+			a, err := client.Do(ctx, "GET", "http://server:8080/open")
+			if err == nil && a.Status != 200 {
+				err = fmt.Errorf("status %d", a.Status)
+			}
+			return err
+		})
+		client.Close()
+	}
+}
