@@ -74,7 +74,7 @@ func checkName(path, name string) error {
 	if name == "" || len(name) > 253 {
 		return fail(path, "has %d characters, not 1 to 253", len(name))
 	}
-	if i := strings.IndexFunc(name, func(r rune) bool { return r > unicode.MaxASCII || !unicode.IsPrint(r) || r == '*' }); i >= 0 {
+	if i := strings.IndexFunc(name, func(r rune) bool { return r > unicode.MaxASCII || !unicode.IsPrint(r) || r == '*' || r == '#' }); i >= 0 {
 		return fail(path, "%q has a character that names may not have", name)
 	}
 	return nil

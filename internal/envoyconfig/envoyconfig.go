@@ -16,6 +16,7 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"google.golang.org/protobuf/proto"
 )
 
 // Kinds of objects.
@@ -82,6 +83,21 @@ type Resources struct {
 	Listeners []*listenerv3.Listener
 	Routes    []*routev3.RouteConfiguration
 	Clusters  []*clusterv3.Cluster
+}
+
+// All returns all of them: listeners, route configurations, clusters.
+func (r *Resources) All() []proto.Message {
+	var all []proto.Message
+	for _, m := range r.Listeners {
+		all = append(all, m)
+	}
+	for _, m := range r.Routes {
+		all = append(all, m)
+	}
+	for _, m := range r.Clusters {
+		all = append(all, m)
+	}
+	return all
 }
 
 // ListenerFor returns the listener that a service's port leads to.

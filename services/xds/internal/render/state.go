@@ -1,0 +1,384 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package render
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	"google.golang.org/protobuf/proto"
+
+	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
+	"github.com/weirmesh/weir/internal/envoyconfig"
+)
+
+// State is all that is rendered, and what was rendered of it. It is not safe for concurrent use.
+type State struct {
+	options  Options
+	nodes    map[string]*policyv1.NodeSlots
+	filters  map[string]*filter
+	services map[string]*service
+	configs  map[string]*config
+	base     []*Resource
+}
+
+// filter keeps what was rendered of it: its routes, and its listeners by slot.
+type filter struct {
+	*policyv1.Filter
+	route     *Resource
+	err       error
+	listeners map[uint32]*Resource
+	api       *Resource
+}
+
+// NewState returns an empty state.
+func NewState(options Options) (*State, error) {
+	base, err := newResource("", "", originalDst())
+	if err != nil {
+		return nil, err
+	}
+	return &State{
+		options: options, base: []*Resource{base},
+		nodes: map[string]*policyv1.NodeSlots{}, filters: map[string]*filter{}, services: map[string]*service{}, configs: map[string]*config{},
+	}, nil
+}
+
+// Nodes returns the names of the nodes whose slots are known, sorted.
+func (s *State) Nodes() []string {
+	var names []string
+	for name := range s.nodes {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Apply changes the state.
+func (s *State) Apply(upserts []*policyv1.RenderResource, removals []*policyv1.RenderKey) {
+	for _, u := range upserts {
+		switch r := u.GetResource().(type) {
+		case *policyv1.RenderResource_Node:
+			s.setNode(r.Node)
+		case *policyv1.RenderResource_Filter:
+			s.setFilter(r.Filter)
+		case *policyv1.RenderResource_Service:
+			s.setService(r.Service)
+		case *policyv1.RenderResource_Config:
+			s.setConfig(r.Config)
+		}
+	}
+	for _, r := range removals {
+		switch k := r.GetKey().(type) {
+		case *policyv1.RenderKey_Node:
+			delete(s.nodes, k.Node)
+		case *policyv1.RenderKey_Filter:
+			delete(s.filters, k.Filter)
+		case *policyv1.RenderKey_Service:
+			delete(s.services, k.Service)
+		case *policyv1.RenderKey_Config:
+			delete(s.configs, k.Config)
+			s.forgetRoutes(k.Config)
+		}
+	}
+}
+
+// setNode: of a node that said nothing since the policy service began, what was known stays.
+func (s *State) setNode(n *policyv1.NodeSlots) {
+	if n.GetUnknown() && s.nodes[n.GetNode()] != nil {
+		return
+	}
+	s.nodes[n.GetNode()] = n
+}
+
+func (s *State) setFilter(f *policyv1.Filter) {
+	if old := s.filters[f.GetKey()]; old != nil && proto.Equal(old.Filter, f) {
+		return
+	}
+	s.filters[f.GetKey()] = &filter{Filter: f, listeners: map[uint32]*Resource{}}
+}
+
+func (s *State) setService(in *policyv1.Service) {
+	if old := s.services[serviceKey(in)]; old != nil && proto.Equal(old.Service, in) {
+		return
+	}
+	s.services[serviceKey(in)] = &service{Service: in, rendered: map[string]*Resource{}}
+}
+
+func (s *State) setConfig(in *policyv1.EnvoyConfig) {
+	key := configKey(in.GetKind(), in.GetNamespace(), in.GetName())
+	var c *config
+	if err := guard(func() error { c = renderConfig(in); return nil }); err != nil {
+		c = &config{Config: &envoyconfig.Config{}, err: err}
+	}
+	s.configs[key] = c
+	s.forgetRoutes(key)
+}
+
+func configKey(kind, namespace, name string) string { return kind + "/" + namespace + "/" + name }
+
+// forgetRoutes drops what was rendered of a configuration into slots.
+func (s *State) forgetRoutes(key string) {
+	for _, f := range s.filters {
+		if r := f.GetRoute(); r != nil && configKey(r.GetKind(), r.GetNamespace(), r.GetName()) == key {
+			f.listeners, f.api, f.err = map[uint32]*Resource{}, nil, nil
+		}
+	}
+}
+
+// guard turns a panic into an error: one tenant's configuration must not stop the others'.
+func guard(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("internal error: %v", p)
+		}
+	}()
+	return f()
+}
+
+// Snapshot renders what one node needs. A node that is not known needs what all have.
+func (s *State) Snapshot(node string) *Snapshot {
+	b := &builder{state: s, snapshot: &Snapshot{Node: node}, weights: map[string]int{}, problems: map[string]string{}}
+	for i := range b.snapshot.Sets {
+		b.snapshot.Sets[i], b.snapshot.ByName[i] = Set{}, Set{}
+	}
+	for _, r := range s.base {
+		b.put(r)
+	}
+	slots := slices.Clone(s.nodes[node].GetSlots())
+	slices.SortFunc(slots, func(a, b *policyv1.Slot) int {
+		if c := strings.Compare(a.GetKey(), b.GetKey()); c != 0 {
+			return c
+		}
+		return int(a.GetNumber()) - int(b.GetNumber())
+	})
+	for _, slot := range slots {
+		if err := guard(func() error { return b.slot(slot) }); err != nil {
+			b.problem(slot.GetKey(), err)
+		}
+	}
+	return b.done()
+}
+
+// builder collects one node's resources.
+type builder struct {
+	state    *State
+	snapshot *Snapshot
+	weights  map[string]int // of namespaces' configurations
+	problems map[string]string
+}
+
+func (b *builder) put(r *Resource) { b.snapshot.Sets[r.Type][r.Name] = r }
+
+// problem keeps the first error of an owner.
+func (b *builder) problem(owner string, err error) {
+	if _, ok := b.problems[owner]; !ok {
+		b.problems[owner] = err.Error()
+	}
+}
+
+func (b *builder) done() *Snapshot {
+	for owner, text := range b.problems {
+		b.snapshot.Problems = append(b.snapshot.Problems, Problem{Owner: owner, Error: text})
+	}
+	slices.SortFunc(b.snapshot.Problems, func(a, b Problem) int { return strings.Compare(a.Owner, b.Owner) })
+	return b.snapshot
+}
+
+// slot renders one slot. A slot whose filter is not known (yet), or is for weir-dns, has no listener.
+func (b *builder) slot(in *policyv1.Slot) error {
+	f := b.state.filters[in.GetKey()]
+	if f == nil {
+		return nil
+	}
+	switch f.GetKind() {
+	case policyv1.FilterKind_FILTER_KIND_HTTP, policyv1.FilterKind_FILTER_KIND_TLS:
+		return b.policySlot(in, f)
+	case policyv1.FilterKind_FILTER_KIND_ROUTE:
+		return b.routeSlot(in, f)
+	default:
+		return nil
+	}
+}
+
+func (b *builder) policySlot(in *policyv1.Slot, f *filter) error {
+	at, err := slotOf(in)
+	if err != nil {
+		return err
+	}
+	l := f.listeners[at.number]
+	if l == nil {
+		message := tlsListener
+		if f.GetKind() == policyv1.FilterKind_FILTER_KIND_HTTP {
+			message = func(s slot, in *policyv1.Filter) *listenerv3.Listener { return httpListener(s, in, b.state.options) }
+		}
+		if l, err = newResource(f.GetKey(), f.GetNamespace(), message(at, f.Filter)); err != nil {
+			return err
+		}
+		f.listeners[at.number] = l
+	}
+	if f.GetKind() == policyv1.FilterKind_FILTER_KIND_HTTP {
+		if err := b.filterRoute(f); err != nil {
+			return err
+		}
+	}
+	b.put(l)
+	return nil
+}
+
+// filterRoute adds the rules of an HTTP filter. Rules that can not be rendered refuse every request: leaving them out would leave older ones in force.
+func (b *builder) filterRoute(f *filter) error {
+	if f.route == nil {
+		m, err := httpRoutes(f.Filter)
+		if err == nil {
+			f.route, err = newResource(f.GetKey(), f.GetNamespace(), m)
+		}
+		if err != nil {
+			f.err = fmt.Errorf("every request is refused: %w", err)
+			if f.route, err = newResource(f.GetKey(), f.GetNamespace(), deniedRoutes(f.Filter)); err != nil {
+				return err
+			}
+		}
+	}
+	if f.err != nil {
+		b.problem(f.GetKey(), f.err)
+	}
+	b.put(f.route)
+	return nil
+}
+
+// routeSlot renders a slot that leads to a listener of an Envoy configuration, and all that the listener needs.
+func (b *builder) routeSlot(in *policyv1.Slot, f *filter) error {
+	r := f.GetRoute()
+	key := configKey(r.GetKind(), r.GetNamespace(), r.GetName())
+	c := b.state.configs[key]
+	if c == nil {
+		return nil // it is on its way, or gone as the slot will be
+	}
+	if c.err != nil {
+		b.problem(key, c.err)
+		return nil
+	}
+	for _, p := range c.problems {
+		b.problem(p.Owner, fmt.Errorf("%s", p.Error))
+	}
+	at, err := slotOf(in)
+	if err != nil {
+		return err
+	}
+	target := c.listeners[r.GetListener()]
+	if target == nil {
+		return fmt.Errorf("%s has no listener %q", key, r.GetListener())
+	}
+	l, err := f.routeListener(at, target, b.state.options)
+	if err != nil {
+		b.problem(key, err)
+		return nil
+	}
+	needed := append([]*Resource{l}, c.needs(target)...)
+	if err := b.weigh(r.GetNamespace(), needed); err != nil {
+		b.problem(key, err)
+		return nil
+	}
+	for _, r := range needed {
+		b.put(r)
+	}
+	b.endpoints(target, c)
+	if f.api != nil {
+		b.snapshot.ByName[Listener][f.api.Name] = f.api
+	}
+	return nil
+}
+
+// routeListener renders a listener in a slot once.
+func (f *filter) routeListener(at slot, target *configListener, o Options) (*Resource, error) {
+	if l := f.listeners[at.number]; l != nil {
+		return l, nil
+	}
+	r := f.GetRoute()
+	owner := configKey(r.GetKind(), r.GetNamespace(), r.GetName())
+	m, err := routeListener(at, f.Filter, target, o)
+	if err != nil {
+		return nil, err
+	}
+	l, err := newResource(owner, f.GetNamespace(), m)
+	if err != nil {
+		return nil, err
+	}
+	f.listeners[at.number] = l
+	if api, err := apiListener(f.Filter, target); err == nil { // TCP listeners have none
+		if f.api, err = newResource(owner, f.GetNamespace(), api); err != nil {
+			return nil, err
+		}
+	}
+	return l, nil
+}
+
+// needs returns the routes and clusters of a listener.
+func (c *config) needs(l *configListener) []*Resource {
+	var all []*Resource
+	for _, name := range l.routes {
+		if r := c.resources[Route][name]; r != nil {
+			all = append(all, r)
+		}
+	}
+	for _, name := range l.clusters {
+		if r := c.resources[Cluster][name]; r != nil {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// weigh counts resources against their namespace, those that the node has already for nothing.
+func (b *builder) weigh(namespace string, resources []*Resource) error {
+	weight := 0
+	for _, r := range resources {
+		if b.snapshot.Sets[r.Type][r.Name] != r {
+			weight += len(r.Body.GetValue())
+		}
+	}
+	if total := b.weights[namespace] + weight; total > b.state.options.NamespaceBytes {
+		return fmt.Errorf("the configurations of namespace %q have %d bytes on this node, more than %d: this one is left out",
+			namespace, total, b.state.options.NamespaceBytes)
+	}
+	b.weights[namespace] += weight
+	return nil
+}
+
+// endpoints adds the endpoints of a listener's clusters; a service that is not known has none.
+func (b *builder) endpoints(l *configListener, c *config) {
+	for _, name := range l.clusters {
+		key := c.endpointsOf(name)
+		if key == "" || b.snapshot.Sets[Endpoint][key] != nil {
+			continue
+		}
+		namespace, serviceName, _, _ := envoyconfig.ParseCluster(key)
+		var r *Resource
+		var err error
+		if svc := b.state.services[namespace+"/"+serviceName]; svc != nil {
+			r, err = svc.endpoints(key, b.snapshot.Node)
+		} else {
+			r, err = assignment(key, namespace+"/"+serviceName, nil)
+		}
+		if err != nil {
+			b.problem(c.Key(), err)
+			continue
+		}
+		b.put(r)
+	}
+}
+
+// endpointsOf returns the name of a cluster's endpoints.
+func (c *config) endpointsOf(cluster string) string {
+	for _, r := range c.Resources.Clusters {
+		if prefix(c.Meta)+r.GetName() == cluster {
+			return r.GetEdsClusterConfig().GetServiceName()
+		}
+	}
+	if c.resources[Cluster][cluster] == nil {
+		return ""
+	}
+	return cluster
+}
