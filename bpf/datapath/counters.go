@@ -19,6 +19,21 @@ type PolicyCounts struct {
 	AllowedIngress, AllowedEgress, DeniedIngress, DeniedEgress uint64
 }
 
+// ProxyCounts counts what goes through the node's proxy, and what does not get there.
+type ProxyCounts struct {
+	// Redirected connections began on a slot.
+	Redirected uint64
+	// NoListener counts packets that would have begun a connection on a slot without listener, and were dropped. NotSeen counts connections that were
+	// only to be seen, and went straight on.
+	NoListener, NotSeen uint64
+	// Lost packets belong to connections that the proxy has no socket for any more: dropped, and answered by a reset.
+	Lost uint64
+	// Moved packets met a change of their connection's slot: dropped, and both ends reset.
+	Moved uint64
+	// Upstream packets were answers to the proxy's upstream sockets.
+	Upstream uint64
+}
+
 // Total returns the sum.
 func (c RecordCounts) Total() uint64 { return c.Trace + c.Drop + c.Translation + c.Final + c.Verdict }
 
@@ -47,6 +62,8 @@ type Counters struct {
 	NATClaimed uint64
 	// Policy counts what policy decided, where a direction is enforced.
 	Policy PolicyCounts
+	// Proxy counts what concerns the node's proxy.
+	Proxy ProxyCounts
 }
 
 // Counters reads what the programs count.
@@ -97,6 +114,11 @@ func (d *Datapath) Counters() (Counters, error) {
 		Policy: PolicyCounts{
 			AllowedIngress: count(tcMetricMETRIC_POLICY_ALLOWED_IN), AllowedEgress: count(tcMetricMETRIC_POLICY_ALLOWED_OUT),
 			DeniedIngress: count(tcMetricMETRIC_POLICY_DENIED_IN), DeniedEgress: count(tcMetricMETRIC_POLICY_DENIED_OUT),
+		},
+		Proxy: ProxyCounts{
+			Redirected: count(tcMetricMETRIC_PROXY_REDIRECTED), NoListener: count(tcMetricMETRIC_PROXY_NO_LISTENER),
+			NotSeen: count(tcMetricMETRIC_PROXY_NOT_SEEN), Lost: count(tcMetricMETRIC_PROXY_LOST), Moved: count(tcMetricMETRIC_PROXY_MOVED),
+			Upstream: count(tcMetricMETRIC_PROXY_UPSTREAM),
 		},
 	}
 	for cpu := range rows[0] {

@@ -31,7 +31,7 @@ var layouts = map[string]int{
 	tcMapNetns:      1,
 	tcMapNat:        1,
 	sockMapSockrev:  1,
-	tcMapMetrics:    2,
+	tcMapMetrics:    3,
 	tcMapEvents:     1,
 	tcMapFlowstate:  1,
 

@@ -42,6 +42,16 @@ const (
 
 func newWorld(t testing.TB, change func(*Config)) *world {
 	t.Helper()
+	w := newNode(t, 1, change)
+	w.uplink()
+	w.do(w.IPCache().Upsert(netip.MustParsePrefix("172.30.0.11/32"), IPCacheEntry{Identity: IdentityHost}))
+	w.do(w.IPCache().Upsert(netip.MustParsePrefix("fd30::11/128"), IPCacheEntry{Identity: IdentityHost}))
+	return w
+}
+
+// newNode makes a node without uplink, whose pods have 10.244.<number>.0/24 and fd00:10:244:<number>::/64.
+func newNode(t testing.TB, number int, change func(*Config)) *world {
+	t.Helper()
 	pin := bpffs(t)
 	node := inNetns(t)
 	cfg := smallConfig(pin)
@@ -65,16 +75,18 @@ func newWorld(t testing.TB, change func(*Config)) *world {
 		sysctl(t, name, value)
 	}
 	w.do(linkUp("lo"))
-	// The node's own pair: what its stack sends to pods.
+	// The node's own pair: what its stack sends to pods. Without ARP the kernel fills in the device's own MAC, which is the other end's as well.
 	w.do(addPair("weir_host", "weir_net"))
-	w.do(linkUp("weir_net"), linkUp("weir_host"), running("weir_net"), running("weir_host"))
-	w.uplink()
-	w.do(addRoute("10.244.1.0/24", "weir_host", ""), addRoute("fd00:10:244:1::/64", "weir_host", ""))
-	w.do(neighbour("weir_host", podA4.String()), neighbour("weir_host", podA6.String()), w.AttachHost("weir_net"))
-	w.do(w.IPCache().Upsert(netip.MustParsePrefix("10.244.1.0/24"), IPCacheEntry{Flags: IPCacheLocalPods}))
-	w.do(w.IPCache().Upsert(netip.MustParsePrefix("fd00:10:244:1::/64"), IPCacheEntry{Flags: IPCacheLocalPods}))
-	w.do(w.IPCache().Upsert(netip.MustParsePrefix("172.30.0.11/32"), IPCacheEntry{Identity: IdentityHost}))
-	w.do(w.IPCache().Upsert(netip.MustParsePrefix("fd30::11/128"), IPCacheEntry{Identity: IdentityHost}))
+	mac, err := net.ParseMAC(macHost)
+	w.do(err)
+	for _, name := range []string{"weir_host", "weir_net"} {
+		l, err := netlink.LinkByName(name)
+		w.do(err, netlink.LinkSetHardwareAddr(l, mac), netlink.LinkSetARPOff(l))
+	}
+	w.do(linkUp("weir_net"), linkUp("weir_host"), running("weir_net"), running("weir_host"), w.AttachHost("weir_net"))
+	for _, cidr := range []string{fmt.Sprintf("10.244.%d.0/24", number), fmt.Sprintf("fd00:10:244:%d::/64", number)} {
+		w.do(addRoute(cidr, "weir_host", ""), w.IPCache().Upsert(netip.MustParsePrefix(cidr), IPCacheEntry{Flags: IPCacheLocalPods}))
+	}
 	return w
 }
 

@@ -8,6 +8,7 @@
 #include "deliver.h"
 #include "exported.h"
 #include "frags.h"
+#include "from_proxy.h"
 #include "host.h"
 #include "inbound_service.h"
 #include "overlay.h"
@@ -60,7 +61,7 @@ SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_get();
-	struct endpoint *src = NULL, *dst;
+	struct endpoint *src = NULL, *dst = NULL;
 	int reason, fault = 0, verdict;
 	struct packet *p;
 	struct pass *o;
@@ -126,10 +127,23 @@ int from_pod(struct __sk_buff *skb)
 			reason = ct_update(skb);
 		}
 	}
+	if (reason == DROP_SLOT_CHANGED) {
+		if (proxy_moved(skb, p))
+			return TC_ACT_SHOT;
+		reason = 0;
+	}
+	if (!reason && proxy_past(s))
+		reason = DROP_NO_LISTENER; // the pod never had the connection
 	if (reason)
 		goto refuse;
+	if (proxy_on_slot(s))
+		return proxy_redirect(skb);
+	if (proxy_answers(skb))
+		return proxy_take(skb);
+	if ((s->decision.flags & CT_UPSTREAM) && s->decision.d)
+		return proxy_lost(skb, p, s->decision.closed);
 	if (dst)
-		return deliver(skb, s, dst, src, false);
+		return deliver(skb, s, dst, src, 0);
 	if (lb_is_answer(s)) {
 		reason = lb_answer(skb, p);
 		if (reason == LB_TRANSLATED) {
@@ -182,6 +196,8 @@ static __always_inline int inbound(struct __sk_buff *skb, struct scratch *s, boo
 	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
 		return TC_ACT_OK;
 	reason = packet_l3(skb);
+	if (!from_uplink && upstream_mark(skb->mark))
+		return from_proxy(skb, s, reason);
 	dst = endpoint_find(&p->dst);
 	if (dst) {
 		if (!reason)
@@ -193,8 +209,16 @@ static __always_inline int inbound(struct __sk_buff *skb, struct scratch *s, boo
 			if (reason)
 				return drop(skb, reason);
 		}
+		if (!reason && !from_uplink) {
+			reason = proxy_spoke(skb);
+			if (reason)
+				return drop(skb, reason);
+		}
+		if (!reason && proxy_answers(skb))
+			return proxy_take(skb);
 		if (!reason)
-			return deliver(skb, s, dst, NULL, from_uplink);
+			return deliver(skb, s, dst, from_uplink ? NULL : endpoint_find(&p->src),
+				       from_uplink ? DELIVER_FROM_UPLINK : DELIVER_FROM_HOST);
 		inbound_fault(s, dst);
 		return drop(skb, reason);
 	}
@@ -239,6 +263,27 @@ int from_network(struct __sk_buff *skb)
 	return inbound(skb, s, true);
 }
 
+// outbound_proxied counts what the proxy answers in the name of a pod of this node, and gives it the address of the
+// service that the client used: 0 or a drop reason. What comes from another interface is not the stack's own.
+static __always_inline int outbound_proxied(struct __sk_buff *skb, struct scratch *s)
+{
+	int reason;
+
+	__builtin_memset(&s->pass, 0, sizeof(s->pass));
+	if (skb->ingress_ifindex ||
+	    (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)))
+		return 0;
+	reason = packet_l3(skb);
+	if (reason || !endpoint_find(&s->packet.src))
+		return 0;
+	s->decision.slot = 0;
+	reason = proxy_outbound(skb, s, reason);
+	if (reason || !s->decision.slot || !lb_is_answer(s))
+		return reason;
+	reason = lb_answer(skb, &s->packet);
+	return reason > 0 ? reason : 0;
+}
+
 // to_network: what leaves by the uplink. Packets of pods that leave the cluster, which from_pod has marked, get the
 // node's address.
 SEC("tc")
@@ -253,7 +298,7 @@ int to_network(struct __sk_buff *skb)
 	s = scratch_get();
 	if (!s)
 		return TC_ACT_SHOT;
-	if (!cfg_masquerade || !(skb->mark & MARK_MASQUERADE)) {
+	if (!cfg_masquerade || (skb->mark & MARK_MASK) != MARK_MASQUERADE) {
 		int verdict;
 
 		if (skb->mark & MARK_MASK)
@@ -261,10 +306,13 @@ int to_network(struct __sk_buff *skb)
 		verdict = host_outbound(skb, s);
 		if (verdict != TC_ACT_OK)
 			return verdict;
-		reason = outbound_answer(skb, s);
+		reason = outbound_proxied(skb, s);
+		if (!reason)
+			reason = outbound_answer(skb, s);
 		if (!reason)
 			return TC_ACT_OK;
-		inbound_fault(s, NULL);
+		if (!s->pass.endpoint)
+			inbound_fault(s, NULL);
 		return drop(skb, reason);
 	}
 	p = &s->packet;

@@ -134,6 +134,7 @@ const (
 	tcCtFlagsCT_LO_IS_LOCAL tcCtFlags = 16
 	tcCtFlagsCT_ANSWERED    tcCtFlags = 32
 	tcCtFlagsCT_TRANSLATED  tcCtFlags = 64
+	tcCtFlagsCT_UPSTREAM    tcCtFlags = 128
 )
 
 type tcCtKey struct {
@@ -369,7 +370,14 @@ const (
 	tcMetricMETRIC_POLICY_ALLOWED_OUT    tcMetric = 22
 	tcMetricMETRIC_POLICY_DENIED_IN      tcMetric = 23
 	tcMetricMETRIC_POLICY_DENIED_OUT     tcMetric = 24
-	tcMetricMETRICS                      tcMetric = 25
+	tcMetricMETRIC_PROXY_REDIRECTED      tcMetric = 25
+	tcMetricMETRIC_PROXY_NO_LISTENER     tcMetric = 26
+	tcMetricMETRIC_PROXY_NOT_SEEN        tcMetric = 27
+	tcMetricMETRIC_PROXY_LOST            tcMetric = 28
+	tcMetricMETRIC_PROXY_MOVED           tcMetric = 29
+	tcMetricMETRIC_PROXY_UPSTREAM        tcMetric = 30
+	tcMetricMETRICS                      tcMetric = 31
+	tcMetricMETRIC_ROOM                  tcMetric = 64
 )
 
 type tcMetricValue struct {
@@ -545,6 +553,7 @@ type tcScratch struct {
 		TunnelIdentity uint32
 		Service        uint32
 		_              [4]byte
+		TunnelNode     tcAddr
 	}
 	Pass struct {
 		_               structs.HostLayout
@@ -570,8 +579,12 @@ type tcScratch struct {
 		Decided         uint8
 		Hairpin         uint8
 		Translated      uint8
-		Pad             [2]uint8
+		FromHost        uint8
+		Upstream        uint8
+		Unasked         uint8
+		_               [3]byte
 	}
+	_        [4]byte
 	Decision struct {
 		_               structs.HostLayout
 		Reported        uint64
@@ -585,7 +598,11 @@ type tcScratch struct {
 		PolicyDirection uint32
 		IcmpType        uint32
 		PeerIdentity    uint32
-		Pad             uint32
+		Slot            uint32
+		Rule            uint32
+		Verdict         uint32
+		Closed          uint32
+		_               [4]byte
 	}
 	Key    tcCtKey
 	Blank  tcCtTemplate

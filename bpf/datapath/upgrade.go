@@ -35,7 +35,8 @@ type olderLayout struct {
 	fix       func(value []byte)
 }
 
-const metricsLayoutBefore = 1
+// metricsLayoutsBefore are layouts of metrics that had fewer rows.
+var metricsLayoutsBefore = []int{1, 2}
 
 // takeover is what an earlier version's maps held when they were copied. Its programs go on with them until every hook has the new ones.
 type takeover struct {
@@ -120,11 +121,21 @@ func (d *Datapath) copyOld() (*takeover, error) {
 		}
 		d.log.Info("map of an earlier layout is taken over", "map", o.name, "layout", o.layout, "rows", rows)
 	}
-	old, err := d.openOld(tcMapMetrics, metricsLayoutBefore, uint32(unsafe.Sizeof(tcMetricValue{})))
-	if err != nil || old == nil {
-		return t, err
+	var old *ebpf.Map
+	for _, layout := range metricsLayoutsBefore {
+		var err error
+		if old, err = d.openOld(tcMapMetrics, layout, uint32(unsafe.Sizeof(tcMetricValue{}))); err != nil {
+			return t, err
+		}
+		if old != nil {
+			break
+		}
+	}
+	if old == nil {
+		return t, nil
 	}
 	t.maps[tcMapMetrics] = old
+	var err error
 	if t.metrics, err = sums(old); err != nil {
 		return t, err
 	}
@@ -199,7 +210,10 @@ func (d *Datapath) adoptRest(t *takeover) error {
 	for _, o := range older {
 		errs = append(errs, removeIfThere(d.oldPin(o.name, o.layout)))
 	}
-	return errors.Join(append(errs, removeIfThere(d.oldPin(tcMapMetrics, metricsLayoutBefore)))...)
+	for _, layout := range metricsLayoutsBefore {
+		errs = append(errs, removeIfThere(d.oldPin(tcMapMetrics, layout)))
+	}
+	return errors.Join(errs...)
 }
 
 func removeIfThere(path string) error {

@@ -67,7 +67,7 @@ func TestUpgrade(t *testing.T) {
 	oldCt := b.oldMap(tcMapCt, ebpf.Hash, 1, 168)
 	oldCache := b.oldMap(tcMapIpcache, ebpf.LPMTrie, 1, 24)
 	oldEndpoints := b.oldMap(tcMapEndpoints, ebpf.Hash, 1, 16)
-	oldMetrics := b.oldMap(tcMapMetrics, ebpf.PerCPUArray, metricsLayoutBefore, 16)
+	oldMetrics := b.oldMap(tcMapMetrics, ebpf.PerCPUArray, metricsLayoutsBefore[0], 16)
 	wantCache, err := b.IPCache().List()
 	if err != nil {
 		t.Fatal(err)

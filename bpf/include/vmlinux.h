@@ -156,6 +156,27 @@ struct bpf_spin_lock {
 	__u32 val;
 };
 
+/* sockets */
+#define BPF_F_CURRENT_NETNS (-1L)
+#define TCP_LISTEN 10
+
+struct bpf_sock_tuple {
+	union {
+		struct {
+			__be32 saddr;
+			__be32 daddr;
+			__be16 sport;
+			__be16 dport;
+		} ipv4;
+		struct {
+			__be32 saddr[4];
+			__be32 daddr[4];
+			__be16 sport;
+			__be16 dport;
+		} ipv6;
+	};
+};
+
 struct bpf_sock {
 	__u32 bound_dev_if;
 	__u32 family;

@@ -19,7 +19,10 @@ static __always_inline bool inbound_claimed(struct __sk_buff *skb, struct scratc
 	dst = endpoint_find(&s->packet.dst);
 	if (found == NAT_TRANSLATED) {
 		if (dst) {
-			*verdict = deliver(skb, s, dst, NULL, true);
+			if (proxy_answers(skb))
+				*verdict = proxy_take(skb);
+			else
+				*verdict = deliver(skb, s, dst, NULL, DELIVER_FROM_UPLINK);
 			return true;
 		}
 		found = lb_answer(skb, &s->packet);

@@ -8,7 +8,7 @@
 #include "identity.h"
 #include "policy.h"
 #include "scratch.h"
-#include "lb_state.h"
+#include "proxy_socket.h"
 
 #define CT_MISS	      -1
 #define CT_RETRY      -2
@@ -16,6 +16,7 @@
 #define CT_ADMIT      -4 /* a connection would begin: may it? */
 #define CT_DECIDE     -5 /* policy has changed since the connection was decided */
 #define CT_TRANSLATE  -6 /* the packet goes to a service */
+#define CT_UNTRACKED  -7 /* the packet passes without an entry */
 #define CT_TRIES      6
 
 #define EEXIST 17
@@ -208,7 +209,7 @@ __noinline int ct_admit(struct __sk_buff *skb)
 	struct scratch *s = scratch_get();
 	struct packet *p;
 	struct pass *o;
-	bool icmp;
+	bool icmp, routed = false;
 	int reason;
 
 	if (!s)
@@ -218,10 +219,13 @@ __noinline int ct_admit(struct __sk_buff *skb)
 	if (o->local_peer) {
 		o->point = POINT_FROM_ENDPOINT;
 	} else if (o->sent) {
-		if (o->endpoint != HOST_ENDPOINT && lb_find(0))
-			return CT_TRANSLATE;
+		if (o->endpoint != HOST_ENDPOINT && lb_find(0)) {
+			if (!proxy_routed())
+				return CT_TRANSLATE;
+			routed = true;
+		}
 		reason = ct_classify();
-		if (reason)
+		if (reason && !(routed && reason == DROP_IS_CLUSTER_IP))
 			return reason;
 	} else {
 		/* Nobody outside of this node has a local endpoint's address. */
@@ -232,6 +236,10 @@ __noinline int ct_admit(struct __sk_buff *skb)
 		if (o->from_uplink && !p->tunnel_identity &&
 		    (o->peer_identity == IDENTITY_HOST || (cfg_tunnel_ifindex && identity_is_pod(o->peer_identity))))
 			return DROP_INVALID_SOURCE_IP;
+		/* The proxy answers in a connection whose entry is gone: the pod's next packet makes it. */
+		if (o->from_host && !o->upstream && o->peer_identity != IDENTITY_HOST && p->proto == IPPROTO_TCP &&
+		    !p->starts && proxy_speaks(skb))
+			return CT_UNTRACKED;
 		o->point = o->peer_identity == IDENTITY_HOST ? POINT_TO_HOST : POINT_TO_NETWORK;
 		/* So will the answers go. */
 		if (p->tunnel_identity && !identity_is_outside(o->peer_identity))
@@ -245,12 +253,19 @@ __noinline int ct_admit(struct __sk_buff *skb)
 	if (p->icmp_error)
 		o->related = ct_related(skb);
 	icmp = p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6;
+	if (routed || o->unasked) {
+		o->verdict = POLICY_NONE;
+		o->audited = o->policy_direction = 0;
+		o->rule = routed ? proxy_route() << RULE_BITS : 0;
+		o->decided = DECIDED_NEW;
+		return proxy_admit(skb, POLICY_REDIRECT);
+	}
 	/* By the way of the packet, not by who seems to have begun: else a SYN+ACK out of nowhere would open a port. */
 	reason = policy_pass(o->sent ? DIRECTION_EGRESS : DIRECTION_INGRESS, icmp ? p->icmp_type : bpf_ntohs(p->dport));
 	o->decided = DECIDED_NEW;
 	if (reason)
 		policy_report(skb, 0);
-	return reason;
+	return reason ?: proxy_admit(skb, o->verdict);
 }
 
 /* ct_decide decides anew for the connection whose packet is in scratch. ct_hit then keeps it, and drops. */
@@ -268,6 +283,12 @@ __noinline int ct_decide(struct __sk_buff *skb)
 	o = &s->pass;
 	v = &s->decision;
 	o->decided = DECIDED_LIVE;
+	if (v->policy_direction == DIRECTION_UNKNOWN) {
+		o->verdict = POLICY_NONE;
+		o->audited = o->policy_direction = 0;
+		o->rule = 0;
+		return CT_RETRY;
+	}
 	if (!policy_enforced(o, v->policy_direction)) {
 		policy_pass(v->policy_direction, 0);
 		return CT_RETRY;
@@ -320,6 +341,8 @@ __noinline int ct_carry(void)
 	e->dir[1].packets = e->dir[1].bytes = e->dir[1].last = 0;
 	if (cfg_ct_earlier == 1) /* see datapath/layout.go */
 		e->policy_direction = e->direction;
+	else
+		e->rule = old->conn.rule; /* its slot */
 	e->verdict = 0;
 	e->generation = s->pass.generation - 1;
 	err = bpf_map_update_elem(&ct, &s->key, &s->blank, BPF_NOEXIST);
@@ -418,7 +441,7 @@ __noinline int ct_hit(struct __sk_buff *skb, __u32 src_is_lo)
 	p = &s->packet;
 	o = &s->pass;
 	v = &s->decision;
-	v->began = v->taken = v->changed = 0;
+	v->began = v->taken = v->changed = v->slot = 0;
 	entry = bpf_map_lookup_elem(&ct, &s->key);
 	if (!entry)
 		return CT_MISS;
@@ -453,9 +476,20 @@ __noinline int ct_hit(struct __sk_buff *skb, __u32 src_is_lo)
 	if (!begins) {
 		if (o->decided == DECIDED_LIVE) {
 			/* Rules come and go: told is only what becomes of the packets. */
+			if (ct_moves(e, p, o)) {
+				e->state = CT_CLOSED;
+				e->expires = p->now + cfg_tcp_closed;
+				o->point = e->out_point;
+				o->masquerade = o->sent && (e->flags & CT_MASQUERADE);
+				v->d = !!o->sent == (e->direction == DIRECTION_INGRESS);
+				v->slot = SLOT_OF(e->rule);
+				v->flags = e->flags;
+				bpf_spin_unlock(&entry->lock);
+				return DROP_SLOT_CHANGED;
+			}
 			v->changed = ct_drops(e) != policy_drops(o->verdict, o->audited) ||
 				     (o->audited && !(e->verdict & CT_AUDITED));
-			ct_decided(e, o);
+			ct_decided_again(e, p, o);
 		}
 		if (ct_drops(e)) {
 			o->verdict = verdict = e->verdict;
@@ -486,6 +520,7 @@ __noinline int ct_hit(struct __sk_buff *skb, __u32 src_is_lo)
 	}
 	v->d = !!o->sent == (e->direction == DIRECTION_INGRESS);
 	d = v->d & 1;
+	v->closed = e->state == CT_CLOSED;
 	v->reported = e->reported[d];
 	v->emit = ct_count(e, p, d);
 	if (v->emit)
@@ -494,11 +529,17 @@ __noinline int ct_hit(struct __sk_buff *skb, __u32 src_is_lo)
 		e->flags |= CT_TRANSLATED;
 	v->flags = e->flags;
 	v->connection = e->connection;
+	v->rule = e->rule;
+	v->verdict = e->verdict & ~CT_AUDITED;
+	v->policy_direction = e->policy_direction;
 	bpf_spin_unlock(&entry->lock);
 
 	o->masquerade = o->sent && (v->flags & CT_MASQUERADE);
+	v->slot = SLOT_OF(v->rule);
 	if (v->began)
 		metric_add(METRIC_CT_CREATED, 1, 0);
+	if (v->began && v->slot)
+		metric_add(METRIC_PROXY_REDIRECTED, 1, 0);
 	if (v->began && cfg_ct_earlier && ct_takeover)
 		ct_mirror();
 	if (v->taken)
@@ -554,6 +595,11 @@ __noinline int ct_update(struct __sk_buff *skb)
 		if (result)
 			return result;
 	}
+	s->decision.slot = SLOT_OF(s->pass.rule);
+	s->decision.rule = s->pass.rule;
+	s->decision.verdict = s->pass.verdict;
+	s->decision.policy_direction = s->pass.policy_direction;
+	s->decision.d = s->decision.flags = s->decision.closed = 0;
 	metric_add(METRIC_CT_UNCOUNTED, p->segments, p->bytes);
 	return 0;
 }

@@ -39,6 +39,24 @@ static __always_inline void ct_decided(struct ct_conn *e, const struct pass *o)
 	e->generation = o->generation;
 }
 
+/* ct_decided_again is ct_decided for a live connection: it stays on its slot, whatever becomes of it. Only what has no
+ * connection to lose goes to another one. */
+static __always_inline void ct_decided_again(struct ct_conn *e, const struct packet *p, const struct pass *o)
+{
+	__u32 slot = SLOT_OF(p->proto == IPPROTO_UDP && o->verdict == POLICY_REDIRECT ? o->rule : e->rule);
+
+	ct_decided(e, o);
+	e->rule = slot << RULE_BITS | RULE_OF(o->rule);
+}
+
+/* ct_moves says whether the new decision of a live connection sends it to another slot than its own, or to one when it
+ * had none. Resets pass: they end it as well. */
+static __always_inline bool ct_moves(const struct ct_conn *e, const struct packet *p, const struct pass *o)
+{
+	return o->verdict == POLICY_REDIRECT && SLOT_OF(o->rule) != SLOT_OF(e->rule) && p->proto != IPPROTO_UDP &&
+	       !(p->tcp_flags & TCP_RST);
+}
+
 /* ct_drops says whether policy has cut the connection. */
 static __always_inline bool ct_drops(const struct ct_conn *e)
 {
@@ -91,6 +109,8 @@ static __always_inline void ct_init(struct ct_conn *e, const struct packet *p, c
 		e->flags |= CT_RELATED;
 	if (o->translated)
 		e->flags |= CT_TRANSLATED;
+	if (o->upstream)
+		e->flags |= CT_UPSTREAM;
 	if (sent && o->masquerade && e->direction == DIRECTION_EGRESS)
 		e->flags |= CT_MASQUERADE;
 	ct_decided(e, o);
@@ -232,6 +252,8 @@ static __always_inline void ct_flags_out(struct record *r, __u8 more)
 	_Static_assert(CT_PICKED_UP * 4 == RECORD_PICKED_UP && CT_MASQUERADE * 8 == RECORD_MASQUERADED && CT_V4 == 8,
 		       "bits move together");
 	r->ip_version = 6 - (flags & CT_V4) / 4;
+	r->slot = SLOT_OF(r->rule);
+	r->rule = RULE_OF(r->rule);
 	r->flags = (flags & CT_PICKED_UP) * 4 | (flags & CT_MASQUERADE) * 8 | more;
 	if (r->verdict & CT_AUDITED)
 		r->flags |= RECORD_AUDITED;

@@ -23,6 +23,7 @@ enum ct_flags {
 	CT_LO_IS_LOCAL = 16, /* the key's lo side is the endpoint */
 	CT_ANSWERED = 32,    /* packets went both ways */
 	CT_TRANSLATED = 64,  /* the responder has another address for the originator: answers are translated here */
+	CT_UPSTREAM = 128,   /* the other end is an upstream socket of the proxy */
 };
 
 #define CT_AUDITED 0x80 /* in ct_conn.verdict */
@@ -65,11 +66,11 @@ struct ct_conn {
 	__u8 fins;	/* bit d: FIN seen from direction d; bit d+2: acknowledged */
 	__u8 icmp_type;
 	__u8 icmp_code;
-	__u8 policy_direction; /* enum direction: the packet that began it was sent or received, whatever its flags say
-				*/
+	__u8 policy_direction; /* enum direction: the packet that began it was sent or received, whatever its flags say;
+				  unknown: policy is not asked, the proxy or a service's route has been */
 	__u8 verdict;	       /* enum policy_verdict | CT_AUDITED */
 	__u32 peer_identity;
-	__u32 rule;	  /* that decided */
+	__u32 rule;	  /* slot << 20 | number of the rule that decided */
 	__u32 generation; /* of policy when it was decided */
 #ifdef WEIR_NEXT_LAYOUT	  /* only the tests' build that is one layout ahead: see datapath/layout_next.go */
 	__u64 carried;	  /* packets that were counted in this layout */

@@ -6,11 +6,18 @@
 #include "ct.h"
 #include "drop.h"
 #include "lb.h"
+#include "proxy.h"
+
+/* How a packet comes to a local endpoint. */
+#define DELIVER_FROM_UPLINK 1
+#define DELIVER_FROM_HOST   2 /* the node's stack sends it, the proxy's accepted sockets among it */
+#define DELIVER_UPSTREAM    4 /* an upstream socket of the proxy sends it */
+#define DELIVER_UNASKED	    8 /* and the endpoint's ingress rules have been asked */
 
 /* deliver counts the packet in scratch at dst's observation point and hands it over. src is the sending endpoint of
  * this node, or NULL. */
 static __always_inline int deliver(struct __sk_buff *skb, struct scratch *s, const struct endpoint *dst,
-				   const struct endpoint *src, bool from_uplink)
+				   const struct endpoint *src, __u32 how)
 {
 	struct pass *o = &s->pass;
 	__u32 ifindex = dst->ifindex;
@@ -20,7 +27,10 @@ static __always_inline int deliver(struct __sk_buff *skb, struct scratch *s, con
 	o->self_identity = dst->identity;
 	o->ifindex = ifindex;
 	o->endpoint = dst->id;
-	o->from_uplink = from_uplink;
+	o->from_uplink = !!(how & DELIVER_FROM_UPLINK);
+	o->from_host = !!(how & (DELIVER_FROM_HOST | DELIVER_UPSTREAM));
+	o->upstream = !!(how & DELIVER_UPSTREAM);
+	o->unasked = !!(how & DELIVER_UNASKED);
 	if (src) {
 		o->local_peer = 1;
 		o->peer_identity = src->identity;
@@ -29,6 +39,17 @@ static __always_inline int deliver(struct __sk_buff *skb, struct scratch *s, con
 	}
 	o->translated = s->packet.translated && !src;
 	reason = ct_update(skb);
+	if (reason == CT_UNTRACKED)
+		reason = 0;
+	if (reason == DROP_SLOT_CHANGED) {
+		if (proxy_moved(skb, &s->packet))
+			return TC_ACT_SHOT;
+		reason = 0;
+	}
+	if (!reason && proxy_on_slot(s))
+		return proxy_redirect(skb);
+	if (!reason && proxy_past(s) && !o->from_host)
+		reason = DROP_NO_LISTENER;
 	if (!reason && lb_is_answer(s)) {
 		reason = lb_answer(skb, &s->packet);
 		if (reason == LB_TRANSLATED)

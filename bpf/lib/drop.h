@@ -48,12 +48,15 @@ __noinline int drop(struct __sk_buff *skb, __u32 reason)
 	key.peer_identity = o->peer_identity;
 	key.endpoint = o->endpoint;
 	key.port = has_ports ? p->dport : 0;
-	by_policy = reason == DROP_POLICY || reason == DROP_POLICY_DENY;
+	/* What the proxy does not get is dropped by the rule that sends it there. */
+	by_policy = reason == DROP_POLICY || reason == DROP_POLICY_DENY ||
+		    (o->policy_direction && (reason == DROP_NO_LISTENER || reason == DROP_SLOT_CHANGED ||
+					     reason == DROP_PROXY_FRAGMENT || reason == DROP_PROXY_PROTOCOL));
 	key.direction = o->sent ? DIRECTION_EGRESS : DIRECTION_INGRESS;
 	if (by_policy) {
 		/* A packet of a cut connection, either way: the policy's direction, and its rule. */
 		key.direction = o->policy_direction;
-		key.rule = o->rule;
+		key.rule = RULE_OF(o->rule);
 	}
 	key.proto = p->proto;
 	key.reason = reason;
@@ -89,7 +92,8 @@ __noinline int drop(struct __sk_buff *skb, __u32 reason)
 	r->icmp_type = p->icmp_type;
 	r->icmp_code = p->icmp_code;
 	r->service = p->service;
-	r->rule = by_policy ? o->rule : 0;
+	r->rule = by_policy ? RULE_OF(o->rule) : 0;
+	r->slot = SLOT_OF(o->rule);
 	r->flags = p->fragment ? RECORD_FRAGMENT : 0;
 	if (by_policy) {
 		r->verdict = o->verdict;

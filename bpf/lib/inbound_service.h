@@ -39,7 +39,7 @@ static __always_inline bool inbound_service(struct __sk_buff *skb, struct scratc
 	if (reason == LB_TRANSLATED) {
 		dst = endpoint_find(&p->dst);
 		if (dst) {
-			*verdict = deliver(skb, s, dst, NULL, true);
+			*verdict = deliver(skb, s, dst, NULL, DELIVER_FROM_UPLINK);
 			return true;
 		}
 		if (host_owns(&p->dst)) {

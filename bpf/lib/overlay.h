@@ -6,21 +6,7 @@
 
 #include "claimed.h"
 #include "host.h"
-
-/* overlay_key names the other node and who sends: 0 or a drop reason. */
-static __always_inline int overlay_key(struct __sk_buff *skb, const struct addr *node, __u32 identity)
-{
-	struct bpf_tunnel_key key = {.tunnel_id = identity, .tunnel_ttl = 64};
-	__u64 flags = BPF_F_ZERO_CSUM_TX;
-
-	if (addr_is_v4(node)) {
-		key.remote_ipv4 = bpf_ntohl(addr_v4(node)); /* host order, unlike IPv6 */
-	} else {
-		__builtin_memcpy(key.remote_ipv6, node, sizeof(*node));
-		flags = BPF_F_TUNINFO_IPV6;
-	}
-	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags) ? DROP_WRITE_ERROR : 0;
-}
+#include "tunnel.h"
 
 /* overlay_send brings the packet in scratch, which a pod sends, to the node of its destination: TC_ACT_REDIRECT, or a
  * drop reason. */
@@ -65,6 +51,7 @@ static __always_inline int overlay_sender(struct __sk_buff *skb, struct packet *
 	if (key.tunnel_id == IDENTITY_UNKNOWN || key.tunnel_id == IDENTITY_HOST)
 		return DROP_INVALID_SOURCE_IP;
 	p->tunnel_identity = key.tunnel_id;
+	p->tunnel_node = node;
 	return 0;
 }
 
@@ -92,8 +79,10 @@ static __always_inline int overlay_inbound(struct __sk_buff *skb, struct scratch
 			fault = packet_l4(skb);
 		if (!fault && p->fragment)
 			fault = frags_resolve();
+		if (!fault && proxy_answers(skb))
+			return proxy_take(skb);
 		if (!fault)
-			return deliver(skb, s, dst, NULL, true);
+			return deliver(skb, s, dst, NULL, DELIVER_FROM_UPLINK);
 		inbound_fault(s, dst);
 		return drop(skb, fault);
 	}
@@ -118,18 +107,6 @@ static __always_inline int overlay_inbound(struct __sk_buff *skb, struct scratch
 	return drop(skb, DROP_UNROUTABLE);
 }
 
-/* overlay_mac makes a frame's source MAC another one than the device's: all nodes' devices have one MAC, so that stacks
- * take what comes, and a device ignores what seems to come from itself. */
-static __always_inline int overlay_mac(struct __sk_buff *skb)
-{
-	__u8 last;
-
-	if (bpf_skb_load_bytes(skb, 11, &last, 1))
-		return DROP_WRITE_ERROR;
-	last ^= 1;
-	return bpf_skb_store_bytes(skb, 11, &last, 1, 0) ? DROP_WRITE_ERROR : 0;
-}
-
 /* overlay_outbound: a packet of the node's stack that is routed to the tunnel device. */
 static __always_inline int overlay_outbound(struct __sk_buff *skb, struct scratch *s)
 {
@@ -152,6 +129,10 @@ static __always_inline int overlay_outbound(struct __sk_buff *skb, struct scratc
 	src = endpoint_find(&p->src);
 	if (src) {
 		identity = src->identity;
+		if (!skb->ingress_ifindex)
+			reason = proxy_outbound(skb, s, fault);
+		if (reason)
+			return drop(skb, reason);
 	} else if (host_owns(&p->src)) {
 		identity = IDENTITY_REMOTE_NODE; /* what this node is to others */
 		if (host_enforced())

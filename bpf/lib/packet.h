@@ -65,6 +65,7 @@ struct packet {
 	__u32 cpu;
 	__u32 tunnel_identity; /* who sends it, as the tunnel says; 0 = it came by none */
 	__u32 service;	       /* to which it went before it was translated */
+	struct addr tunnel_node; /* that sent it */
 };
 
 static __always_inline int packet_v4(struct __sk_buff *skb, struct packet *p)

@@ -18,8 +18,8 @@ static __always_inline __u64 policy_check(const struct policy_peer_key *key, __u
 	return ((__u64)key->policy << 32 | key->peer) ^ block * 0x9e3779b97f4a7c15ULL;
 }
 
-/* policy_find reads the row of a key: its block, or 0. */
-static __always_inline __u64 policy_find(const struct policy_peer_key *key)
+/* policy_find reads the row of a key in policy_peers or fqdn_peers: its block, or 0. */
+static __always_inline __u64 policy_find(void *rows, const struct policy_peer_key *key)
 {
 	struct policy_peer *row;
 	__u64 block, check;
@@ -27,7 +27,7 @@ static __always_inline __u64 policy_find(const struct policy_peer_key *key)
 
 #pragma clang loop unroll(disable)
 	for (i = 0; i < POLICY_TRIES; i++) {
-		row = bpf_map_lookup_elem(&policy_peers, key);
+		row = bpf_map_lookup_elem(rows, key);
 		if (!row)
 			return 0;
 		block = *(volatile __u64 *)&row->block;
@@ -38,19 +38,12 @@ static __always_inline __u64 policy_find(const struct policy_peer_key *key)
 	return 0;
 }
 
-/* policy_decide returns verdict << 32 | rule of a policy for a peer, a protocol and a port (start = protocol << 16 |
- * port). What it does not find it denies. */
-__noinline __u64 policy_decide(__u32 policy, __u32 peer, __u32 start)
+/* policy_search finds the word of a protocol and port in a block of policy_ranges or fqdn_ranges. */
+static __always_inline __u64 policy_search(void *ranges, __u64 block, __u32 start)
 {
-	struct policy_peer_key key = {.policy = policy, .peer = peer};
-	__u64 block, range, best = 0, *found;
+	__u64 range, best = 0, *found;
 	__u32 base, low, high, i, index;
 
-	block = policy_find(&key);
-	if (!block) {
-		key.peer = 0;
-		block = policy_find(&key);
-	}
 	if (!block)
 		return POLICY_WORD(POLICY_DEFAULT_DENY, 0);
 	base = block >> 32;
@@ -61,7 +54,7 @@ __noinline __u64 policy_decide(__u32 policy, __u32 peer, __u32 start)
 		if (low >= high)
 			break;
 		index = base + (low + high) / 2;
-		found = bpf_map_lookup_elem(&policy_ranges, &index);
+		found = bpf_map_lookup_elem(ranges, &index);
 		if (!found)
 			return POLICY_WORD(POLICY_DEFAULT_DENY, 0);
 		range = *(volatile __u64 *)found;
@@ -76,9 +69,33 @@ __noinline __u64 policy_decide(__u32 policy, __u32 peer, __u32 start)
 	case POLICY_ALLOW:
 	case POLICY_DEFAULT_DENY:
 	case POLICY_DENY:
+	case POLICY_REDIRECT:
+	case POLICY_VISIBLE:
 		return POLICY_WORD(POLICY_RANGE_VERDICT(best), POLICY_RANGE_RULE(best));
 	}
 	return POLICY_WORD(POLICY_DEFAULT_DENY, 0);
+}
+
+/* policy_decide returns verdict << 32 | slot << 20 | rule of a policy for a peer, a protocol and a port (start =
+ * protocol << 16 | port). What it does not find it denies. */
+__noinline __u64 policy_decide(__u32 policy, __u32 peer, __u32 start)
+{
+	struct policy_peer_key key = {.policy = policy, .peer = peer};
+	__u64 block = policy_find(&policy_peers, &key);
+
+	if (!block) {
+		key.peer = 0;
+		block = policy_find(&policy_peers, &key);
+	}
+	return policy_search(&policy_ranges, block, start);
+}
+
+/* policy_by_name is policy_decide for a set of names that the peer's address has. */
+__noinline __u64 policy_by_name(__u32 policy, __u32 set, __u32 start)
+{
+	struct policy_peer_key key = {.policy = policy, .peer = set};
+
+	return policy_search(&fqdn_ranges, policy_find(&fqdn_peers, &key), start);
 }
 
 static __always_inline __u32 policy_generation_now(void)
@@ -101,7 +118,7 @@ static __always_inline __u64 policy_of(__u32 endpoint)
 /* policy_drops says whether a decision drops. */
 static __always_inline bool policy_drops(__u8 verdict, bool audited)
 {
-	return verdict > POLICY_ALLOW && !audited;
+	return (verdict == POLICY_DENY || verdict == POLICY_DEFAULT_DENY) && !audited;
 }
 
 static __always_inline int policy_reason(__u8 verdict)
@@ -127,15 +144,15 @@ static __always_inline __u32 policy_enforced(const struct pass *o, __u32 directi
 	return one & POLICY_NUMBER ? one : 0;
 }
 
-/* policy_pass decides for the endpoint and peer in scratch and leaves verdict, rule and audit there. port: of the
+/* policy_pass decides for the endpoint and peer in scratch and leaves verdict, slot, rule and audit there. port: of the
  * forward direction, host order; of ICMP, the type. */
 __noinline int policy_pass(__u32 direction, __u32 port)
 {
 	struct scratch *s = scratch_get();
 	struct packet *p;
 	struct pass *o;
-	__u32 policy;
-	__u64 word;
+	__u32 policy, start, *set;
+	__u64 word, named;
 
 	if (!s)
 		return DROP_INVALID_PACKET;
@@ -148,10 +165,20 @@ __noinline int policy_pass(__u32 direction, __u32 port)
 	policy = policy_enforced(o, direction);
 	if (!policy || o->hairpin || o->related || policy_always(p))
 		return 0;
-	word = policy_decide(policy & POLICY_NUMBER, o->peer, (__u32)p->proto << 16 | (port & 0xffff));
+	start = (__u32)p->proto << 16 | (port & 0xffff);
+	word = policy_decide(policy & POLICY_NUMBER, o->peer, start);
 	o->verdict = word >> 32;
+	if (direction == DIRECTION_EGRESS && (o->verdict == POLICY_DEFAULT_DENY || o->verdict == POLICY_REDIRECT) &&
+	    identity_is_outside(o->peer_identity)) {
+		set = bpf_map_lookup_elem(&fqdn, o->sent ? &p->dst : &p->src);
+		named = set ? policy_by_name(policy & POLICY_NUMBER, *set, start) : 0;
+		if (set && !policy_drops(named >> 32, false)) {
+			word = named;
+			o->verdict = word >> 32;
+		}
+	}
 	o->rule = word;
-	o->audited = o->verdict != POLICY_ALLOW && (policy & POLICY_AUDIT);
+	o->audited = policy_drops(o->verdict, false) && (policy & POLICY_AUDIT);
 	return policy_drops(o->verdict, o->audited) ? policy_reason(o->verdict) : 0;
 }
 
@@ -190,7 +217,8 @@ __noinline int policy_report(struct __sk_buff *skb, __u64 connection)
 	r->service = o->sent ? o->service : 0;
 	r->direction = o->policy_direction;
 	r->verdict = o->verdict;
-	r->rule = o->rule;
+	r->rule = RULE_OF(o->rule);
+	r->slot = SLOT_OF(o->rule);
 	r->reason = drops ? policy_reason(o->verdict) : 0;
 	r->point = o->sent ? o->point : POINT_TO_ENDPOINT;
 	r->ifindex = o->ifindex;

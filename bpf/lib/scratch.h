@@ -24,14 +24,16 @@ struct pass {
 
 	__u32 peer;	  /* the other end as policies know it; set with peer_identity */
 	__u32 generation; /* of policy, read before anything is decided */
-	__u32 rule;	  /* of the decision */
+	__u32 rule;	  /* of the decision, with its slot */
 	__u8 verdict;	  /* enum policy_verdict */
 	__u8 audited;
 	__u8 policy_direction; /* enum direction: which policy decided */
 	__u8 decided;	       /* enum decided */
 	__u8 hairpin;	       /* a pod talks to itself by a service: no policy */
 	__u8 translated;       /* the packet was translated at this observation point */
-	__u8 pad[2];
+	__u8 from_host;	       /* the node's own stack sends it */
+	__u8 upstream;	       /* the packet is of an upstream socket of the proxy */
+	__u8 unasked;	       /* policy is not asked: the proxy has, or a service's route comes first */
 };
 
 enum decided {
@@ -53,7 +55,10 @@ struct decision {
 	__u32 policy_direction; /* of the entry, for its next decision */
 	__u32 icmp_type;
 	__u32 peer_identity;
-	__u32 pad;
+	__u32 slot; /* of the connection */
+	__u32 rule; /* with the slot */
+	__u32 verdict;
+	__u32 closed; /* the connection had ended */
 };
 
 struct scratch {

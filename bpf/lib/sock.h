@@ -181,7 +181,8 @@ static __always_inline int sock_translate(struct bpf_sock_addr *ctx, struct targ
 	if (!sk)
 		return SOCK_AS_IS;
 	choice = bpf_sk_storage_get(&choices, sk, NULL, 0);
-	if (!sock_find(t, &svc)) {
+	/* A pod's connection to a service with a route begins with the route. */
+	if (!sock_find(t, &svc) || (svc.kind >> 16 && t->proto == IPPROTO_TCP && sock_client(ctx, true, &client))) {
 		if (choice && !datagram)
 			bpf_sk_storage_delete(&choices, sk);
 		return SOCK_AS_IS;
