@@ -145,7 +145,7 @@ func oneOf(output string, formats ...string) error {
 
 // end completes the name of one end of a connection: "pod" is default/pod.
 func end(text string) string {
-	if strings.Contains(text, "/") || strings.HasPrefix(text, "node:") {
+	if strings.Contains(text, "/") || strings.HasPrefix(text, "node:") || strings.HasPrefix(text, policytext.NamePrefix) {
 		return text
 	}
 	if rest, ok := strings.CutPrefix(text, "svc:"); ok {

@@ -45,7 +45,7 @@ it contradicts another) stands below the table.`,
 // policyKinds are the kinds that have policies, for completion.
 var policyKinds = []string{
 	"NetworkPolicy", "CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy", "CiliumCIDRGroup", "ClusterNetworkPolicy", "AdminNetworkPolicy",
-	"BaselineAdminNetworkPolicy",
+	"BaselineAdminNetworkPolicy", "CiliumEnvoyConfig", "CiliumClusterwideEnvoyConfig",
 }
 
 func (a *app) showPolicies(output string, list []*policyv1.PolicyObject) error {
@@ -69,7 +69,7 @@ func (a *app) showPolicies(output string, list []*policyv1.PolicyObject) error {
 	for _, p := range list {
 		row := []string{
 			cmp.Or(p.GetNamespace(), "-"), p.GetName(), p.GetKind(), strconv.FormatInt(p.GetGeneration(), 10), policytext.Validity(p),
-			policytext.InForce(p), number(p.GetEndpoints()), policytext.Age(a.Now(), policytext.Created(p)),
+			policytext.InForce(p), endpoints(p), policytext.Age(a.Now(), policytext.Created(p)),
 			cmp.Or(laggardNames(p), "-"), strconv.Itoa(len(p.GetConflicts())), p.GetUid(),
 		}
 		rows = append(rows, row[:len(head)])
@@ -85,6 +85,14 @@ func (a *app) showPolicies(output string, list []*policyv1.PolicyObject) error {
 		fmt.Fprintln(a.Out, printer.Safe(r))
 	}
 	return nil
+}
+
+// endpoints is how many endpoints a policy selects; an Envoy configuration selects none.
+func endpoints(p *policyv1.PolicyObject) string {
+	if policytext.Routes(p) {
+		return "-"
+	}
+	return number(p.GetEndpoints())
 }
 
 func laggardNames(p *policyv1.PolicyObject) string {

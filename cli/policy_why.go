@@ -33,19 +33,26 @@ const (
 
 func (a *app) policyWhyCommand() *cobra.Command {
 	var output string
+	var asked question
 	cmd := &cobra.Command{
 		Use: "why SRC DST PORT[/PROTO]", Short: "Say why a connection passes or not, step by step, on both sides",
 		Long: `Say why a connection passes or not, step by step, on both sides: which endpoint, which identities, every rule that was looked at,
 which won, and why the others lost or missed; and that the kernel of each node has the same.
 
 SRC and DST are NAMESPACE/POD, POD in the namespace default (the name of a Deployment with one pod does as well), an address, node:NAME,
-and for DST svc:NAMESPACE/NAME. PROTO is tcp (default), udp, sctp, icmp or icmpv6; for the last two PORT is the type (icmp alone is an echo request).
+and for DST svc:NAMESPACE/NAME, or name:NAME for what DNS gave that name outside of the cluster. PROTO is tcp (default), udp, sctp, icmp or icmpv6; for the last two PORT is the type (icmp alone is an echo request).
 
-The exit code is 0 if the connection passes, 2 if it does not, and 1 if the answer is not sure: a kernel has something else, or could not be asked.`,
+Where policy has requests read by a proxy, the flags --http-..., --dns and --sni say what is asked on the connection: then the answer says which
+item accepts it, or that none does.
+
+The exit code is 0 if the connection (and what is asked on it) passes, 2 if it does not, and 1 if the answer is not sure: a kernel has something else, or could not be asked.`,
 		Example: `  weir policy why shop/web shop/backend 8080
   weir policy why shop/web svc:kube-system/kube-dns 53/udp
   weir policy why 192.0.2.7 shop/web 443 -o json | jq '.sides[].rules[] | select(.nearest)'
-  weir policy why node:node1 shop/web icmp`,
+  weir policy why node:node1 shop/web icmp
+  weir policy why shop/web shop/backend 8080 --http-method POST --http-path /orders --http-header 'Content-Type: application/json'
+  weir policy why shop/web svc:kube-system/kube-dns 53/udp --dns api.example.com
+  weir policy why shop/web name:api.example.com 443 --sni api.example.com`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 3 {
 				return fmt.Errorf("%s takes three arguments, SRC DST PORT[/PROTO], got %d: see `%s --help`", cmd.CommandPath(), len(args), cmd.CommandPath())
@@ -63,12 +70,55 @@ The exit code is 0 if the connection passes, 2 if it does not, and 1 if the answ
 			if strings.EqualFold(args[2], "icmp") && (isIPv6(args[0]) || isIPv6(args[1])) {
 				port, protocol, _ = parsePort("icmpv6")
 			}
-			return a.why(cmd.Context(), &policyv1.ExplainConnectionRequest{Source: end(args[0]), Destination: end(args[1]), Port: port, Protocol: protocol}, output)
+			r := &policyv1.ExplainConnectionRequest{Source: end(args[0]), Destination: end(args[1]), Port: port, Protocol: protocol}
+			if err := asked.put(r); err != nil {
+				return err
+			}
+			return a.why(cmd.Context(), r, output)
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "Output format: text, json")
+	asked.add(cmd)
 	complete(cmd, map[string][]string{"output": {"text", "json"}})
 	return cmd
+}
+
+// question is what is asked on a connection.
+type question struct {
+	method, path, host string
+	headers            []string
+	dns, sni           string
+}
+
+func (q *question) add(cmd *cobra.Command) {
+	set := cmd.Flags()
+	set.StringVar(&q.method, "http-method", "", "Ask for an HTTP request with this `METHOD` (GET, if only another --http flag is given)")
+	set.StringVar(&q.path, "http-path", "", "Ask for an HTTP request to this `PATH`, with its query")
+	set.StringVar(&q.host, "http-host", "", "Ask for an HTTP request with this `HOST`")
+	set.StringArrayVar(&q.headers, "http-header", nil, "Ask for an HTTP request with this `\"NAME: VALUE\"`; may be given again")
+	set.StringVar(&q.dns, "dns", "", "Ask for a DNS query for this `NAME`")
+	set.StringVar(&q.sni, "sni", "", "Ask for TLS with this server `NAME`")
+}
+
+// put asks in a request.
+func (q *question) put(r *policyv1.ExplainConnectionRequest) error {
+	r.Dns, r.Sni = q.dns, q.sni
+	http := q.method != "" || q.path != "" || q.host != "" || len(q.headers) > 0
+	switch {
+	case q.dns != "" && q.sni != "", http && (q.dns != "" || q.sni != ""):
+		return errors.New("one question at a time: --http-..., --dns or --sni")
+	case !http:
+		return nil
+	}
+	r.Http = &policyv1.HTTPRequest{Method: q.method, Path: q.path, Host: q.host}
+	for _, h := range q.headers {
+		name, value, ok := strings.Cut(h, ":")
+		if name = strings.TrimSpace(name); !ok || name == "" {
+			return fmt.Errorf(`invalid header %q: expected "NAME: VALUE"`, h)
+		}
+		r.Http.Headers = append(r.Http.Headers, &policyv1.HTTPHeader{Name: name, Value: strings.TrimSpace(value)})
+	}
+	return nil
 }
 
 // parsePort reads PORT[/PROTO]; a bare icmp is an echo request.
@@ -197,6 +247,9 @@ func (a *app) explain(ctx context.Context, r *policyv1.ExplainConnectionRequest)
 
 // askKernel asks the agent of a side's node what its kernel decides, for the peer by its name, and by its address if that is known.
 func (a *app) askKernel(ctx context.Context, place rundir.Place, s *policyv1.Side, address string) policytext.Kernel {
+	if strings.HasPrefix(s.GetDestination(), policytext.NamePrefix) {
+		return policytext.Kernel{Skipped: "it knows addresses; which of them have the name is seen only when it is looked up"}
+	}
 	socket, err := agentOf(place, s.GetNode())
 	if err != nil {
 		return policytext.Kernel{Fault: err.Error()}
@@ -314,7 +367,15 @@ func (a *app) explanationJSON(e *policytext.Explanation) error {
 	b = plainjson.AppendString(append(b, `,"destination":`...), e.Destination)
 	b = plainjson.AppendString(fmt.Appendf(b, `,"port":%d,"protocol":`, e.Port), e.Protocol)
 	b = plainjson.AppendString(append(b, `,"verdict":`...), e.Answer.GetVerdict().String())
-	b = fmt.Appendf(b, `,"passes":%t,"sure":%t,"sides":[`, e.Passes(), len(e.Doubts()) == 0)
+	b = fmt.Appendf(b, `,"refused":%t,"passes":%t,"sure":%t,`, e.Answer.GetRefused(), e.Passes(), len(e.Doubts()) == 0)
+	if r := e.Answer.GetRoute(); r != nil {
+		var err error
+		if b, err = plainjson.Append(append(b, `"route":`...), r); err != nil {
+			return err
+		}
+		b = append(b, ',')
+	}
+	b = append(b, `"sides":[`...)
 	for i, s := range e.Answer.GetSides() {
 		if i > 0 {
 			b = append(b, ',')
@@ -334,6 +395,9 @@ func (a *app) explanationJSON(e *policytext.Explanation) error {
 }
 
 func appendKernel(b []byte, s *policyv1.Side, k *policytext.Kernel) ([]byte, error) {
+	if k.Skipped != "" {
+		return append(plainjson.AppendString(append(b, `{"asked":false,"skipped":`...), k.Skipped), '}'), nil
+	}
 	if k.Entry == nil {
 		return append(plainjson.AppendString(append(b, `{"asked":false,"fault":`...), k.Fault), '}'), nil
 	}

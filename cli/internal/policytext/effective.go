@@ -63,12 +63,21 @@ func writeRows(w io.Writer, rows []*policyv1.EffectiveRow) error {
 	slices.SortStableFunc(sorted, func(a, b *policyv1.EffectiveRow) int {
 		return cmp.Or(cmp.Compare(rank(a.GetVerdict()), rank(b.GetVerdict())), cmp.Compare(rest(a), rest(b)))
 	})
+	filtered := slices.ContainsFunc(sorted, func(r *policyv1.EffectiveRow) bool { return requests(r) != "" })
 	table := make([][]string, 0, len(sorted))
 	for _, r := range sorted {
-		table = append(table, []string{Verdict(r.GetVerdict()), r.GetPeers(), r.GetPorts(), cmp.Or(some(r.GetEndpoints()), "-"), cmp.Or(Rules(r.GetRules()), "-")})
+		table = append(table, []string{Verdict(r.GetVerdict()), r.GetPeers(), r.GetPorts(), cmp.Or(requests(r), "-"), cmp.Or(some(r.GetEndpoints()), "-"), cmp.Or(Rules(r.GetRules()), "-")})
 	}
 	var b bytes.Buffer
-	if err := listing.Table(&b, []string{"VERDICT", "PEERS", "PORTS", "NOW", "BY"}, table); err != nil {
+	titles := []string{"VERDICT", "PEERS", "PORTS", "REQUESTS", "NOW", "BY"}
+	if !filtered { // few policies say something of requests
+		const column = 3
+		titles = slices.Delete(titles, column, column+1)
+		for i := range table {
+			table[i] = slices.Delete(table[i], column, column+1)
+		}
+	}
+	if err := listing.Table(&b, titles, table); err != nil {
 		return err
 	}
 	for line := range strings.Lines(b.String()) {
@@ -77,6 +86,14 @@ func writeRows(w io.Writer, rows []*policyv1.EffectiveRow) error {
 		}
 	}
 	return nil
+}
+
+// requests says which of them pass; empty = all.
+func requests(r *policyv1.EffectiveRow) string {
+	if r.GetVisibility() {
+		return "all, seen by a proxy"
+	}
+	return some(r.GetRequests())
 }
 
 // rest ranks the row for everybody else last.

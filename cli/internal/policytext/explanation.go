@@ -29,8 +29,11 @@ type Explanation struct {
 	Lagging []string
 }
 
-// Passes reports whether the connection passes.
-func (e *Explanation) Passes() bool {
+// Passes reports whether the connection passes, and what is asked on it.
+func (e *Explanation) Passes() bool { return e.connects() && !e.Answer.GetRefused() }
+
+// connects reports whether the connection passes.
+func (e *Explanation) connects() bool {
 	if len(e.Answer.GetSides()) == 0 {
 		return e.Answer.GetVerdict() == policyv1.Verdict_VERDICT_ALLOW
 	}
@@ -47,7 +50,7 @@ func (e *Explanation) Doubts() []string {
 	var out []string
 	for i, s := range e.Answer.GetSides() {
 		k := &e.Kernels[i]
-		if text := fmt.Sprintf("the kernel of %s was not asked: %s", s.GetNode(), k.Fault); k.Entry == nil && !slices.Contains(out, text) {
+		if text := fmt.Sprintf("the kernel of %s was not asked: %s", s.GetNode(), k.Fault); k.Entry == nil && k.Skipped == "" && !slices.Contains(out, text) {
 			out = append(out, text)
 		}
 		if d := k.Differences(s); len(d) > 0 {
@@ -60,8 +63,10 @@ func (e *Explanation) Doubts() []string {
 // Outcome is the verdict in a word.
 func (e *Explanation) Outcome() string {
 	switch {
-	case !e.Passes():
+	case !e.connects():
 		return "DENIED"
+	case e.Answer.GetRefused():
+		return "the connection is ALLOWED, what is asked on it is REFUSED"
 	case e.Answer.GetVerdict() != policyv1.Verdict_VERDICT_ALLOW:
 		return "ALLOWED by audit alone: policy denies it"
 	}
@@ -72,6 +77,10 @@ func (e *Explanation) Outcome() string {
 func (e *Explanation) Write(w io.Writer) {
 	port := e.port()
 	safely(w, "%s -> %s, %s: %s\n", e.Source, e.Destination, port, e.Outcome())
+	if r := e.Answer.GetRoute(); r != nil {
+		safely(w, "The connection goes to listener %s of %s first; what follows is about the service's own backends.\n", r.GetListener(),
+			Object(r.GetKind(), r.GetNamespace(), r.GetName()))
+	}
 	if through := e.through(); through != "" {
 		safely(w, "%s\n", through)
 	}
@@ -109,6 +118,9 @@ func (e *Explanation) port() string {
 func (e *Explanation) through() string {
 	for _, s := range e.Answer.GetSides() {
 		_, err := netip.ParseAddr(e.Destination)
+		if strings.HasPrefix(e.Destination, NamePrefix) {
+			return ""
+		}
 		if s.GetPort() == e.Port && !strings.HasPrefix(e.Destination, "svc:") && (err != nil || e.Destination == s.GetDestination()) {
 			continue
 		}
@@ -179,8 +191,59 @@ func writeSide(w io.Writer, step int, s *policyv1.Side, k *Kernel) {
 		item(w, "enforced", by)
 		writeRules(w, s)
 	}
+	writeNames(w, s)
 	item(w, "verdict", verdictWords(s, k))
+	writeFilter(w, s)
 	writeKernel(w, s, k)
+}
+
+// writeNames tells of rules by DNS name.
+func writeNames(w io.Writer, s *policyv1.Side) {
+	for i, n := range s.GetNames() {
+		name := ""
+		if i == 0 {
+			name = "names"
+		}
+		text := "an address that DNS named so passes: " + n.GetSelector()
+		if n.GetMatches() {
+			text = "the name matches " + n.GetSelector()
+		}
+		item(w, name, text+", by "+Rules(n.GetRules()))
+	}
+}
+
+// writeFilter tells what becomes of requests.
+func writeFilter(w io.Writer, s *policyv1.Side) {
+	f := s.GetFilter()
+	switch {
+	case f == nil:
+		return
+	case f.GetVisibility():
+		item(w, "requests", "all pass; a proxy reads them, to be seen only (proxy-visibility)")
+		return
+	case s.GetRefused():
+		item(w, "requests", "REFUSED: no item accepts what is asked")
+	case s.GetAsked():
+		item(w, "requests", "accepted")
+	default:
+		item(w, "requests", "pass where an item accepts them ("+f.GetKey()+")")
+	}
+	var b bytes.Buffer
+	t := tabwriter.NewWriter(&b, 2, 0, 2, ' ', 0)
+	for _, i := range s.GetItems() {
+		mark := "item"
+		switch {
+		case i.GetAccepts():
+			mark = "accepts"
+		case s.GetAsked():
+			mark = "no"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", mark, printer.Safe(i.GetItem()), printer.Safe(Rule(i.GetRule())), printer.Safe(i.GetReason()))
+	}
+	_ = t.Flush() // a buffer takes everything
+	for line := range strings.Lines(b.String()) {
+		fmt.Fprintf(w, "   %-*s %s\n", labelWidth, "", strings.TrimRight(line, " \n"))
+	}
 }
 
 func peerWords(s *policyv1.Side) string {
@@ -278,6 +341,8 @@ func verdictWords(s *policyv1.Side, k *Kernel) string {
 
 func writeKernel(w io.Writer, s *policyv1.Side, k *Kernel) {
 	switch d := k.Differences(s); {
+	case k.Skipped != "":
+		item(w, "kernel", "not asked: "+k.Skipped)
 	case k.Entry == nil:
 		item(w, "kernel", "NOT ASKED: "+k.Fault)
 	case len(d) > 0:

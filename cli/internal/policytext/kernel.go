@@ -19,6 +19,8 @@ type Kernel struct {
 	// Entry is nil when the node was not asked; Fault says why.
 	Entry *agentv1.LookupPolicyResponse
 	Fault string
+	// Skipped says why there is nothing to ask.
+	Skipped string
 	// Address of the peer, and the entry that it leads to; nil = it was not looked up.
 	Address   string
 	AtAddress *agentv1.LookupPolicyResponse
@@ -35,6 +37,9 @@ func (k *Kernel) Differences(side *policyv1.Side) []string {
 	}
 	if got, want := ruleSet(k.Entry.GetRules()), ruleSet(Decided(side)); !slices.Equal(got, want) {
 		out = append(out, fmt.Sprintf("it names %s, and should name %s", ruleWords(got), ruleWords(want)))
+	}
+	if got, want := k.Entry.GetFilter(), side.GetFilter().GetKey(); got != want && k.Entry.GetVerdict() == side.GetVerdict() {
+		out = append(out, fmt.Sprintf("what is allowed goes through %s, and should through %s", filterWords(got), filterWords(want)))
 	}
 	if k.AtAddress != nil && k.AtAddress.GetPeer() != k.Entry.GetPeer() {
 		out = append(out, fmt.Sprintf("it takes %s for peer %d, and should for %d (%s)", k.Address, k.AtAddress.GetPeer(), k.Entry.GetPeer(), side.GetPeerKey()))
@@ -82,6 +87,13 @@ func ruleWords(names []string) string {
 	return strings.Join(names, ", ")
 }
 
+func filterWords(key string) string {
+	if key == "" {
+		return "no filter"
+	}
+	return "filter " + key
+}
+
 // words of the entry itself.
 func (k *Kernel) words() string {
 	e := k.Entry
@@ -99,6 +111,12 @@ func (k *Kernel) words() string {
 	text := fmt.Sprintf("%s, policy %d, %s: %s", endpoint, e.GetPolicy(), row, Verdict(e.GetVerdict()))
 	if len(e.GetRules()) > 0 {
 		text += " by " + strings.Join(ruleSet(e.GetRules()), ", ")
+	}
+	if e.GetSlot() > 0 {
+		text += fmt.Sprintf(", through slot %d", e.GetSlot())
+		if e.GetListenerPort() == 0 {
+			text += ", which NOTHING LISTENS for"
+		}
 	}
 	if e.GetAudit() {
 		text += "; drops are let through (audit)"

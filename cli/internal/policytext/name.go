@@ -13,6 +13,9 @@ import (
 	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
 )
 
+// NamePrefix begins an end of a connection that is known by the name that DNS gave it.
+const NamePrefix = "name:"
+
 // Object names a policy object: "CiliumNetworkPolicy default/api"; without a namespace it is of the whole cluster.
 func Object(kind, namespace, name string) string {
 	if namespace != "" {

@@ -108,3 +108,28 @@ func TestWriteWraps(t *testing.T) {
 		}
 	}
 }
+
+func TestEffectiveRequests(t *testing.T) {
+	allow := policyv1.Verdict_VERDICT_ALLOW
+	r := &policyv1.GetEffectivePolicyResponse{Directions: []*policyv1.EffectiveDirection{
+		{Direction: policyv1.Direction_DIRECTION_INGRESS, Enforced: true, Rows: []*policyv1.EffectiveRow{
+			{Peers: "app=web", Ports: "80/TCP", Verdict: allow, Requests: []string{"GET /public/.*", "POST"}},
+			{Peers: "app=web", Ports: "81/TCP", Verdict: allow, Visibility: true},
+			{Peers: "app=db", Ports: "all ports", Verdict: allow},
+		}},
+		{Direction: policyv1.Direction_DIRECTION_EGRESS, Enforced: true, Rows: []*policyv1.EffectiveRow{{Peers: "app=db", Ports: "all ports", Verdict: allow}}},
+	}}
+	var b strings.Builder
+	if err := Effective(&b, "shop/api", r); err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Join(strings.Fields(b.String()), " ")
+	for _, want := range []string{
+		"VERDICT PEERS PORTS REQUESTS NOW BY", "allow app=web 80/TCP GET /public/.*, POST - -", "allow app=web 81/TCP all, seen by a proxy - -",
+		"allow app=db all ports - - -", "VERDICT PEERS PORTS NOW BY allow app=db all ports - -",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in\n%s", want, b.String())
+		}
+	}
+}

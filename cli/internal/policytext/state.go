@@ -89,7 +89,17 @@ func Remarks(p *policyv1.PolicyObject) []string {
 	for _, c := range p.GetConflicts() {
 		out = append(out, name+": conflict: "+c)
 	}
+	if Routes(p) {
+		for _, n := range p.GetNotes() {
+			out = append(out, name+": "+n)
+		}
+	}
 	return out
+}
+
+// Routes reports whether an object is an Envoy configuration, which routes services and selects no endpoints.
+func Routes(p *policyv1.PolicyObject) bool {
+	return p.GetKind() == "CiliumEnvoyConfig" || p.GetKind() == "CiliumClusterwideEnvoyConfig"
 }
 
 // Created reads when an object was made; zero = it does not say.
@@ -146,10 +156,14 @@ func Status(w io.Writer, p *policyv1.PolicyObject, now time.Time) {
 	for _, l := range p.GetLagging() {
 		line("Lagging", "node %s: %s", l.GetNode(), l.GetReason())
 	}
-	switch n := p.GetEndpoints(); n {
-	case 0:
+	switch n := p.GetEndpoints(); {
+	case Routes(p) && len(p.GetServices()) == 0:
+		line("Routes", "no service")
+	case Routes(p):
+		line("Routes", "%s", strings.Join(p.GetServices(), ", "))
+	case n == 0:
 		line("Selects", "no endpoint: nothing is enforced by it")
-	case 1:
+	case n == 1:
 		line("Selects", "1 endpoint")
 	default:
 		line("Selects", "%d endpoints", n)
@@ -158,6 +172,13 @@ func Status(w io.Writer, p *policyv1.PolicyObject, now time.Time) {
 		line("Conflicts", "none")
 	}
 	for _, c := range p.GetConflicts() {
+		if Routes(p) {
+			line("Conflict", "%s", c)
+			continue
+		}
 		line("Conflict", "%s; it keeps the policy that it had", c)
+	}
+	for _, n := range p.GetNotes() {
+		line("Note", "%s", n)
 	}
 }
