@@ -24,6 +24,7 @@ import (
 	"github.com/weirmesh/weir/internal/spiffe"
 	"github.com/weirmesh/weir/internal/status"
 	"github.com/weirmesh/weir/internal/version"
+	"github.com/weirmesh/weir/services/agent/internal/accesslog"
 	"github.com/weirmesh/weir/services/agent/internal/api"
 	"github.com/weirmesh/weir/services/agent/internal/clock"
 	"github.com/weirmesh/weir/services/agent/internal/cni"
@@ -34,11 +35,14 @@ import (
 	"github.com/weirmesh/weir/services/agent/internal/healthport"
 	"github.com/weirmesh/weir/services/agent/internal/mirror"
 	"github.com/weirmesh/weir/services/agent/internal/monitor"
+	"github.com/weirmesh/weir/services/agent/internal/namerules"
 	"github.com/weirmesh/weir/services/agent/internal/netdev"
 	"github.com/weirmesh/weir/services/agent/internal/pipeline"
 	"github.com/weirmesh/weir/services/agent/internal/policymap"
 	"github.com/weirmesh/weir/services/agent/internal/policysync"
 	"github.com/weirmesh/weir/services/agent/internal/publish"
+	"github.com/weirmesh/weir/services/agent/internal/request"
+	"github.com/weirmesh/weir/services/agent/internal/slot"
 	"github.com/weirmesh/weir/services/agent/internal/spool"
 )
 
@@ -73,7 +77,7 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	defer n.healthPorts.Close()
 	defer func() {
-		if err := n.datapath.Close(); err != nil {
+		if err := errors.Join(n.view.Close(), n.datapath.Close()); err != nil {
 			s.log.Warn("datapath was not closed", "error", err)
 		}
 	}()
@@ -91,6 +95,11 @@ type node struct {
 	encoder   *flow.Encoder
 	events    *event.Queue
 	mirror    *mirror.Mirror
+	view      *datapath.View
+	slots     *slot.Slots
+	names     *namerules.Server
+	requests  *request.Queue
+	accessLog *accesslog.Server
 	policies  *policymap.Engine
 	policy    *policysync.Client
 	endpoints *endpoint.Manager
@@ -105,13 +114,14 @@ type node struct {
 	sweeps    sweeps
 
 	ipcacheMax int
-	pressed    map[string]bool // maps that were warned of; owned by retry
+	pressed    map[string]int // percents that maps were warned of; owned by retry
+	draining   chan struct{}
 }
 
 // setUp brings the kernel side into place and restores what an earlier agent left, in the order in which the parts need each other.
 func (s *Service) setUp() (_ *node, err error) {
 	n := &node{Service: s, clock: clock.New(s.config.ClockOffset), store: desired.NewStore(), monitor: monitor.New(), spool: spool.New(s.config.SpoolBytes),
-		pressed: map[string]bool{}, healthPorts: healthport.New(s.log)}
+		pressed: map[string]int{}, healthPorts: healthport.New(s.log), requests: request.NewQueue(request.DefaultQueue), draining: make(chan struct{})}
 	if n.uplink, err = netdev.FindUplink(s.config.Uplink); err != nil {
 		return nil, err
 	}
@@ -146,9 +156,12 @@ func (s *Service) setUp() (_ *node, err error) {
 		// Numbers of live connections may name another service; better than no agent.
 		s.log.Error("numbers of services were not read", "error", err)
 	}
+	if err := n.setUpProxies(); err != nil {
+		return nil, err
+	}
 	n.policies, err = policymap.New(policymap.Config{
-		Maps: n.datapath.Policies(), NumbersFile: s.path("policy-numbers"), PausesFile: s.path("policy-pauses"), Names: n.directory, Events: n.events,
-		Now: time.Now, Log: s.log,
+		Maps: n.datapath.Policies(), NumbersFile: s.path("policy-numbers"), PausesFile: s.path("policy-pauses"), Names: n.directory, Slots: n.slots, NameRules: n.names,
+		Events: n.events, Now: time.Now, Log: s.log,
 	})
 	if err != nil {
 		return nil, err
@@ -157,7 +170,7 @@ func (s *Service) setUp() (_ *node, err error) {
 		Node: s.config.Node, WorldIPv4: worldIPv4, WorldIPv6: worldIPv6, IPCache: n.datapath.IPCache(), IPCacheMax: n.ipcacheMax,
 		Services: n.datapath.Services(), Routes: func(r []netdev.Route) error { return netdev.SyncRoutes(n.uplink, r) },
 		NodeIPv4: n.uplink.IPv4, NodeIPv6: n.uplink.IPv6, Directory: n.directory, Events: n.events, ServiceIDs: ids, Log: s.log,
-		HealthPorts: n.healthPorts, Peers: n.policies, PeersChanged: func(uid string) { n.endpoints.PeersChanged(uid) },
+		HealthPorts: n.healthPorts, Peers: n.policies, Slots: n.slots, PeersChanged: func(uid string) { n.endpoints.PeersChanged(uid) },
 		NodeChanged: func(d *desired.Node) { n.pipeline.SetNode(n.flowNode(d)) },
 		PodChanged:  func(p *desired.Pod) { n.endpoints.PodChanged(p) },
 	})
@@ -166,6 +179,7 @@ func (s *Service) setUp() (_ *node, err error) {
 		Node: s.config.Node, Version: version.Version, Instance: instance, Addresses: s.config.Policy, Dial: s.dialer("policy"),
 		StateFile: s.path("policy-state"), Store: n.store, Sink: n.sink(), Refusals: n.refusals, Changed: n.policyChanged, Now: time.Now, Log: s.log,
 	})
+	n.reportSlots(n.slots.Used())
 	n.endpoints = endpoint.New(endpoint.Config{
 		Node: s.config.Node, StateFile: s.path("endpoints"), MTU: n.uplink.PodMTU, Store: n.store, Programs: programs{n.datapath}, Table: n.datapath.Endpoints(),
 		Identities: n.mirror, Policies: n.policies, Registry: n.policy, Directory: n.directory, Events: n.events, Now: time.Now,
@@ -189,7 +203,10 @@ func (n *node) setUpRouting(config *datapath.Config) error {
 	} else if err := netdev.DeleteLink(netdev.OverlayLink); err != nil {
 		return err
 	}
-	return netdev.SetupNode(n.uplink)
+	if err := netdev.SetupNode(n.uplink); err != nil {
+		return err
+	}
+	return netdev.SetupProxy()
 }
 
 // programs is the datapath as endpoints need it.
@@ -240,6 +257,7 @@ func (n *node) run(ctx context.Context) error {
 	rpc := server.New(server.Config{Name: "agent", Log: n.log, TLS: n.tls, Metrics: registry, Authorize: server.Table{
 		"/" + agentv1.CNIService_ServiceDesc.ServiceName + "/":     {server.Local},
 		"/" + agentv1.AgentService_ServiceDesc.ServiceName + "/":   {server.Local},
+		"/" + agentv1.DNSService_ServiceDesc.ServiceName + "/":     {server.Local},
 		"/" + statusv1.StatusService_ServiceDesc.ServiceName + "/": {server.Local},
 	}})
 	n.report.OnReady(func(ready bool) { rpc.SetServing("", ready) })
@@ -250,14 +268,19 @@ func (n *node) run(ctx context.Context) error {
 	agentv1.RegisterAgentServiceServer(rpc.GRPC(), api.New(api.Config{
 		Endpoints: n.endpoints, Directory: n.directory, Services: n.mirror, Conntrack: n.datapath.Conntrack(), IPCache: n.datapath.IPCache(),
 		ServiceMaps: n.datapath.Services(), Monitor: n.monitor, Clock: n.clock, Draining: rpc.Draining(),
-		Policies: n.policies, Peers: n.mirror, Now: time.Now,
+		Policies: n.policies, Peers: n.mirror, Slots: n.slots, SlotUsers: n.slotUsers, Now: time.Now,
 	}))
+	agentv1.RegisterDNSServiceServer(rpc.GRPC(), n.names)
 	ln, err := server.ListenUnix(n.config.Socket)
 	if err != nil {
 		return err
 	}
-	if err := n.pipeline.Begin(); err != nil {
+	logs, logsListener, err := n.accessLogServer()
+	if err != nil {
 		return errors.Join(err, ln.Close())
+	}
+	if err := n.pipeline.Begin(); err != nil {
+		return errors.Join(err, ln.Close(), logsListener.Close())
 	}
 
 	// The publisher outlives the rest by a little, to carry what is left.
@@ -275,6 +298,12 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return n.retry(ctx) })
 	group.Go(func() error { return n.health(ctx) })
 	group.Go(func() error { return rpc.Serve(ctx, ln) })
+	group.Go(func() error { return logs.Serve(ctx, logsListener) })
+	group.Go(func() error {
+		<-ctx.Done()
+		close(n.draining)
+		return nil
+	})
 	group.Go(func() error { return status.ServeHTTP(ctx, n.config.MetricsListen, n.report.Handler(registry)) })
 	n.log.Info("agent runs", "socket", n.config.Socket, "uplink", n.uplink.Name, "mtu", n.uplink.PodMTU)
 	err = group.Wait()
@@ -282,7 +311,7 @@ func (n *node) run(ctx context.Context) error {
 	return errors.Join(err, <-sent)
 }
 
-func (n *node) sink() sink { return sink{n.policies, n.mirror} }
+func (n *node) sink() sink { return sink{n.slots, n.names, n.policies, n.mirror} }
 
 func (s *Service) path(name string) string { return filepath.Join(s.config.StateDir, name) }
 

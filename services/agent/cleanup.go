@@ -55,10 +55,11 @@ func Cleanup(c Config, out io.Writer) error {
 		err = remoteRoutes(c, uplink)
 	}
 	step("route to the pods of other nodes by their addresses", err)
+	step("remove the rules and routes of the proxy", netdev.RemoveProxy())
 	for _, link := range []string{netdev.HostLink, netdev.OverlayLink} {
 		step("remove "+link, netdev.DeleteLink(link))
 	}
-	for _, file := range []string{"policy-numbers", "policy-pauses", "service-ids", "flow-end"} {
+	for _, file := range []string{"policy-numbers", "policy-pauses", "service-ids", "slots", "flow-end"} {
 		err := os.Remove(filepath.Join(c.StateDir, file))
 		if errors.Is(err, os.ErrNotExist) {
 			continue

@@ -14,6 +14,7 @@ import (
 	"github.com/weirmesh/weir/bpf/datapath"
 	"github.com/weirmesh/weir/internal/client"
 	"github.com/weirmesh/weir/internal/flags"
+	"github.com/weirmesh/weir/services/agent/internal/accesslog"
 )
 
 // Config is the configuration of an agent.
@@ -45,6 +46,15 @@ type Config struct {
 	ServicesMax, BackendsMax int
 	// Masquerade gives pods' packets that leave the cluster the node's address.
 	Masquerade bool
+	// DNSPort is where weir-dns listens, ProxyAdminPort where the node's proxy has its admin interface: who listens there says that there is one (0 = it is
+	// only known by its listeners).
+	DNSPort, ProxyAdminPort uint16
+	// AccessLogSocket takes the proxy's access log; empty = accesslog.sock beside Socket.
+	AccessLogSocket string
+	// L7Headers are those that flows show ("*" = all that proxies tell), L7RedactHeaders those of which they do not show the value. L7Query shows the
+	// query of URLs.
+	L7Headers, L7RedactHeaders []string
+	L7Query                    bool
 	// ForceClsact uses clsact filters even where the kernel has tcx.
 	ForceClsact bool
 	// ClockOffset shifts all times that this agent reports; for tests.
@@ -59,7 +69,7 @@ func DefaultConfig() Config {
 		StateDir: "/var/lib/weir", BPFFS: "/sys/fs/bpf/weir", Uplink: "eth0", Aggregation: "medium",
 		ReportInterval: d.ReportInterval, RingBytes: d.RingBytes, ConntrackMax: d.ConntrackMax, SpoolBytes: 32 << 20,
 		Routing: d.Routing.String(), PolicyPeersMax: d.PolicyPeersMax, PolicyRangesMax: d.PolicyRangesMax, IPCacheMax: d.IPCacheMax, ServicesMax: d.ServicesMax, BackendsMax: d.BackendsMax,
-		Masquerade: true,
+		Masquerade: true, DNSPort: 10053, ProxyAdminPort: 9901, L7Headers: []string{"*"}, L7RedactHeaders: accesslog.DefaultRedacted(),
 	}
 }
 
@@ -86,6 +96,12 @@ func (c *Config) Add(set *pflag.FlagSet) {
 	set.IntVar(&c.ServicesMax, "services-max", c.ServicesMax, "`number` of service frontends (address, port and protocol)")
 	set.IntVar(&c.BackendsMax, "backends-max", c.BackendsMax, "`number` of backends of all frontends that differ")
 	set.BoolVar(&c.Masquerade, "masquerade", c.Masquerade, "give packets of pods that leave the cluster the node's address")
+	set.Uint16Var(&c.DNSPort, "dns-port", c.DNSPort, "`port` of weir-dns on 127.0.0.1 and ::1")
+	set.Uint16Var(&c.ProxyAdminPort, "proxy-admin-port", c.ProxyAdminPort, "`port` of the proxy's admin interface on 127.0.0.1, by which it is known to be there; 0 = by its listeners alone")
+	set.StringVar(&c.AccessLogSocket, "access-log-socket", c.AccessLogSocket, "unix `socket` for the proxy's access log; empty = accesslog.sock beside --socket")
+	set.StringSliceVar(&c.L7Headers, "l7-headers", c.L7Headers, "`names` of the headers that flows show; * = all that the proxy tells")
+	set.StringSliceVar(&c.L7RedactHeaders, "l7-redact-headers", c.L7RedactHeaders, "`names` of headers whose values flows do not show")
+	set.BoolVar(&c.L7Query, "l7-query", c.L7Query, "show the query of URLs in flows")
 	set.BoolVar(&c.ForceClsact, "force-clsact", c.ForceClsact, "attach by clsact even where the kernel has tcx")
 	set.DurationVar(&c.ClockOffset, "clock-offset", c.ClockOffset, "shift of all reported times (tests)")
 	_ = set.MarkHidden("clock-offset") // the flag exists
@@ -114,6 +130,12 @@ func (c *Config) Validate() error {
 	if c.Cgroup != "" && !filepath.IsAbs(c.Cgroup) {
 		errs = append(errs, fmt.Errorf("cgroup %q is not an absolute path", c.Cgroup))
 	}
+	if c.AccessLogSocket != "" && (!filepath.IsAbs(c.AccessLogSocket) || c.AccessLogSocket == c.Socket) {
+		errs = append(errs, fmt.Errorf("access-log-socket %q is not an absolute path of its own", c.AccessLogSocket))
+	}
+	if c.DNSPort == 0 {
+		errs = append(errs, errors.New("dns-port 0 is none"))
+	}
 	if c.Uplink == "" {
 		errs = append(errs, errors.New("uplink is empty"))
 	}
@@ -126,6 +148,14 @@ func (c *Config) Validate() error {
 		errs = append(errs, d.Validate())
 	}
 	return errors.Join(errs...)
+}
+
+// accessLog is the path of the access log's socket.
+func (c *Config) accessLog() string {
+	if c.AccessLogSocket != "" {
+		return c.AccessLogSocket
+	}
+	return filepath.Join(filepath.Dir(c.Socket), "accesslog.sock")
 }
 
 // datapath is the kernel part's configuration, less the node's addresses.

@@ -87,7 +87,7 @@ func (n *node) setUpFlows() error {
 	}
 	n.pipeline = pipeline.New(pipeline.Config{
 		Node: n.config.Node, Cluster: n.config.ClusterName, Rings: n.datapath.Rings(), Losses: tracker, Encoder: n.encoder, Spool: n.spool,
-		Events: n.events, Ended: ended, Observe: n.monitor.Observe, Lost: n.lost, Now: n.clock.Now, Log: n.log,
+		Events: n.events, Requests: n.requests, Ended: ended, Observe: n.monitor.Observe, Lost: n.lost, Now: n.clock.Now, Log: n.log,
 	})
 	n.publisher = publish.New(publish.Config{
 		Addresses: n.config.Relay, Dial: n.dialer("relay"), Spool: n.spool, Log: n.log,
@@ -167,6 +167,7 @@ func (n *node) retry(ctx context.Context) error {
 				n.log.Error("maps do not hold the desired state", "error", err)
 			}
 			n.policy.RefusalsChanged()
+			n.slots.Proxy()
 			n.warnOfPressure()
 			if st, err := n.datapath.Services().Sweep(); err != nil {
 				n.log.Error("connections of services were not collected", "error", err)

@@ -12,8 +12,12 @@ import (
 	"github.com/weirmesh/weir/services/agent/internal/desired"
 )
 
-// pressureWarn is the fill of a map, in percent, from which it is warned of. What does not fit is refused later, by name.
-const pressureWarn = 80
+// pressureWarn is the fill of a map, in percent, from which it is warned of, and pressureHigh that from which it is warned of again. What does not fit is
+// refused later, by name.
+const (
+	pressureWarn = 80
+	pressureHigh = 95
+)
 
 // mapUsage is how full a kernel map is.
 type mapUsage struct {
@@ -34,6 +38,8 @@ func (n *node) usage() []mapUsage {
 		{"ct", int(n.sweeps.live.Load() + n.sweeps.left.Load()), n.config.ConntrackMax},
 		{"ipcache", n.mirror.Prefixes(), n.ipcacheMax},
 	}
+	st := n.slots.Stats()
+	all = append(all, mapUsage{"slots", st.Used, st.Max})
 	for _, u := range n.policies.Stats().Usage {
 		all = append(all, mapUsage{u.Map, u.Entries, u.Max})
 	}
@@ -55,16 +61,23 @@ func (n *node) refusals() map[desired.Key]string {
 	return all
 }
 
-// warnOfPressure tells once when a map fills, and once when it has room again.
+// warnOfPressure tells when a map fills, when it is nearly full, and when it has room again.
 func (n *node) warnOfPressure() {
 	for _, u := range n.usage() {
-		high := u.percent() >= pressureWarn
-		if high == n.pressed[u.name] {
+		level := 0
+		switch {
+		case u.percent() >= pressureHigh:
+			level = pressureHigh
+		case u.percent() >= pressureWarn:
+			level = pressureWarn
+		}
+		before := n.pressed[u.name]
+		n.pressed[u.name] = level
+		if level == before || 0 < level && level < before {
 			continue
 		}
-		n.pressed[u.name] = high
 		kind := "map-pressure"
-		if !high {
+		if level == 0 {
 			kind = "map-relieved"
 		}
 		n.log.Warn(kind, "map", u.name, "entries", u.entries, "max", u.max)

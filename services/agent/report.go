@@ -73,6 +73,7 @@ func (n *node) details() []status.Detail {
 			details = append(details, status.Detail{Name: "connections refused", Value: fmt.Sprintf("%d packets, since the table was full", c.ConnsRefused)})
 		}
 	}
+	details = append(details, n.proxyDetails()...)
 	details = append(details, n.policyDetails()...)
 	for name, count := range n.endpoints.LateNodes() {
 		details = append(details, status.Detail{Name: "late node " + name, Value: fmt.Sprintf("%d addresses", count)})
@@ -131,6 +132,16 @@ var help = map[string]string{
 	"weir_agent_policy_selectors":             "Selectors of these policies.",
 	"weir_agent_policy_endpoints":             "Endpoints for which a policy is in force.",
 	"weir_agent_policy_pauses":                "Pauses of policy, of pods and of the node.",
+	"weir_agent_slots_resting":                "Slots that nothing uses, and that no other filter gets yet.",
+	"weir_agent_proxy_listening":              "1 while the node's proxy listens.",
+	"weir_agent_proxy_missed_listeners_total": "Listeners that did not come before the entry that needs them.",
+	"weir_agent_access_log_entries_total":     "Entries that the proxy has sent.",
+	"weir_agent_requests_total":               "Requests and responses that proxies and weir-dns told and flows were made of.",
+	"weir_agent_dns_connected":                "1 while weir-dns is connected.",
+	"weir_agent_dns_behind":                   "Revisions that weir-dns has not taken.",
+	"weir_agent_dns_names":                    "Names that weir-dns knows.",
+	"weir_agent_dns_addresses":                "Addresses that weir-dns knows.",
+	"weir_agent_dns_evicted_total":            "Addresses that fell out of weir-dns's full cache.",
 	"weir_agent_connections":                  "Live entries of the connection table.",
 	"weir_agent_service_connections":          "Connections of services that are translated packet by packet.",
 	"weir_agent_service_frontends":            "Addresses at which services are served.",
@@ -215,7 +226,23 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	c.policies(put)
+	c.proxies(put, flag)
 	c.drops(put)
+}
+
+func (c *collector) proxies(put func(prometheus.ValueType, string, float64, ...string), flag func(bool) float64) {
+	n := c.node
+	st, dns, q := n.slots.Stats(), n.names.Status(), n.requests.Stats()
+	put(prometheus.GaugeValue, "weir_agent_slots_resting", float64(st.Resting))
+	put(prometheus.GaugeValue, "weir_agent_proxy_listening", flag(n.slots.Proxy()))
+	put(prometheus.CounterValue, "weir_agent_proxy_missed_listeners_total", float64(st.Missed))
+	put(prometheus.CounterValue, "weir_agent_access_log_entries_total", float64(n.accessLog.Stats().Entries))
+	put(prometheus.CounterValue, "weir_agent_requests_total", float64(q.Taken))
+	put(prometheus.GaugeValue, "weir_agent_dns_connected", flag(dns.Connected))
+	put(prometheus.GaugeValue, "weir_agent_dns_behind", float64(dns.Revision-dns.Acked))
+	put(prometheus.GaugeValue, "weir_agent_dns_names", float64(dns.Names))
+	put(prometheus.GaugeValue, "weir_agent_dns_addresses", float64(dns.Addresses))
+	put(prometheus.CounterValue, "weir_agent_dns_evicted_total", float64(dns.Evicted))
 }
 
 func (c *collector) policies(put func(prometheus.ValueType, string, float64, ...string)) {

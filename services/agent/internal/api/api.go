@@ -18,12 +18,14 @@ import (
 
 	"github.com/weirmesh/weir/bpf/datapath"
 	agentv1 "github.com/weirmesh/weir/gen/weir/agent/v1"
+	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
 	"github.com/weirmesh/weir/services/agent/internal/desired"
 	"github.com/weirmesh/weir/services/agent/internal/endpoint"
 	"github.com/weirmesh/weir/services/agent/internal/flow"
 	"github.com/weirmesh/weir/services/agent/internal/mirror"
 	"github.com/weirmesh/weir/services/agent/internal/monitor"
 	"github.com/weirmesh/weir/services/agent/internal/policymap"
+	"github.com/weirmesh/weir/services/agent/internal/slot"
 )
 
 // Config is where the answers come from.
@@ -45,6 +47,10 @@ type Config struct {
 		// PeerAt is the number by which policies know an address.
 		PeerAt(netip.Addr) uint32
 	}
+	Slots interface{ Rows() ([]slot.Row, error) }
+	// SlotUsers lists what uses a filter.
+	SlotUsers func(key string) []string
+
 	Now      func() time.Time
 	Monitor  *monitor.Hub
 	Clock    flow.Clock
@@ -58,6 +64,7 @@ type Policies interface {
 	Enforced(id uint16) datapath.EndpointPolicy
 	Dump(id uint16) ([]policymap.DumpRow, error)
 	Rules(number uint32) []desired.PolicyRule
+	Through(slot uint16) policymap.Through
 	Pause(subject string, p policymap.Pause) error
 	Resume(subject string) (bool, error)
 	PausedUntil(subject string) time.Time
@@ -205,6 +212,26 @@ func (s *Server) DumpServices(_ *agentv1.DumpServicesRequest, stream grpc.Server
 		}
 	}
 	return nil
+}
+
+// ListSlots implements AgentService.
+func (s *Server) ListSlots(context.Context, *agentv1.ListSlotsRequest) (*agentv1.ListSlotsResponse, error) {
+	rows, err := s.cfg.Slots.Rows()
+	if err != nil {
+		return nil, internal(err)
+	}
+	response := &agentv1.ListSlotsResponse{}
+	for _, r := range rows {
+		e := &agentv1.SlotEntry{Number: uint32(r.Number), Key: r.Key, Kind: policyv1.FilterKind(r.Kind), Direction: policyv1.Direction(r.Direction),
+			Visibility: r.Visibility, Port: uint32(r.Port), Listening: r.Listening, KernelPort: uint32(r.Kernel)}
+		if r.Since.IsZero() {
+			e.Users = s.cfg.SlotUsers(r.Key)
+		} else {
+			e.RestingSince = timestamppb.New(r.Since)
+		}
+		response.Slots = append(response.Slots, e)
+	}
+	return response, nil
 }
 
 // Monitor implements AgentService.

@@ -90,7 +90,16 @@ func (s *Server) LookupPolicy(_ context.Context, r *agentv1.LookupPolicyRequest)
 		return nil, internal(err)
 	}
 	return &agentv1.LookupPolicyResponse{EndpointId: uint32(id), Policy: a.Policy, PolicyKey: a.Key, Audit: a.Audit, Peer: a.Peer, PeerRow: a.PeerRow,
-		Verdict: policyv1.Verdict(a.Verdict), Rule: a.Rule, Rules: rulesOf(a.Rules)}, nil
+		Verdict: verdictOf(a.Verdict), Rule: a.Rule, Rules: rulesOf(a.Rules), Slot: uint32(a.Slot), Filter: a.Filter, ListenerPort: uint32(a.Listener),
+		Visibility: a.Verdict == datapath.PolicyVisible}, nil
+}
+
+// verdictOf: what is allowed through a slot is allowed.
+func verdictOf(v datapath.PolicyVerdict) policyv1.Verdict {
+	if v == datapath.PolicyRedirect || v == datapath.PolicyVisible {
+		return policyv1.Verdict_VERDICT_ALLOW
+	}
+	return policyv1.Verdict(v)
 }
 
 func rulesOf(list []desired.PolicyRule) []*policyv1.PolicyRule {
@@ -126,7 +135,9 @@ func (s *Server) DumpPolicy(r *agentv1.DumpPolicyRequest, stream grpc.ServerStre
 		}
 		for _, x := range ranges {
 			m.Protocol, m.First, m.Last = uint32(x.Proto), uint32(x.First), uint32(x.Last)
-			m.Verdict, m.Rule, m.Rules = policyv1.Verdict(x.Verdict), x.Rule, rulesOf(s.cfg.Policies.Rules(x.Rule))
+			m.Verdict, m.Rule, m.Rules = verdictOf(x.Verdict), x.Rule, rulesOf(s.cfg.Policies.Rules(x.Rule))
+			through := s.cfg.Policies.Through(x.Slot)
+			m.Slot, m.Filter, m.ListenerPort, m.Visibility = uint32(x.Slot), through.Filter, uint32(through.Listener), x.Verdict == datapath.PolicyVisible
 			if err := stream.Send(m); err != nil {
 				return err
 			}

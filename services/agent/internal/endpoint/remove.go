@@ -212,8 +212,20 @@ func (m *Manager) takeOver(e *Endpoint) error {
 			return err
 		}
 	}
+	m.reservePorts(e)
 	m.cfg.Registry.Register(m.registration(e))
 	return nil
+}
+
+// reservePorts does for a pod of an earlier agent what is done when one starts.
+func (m *Manager) reservePorts(e *Endpoint) {
+	ns, err := netdev.OpenNamespace(e.Netns)
+	if err == nil {
+		err = errors.Join(netdev.ReservePorts(ns), ns.Close())
+	}
+	if err != nil {
+		m.log.Warn("the proxy's source ports are not reserved in a pod", "pod", e.Namespace+"/"+e.Name, "error", err)
+	}
 }
 
 // removeStrays removes interfaces and rows that no endpoint has: an agent died between making and writing down, or its state was lost.

@@ -66,6 +66,8 @@ type Directory struct {
 	encodedService map[ServiceName][]byte
 	encodedLink    map[uint32][]byte
 	rules          map[uint32]*encodedRules
+	names          names
+	namesLooked    time.Time
 }
 
 type goneIdentity struct {
@@ -84,6 +86,7 @@ type half struct {
 	endpoint  []byte // flow.Endpoint
 	text      string // of the address
 	namespace string
+	names     []string // that DNS gave the address
 }
 
 // NewDirectory makes an empty directory of a cluster.
@@ -94,7 +97,7 @@ func NewDirectory(cluster string, now func() time.Time) *Directory {
 		identities: map[uint32][]string{}, gone: map[uint32]goneIdentity{}, services: map[uint32]ServiceName{},
 		frontends: map[Frontend]ServiceName{}, vips: map[netip.Addr]ServiceName{}, interfaces: map[uint32]string{},
 		ends: map[[16]byte]*half{}, encodedService: map[ServiceName][]byte{}, encodedLink: map[uint32][]byte{},
-		rules: map[uint32]*encodedRules{},
+		rules: map[uint32]*encodedRules{}, names: names{},
 	}
 	for number, name := range reservedLabels {
 		d.identities[number] = []string{"reserved:" + name}
@@ -161,6 +164,13 @@ func (d *Directory) Expire() {
 			delete(d.gone, number)
 			clear(d.ends)
 		}
+	}
+	if now.Sub(d.namesLooked) < expireNames {
+		return
+	}
+	d.namesLooked = now
+	for _, a := range d.names.expire(now) {
+		delete(d.ends, a.As16())
 	}
 }
 
@@ -269,7 +279,7 @@ func (d *Directory) buildEnd(addr [16]byte, identity uint32) *half {
 	if !ok {
 		labels = d.gone[p.Identity].labels
 	}
-	h := &half{identity: identity, text: a.String(), namespace: p.Namespace, endpoint: encodeEndpoint(&p, d.clusterOf(&p), labels)}
+	h := &half{identity: identity, text: a.String(), namespace: p.Namespace, names: d.names.of(a, d.now()), endpoint: encodeEndpoint(&p, d.clusterOf(&p), labels)}
 	if len(d.ends) >= maxCached {
 		clear(d.ends)
 	}

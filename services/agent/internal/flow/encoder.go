@@ -54,6 +54,8 @@ type Encoder struct {
 	tcpFlags   [256][]byte // messages TCPFlags
 	icmp       map[uint32][]byte
 
+	proxied proxied
+
 	body, stats []byte
 	meta        batch.Meta
 	out         Flow
@@ -127,6 +129,9 @@ func (e *Encoder) Encode(r *datapath.Record, emit func(*Flow)) bool {
 
 // packet encodes a trace, drop, verdict or final record.
 func (e *Encoder) packet(r *datapath.Record) Flow {
+	if r.Slot() != 0 {
+		e.proxied.note(r)
+	}
 	drop := r.Type == datapath.RecordDrop
 	final := r.Type == datapath.RecordFinal
 	time := e.clock.Unix(r.Time)
@@ -307,6 +312,12 @@ func (e *Encoder) ends(b []byte, source, destination *half, version uint8, xlate
 	}
 	b = appendStringField(b, 5<<3|2, xlated)
 	b = end(b, start)
+	for _, n := range source.names {
+		b = appendStringField(b, tagSourceNames, n)
+	}
+	for _, n := range destination.names {
+		b = appendStringField(b, tagDestNames, n)
+	}
 	b = appendBytesField(b, tagSource, source.endpoint)
 	return appendBytesField(b, tagDestination, destination.endpoint)
 }

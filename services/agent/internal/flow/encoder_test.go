@@ -33,7 +33,7 @@ func world(seed uint64) (*Encoder, *oracle, []netip.Addr, *rand.Rand) {
 			IPv4: netip.MustParseAddr("172.30.0.11"), IPv6: netip.MustParseAddr("fd30::11")},
 		shift: 1_700_000_000_000_000_000, peers: map[netip.Addr]Peer{}, labels: map[uint32][]string{},
 		services: map[uint32]ServiceName{}, frontends: map[Frontend]ServiceName{}, interfaces: map[uint32]string{7: "wr0123456789"},
-		rules: map[uint32]told{},
+		rules: map[uint32]told{}, names: map[netip.Addr][]string{netip.MustParseAddr("192.0.2.1"): {"a.example", "b.example"}},
 	}
 	dir := NewDirectory("default", time.Now)
 	for n, name := range reservedLabels {
@@ -80,6 +80,8 @@ func world(seed uint64) (*Encoder, *oracle, []netip.Addr, *rand.Rand) {
 	dir.SetRules(13, 1, nil)
 	o.rules[13] = told{match: 1}
 	dir.SetInterface(7, "wr0123456789")
+	dir.SetName(netip.MustParseAddr("192.0.2.1"), "b.example", time.Second)
+	dir.SetName(netip.MustParseAddr("192.0.2.1"), "a.example", time.Second)
 	return NewEncoder(dir, fixedClock(o.shift), o.node), o, addresses, rng
 }
 

@@ -27,6 +27,7 @@ type oracle struct {
 	frontends  map[Frontend]ServiceName
 	interfaces map[uint32]string
 	rules      map[uint32]told
+	names      map[netip.Addr][]string
 }
 
 // told is what flows say of a rule number.
@@ -134,6 +135,7 @@ func (o *oracle) packet(r *datapath.Record) *flowpb.Flow {
 		}
 	}
 	f.Source, f.Destination = o.endpoint(r.SrcAddr(), r.SrcIdentity), o.endpoint(r.DstAddr(), r.DstIdentity)
+	f.SourceNames, f.DestinationNames = o.names[r.SrcAddr()], o.names[r.DstAddr()]
 	if reply {
 		f.SourceService = o.service(r.Service, r.SrcAddr(), r.Sport, r.Proto)
 	} else {
@@ -255,6 +257,7 @@ func (o *oracle) translation(r *datapath.Record, post bool) *flowpb.Flow {
 		f.Source, f.Destination, f.SourceService, f.DestinationService = far, self, svc, nil
 	}
 	f.IP = &flowpb.IP{Source: src.String(), Destination: dst.String(), IpVersion: version(r.IpVersion)}
+	f.SourceNames, f.DestinationNames = o.names[src], o.names[dst]
 	switch r.Proto {
 	case 6:
 		f.L4, f.Summary = &flowpb.Layer4{Protocol: &flowpb.Layer4_TCP{TCP: &flowpb.TCP{SourcePort: sport, DestinationPort: dport}}}, "TCP" //nolint:staticcheck // oracle

@@ -21,6 +21,9 @@ const (
 	tagDestination   = 9<<3 | 2
 	tagType          = 10 << 3
 	tagNodeName      = 11<<3 | 2
+	tagSourceNames   = 13<<3 | 2
+	tagDestNames     = 14<<3 | 2
+	tagL7            = 15<<3 | 2
 	tagReply         = 16 << 3
 	tagEventType     = 19<<3 | 2
 	tagSourceService = 20<<3 | 2
@@ -30,6 +33,8 @@ const (
 	tagDropDesc      = 25 << 3
 	tagIsReply       = 26<<3 | 2
 	tagInterface     = 28<<3 | 2
+	tagProxyPort     = 29 << 3
+	tagTraceContext  = 30<<3 | 2
 	tagSockPoint     = 31 << 3
 	tagCookie        = 32 << 3
 	tagCgroup        = 33 << 3
@@ -38,6 +43,12 @@ const (
 	tagNodeLabels    = 37<<3 | 2
 	tagEmitter       = 41<<3 | 2
 	tagSummary       = 100000<<3 | 2
+)
+
+// Tags of the record of flow.Layer7.
+const (
+	tagDNS  = 100<<3 | 2
+	tagHTTP = 101<<3 | 2
 )
 
 // appendTag appends a tag known at compile time; one byte up to number 15, two up to 2047.

@@ -12,15 +12,25 @@ import (
 	"github.com/weirmesh/weir/services/agent/internal/desired"
 )
 
+// frontend is a row, and the key of the route that its connections pass first; its slot is looked for when the row is wanted.
+type frontend struct {
+	datapath.Service
+	route    string
+	unrouted error // there is no slot for it
+}
+
 // frontendsOf lists what clients of a service can address, with backends of the same family.
-func (m *Mirror) frontendsOf(s *desired.Service) []datapath.Service {
-	var all []datapath.Service
+func (m *Mirror) frontendsOf(s *desired.Service) []frontend {
+	var all []frontend
 	for i := range s.Ports {
 		p := &s.Ports[i]
 		var group uint32
 		add := func(kind datapath.FrontendKind, a netip.Addr, port uint16) {
-			row := datapath.Service{Frontend: datapath.Frontend{Addr: a, Port: port, Proto: p.Proto}, Kind: kind, Backends: m.backendsOf(p, a.Is4()),
-				Affinity: time.Duration(s.AffinitySeconds) * time.Second}
+			row := frontend{Service: datapath.Service{Frontend: datapath.Frontend{Addr: a, Port: port, Proto: p.Proto}, Kind: kind, Backends: m.backendsOf(p, a.Is4()),
+				Affinity: time.Duration(s.AffinitySeconds) * time.Second}}
+			if kind == datapath.ClusterIP {
+				row.route = p.Route
+			}
 			if s.Maglev {
 				row.Algorithm = datapath.Maglev
 			}

@@ -19,6 +19,7 @@ import (
 	"github.com/weirmesh/weir/services/agent/internal/flow"
 	"github.com/weirmesh/weir/services/agent/internal/healthport"
 	"github.com/weirmesh/weir/services/agent/internal/netdev"
+	"github.com/weirmesh/weir/services/agent/internal/slot"
 )
 
 // IPCache is the map of identities (datapath.IPCache).
@@ -39,6 +40,12 @@ type Services interface {
 type Peers interface {
 	// Number returns the number of a peer.
 	Number(name string) uint32
+}
+
+// Slots numbers what connections pass through (slot.Slots).
+type Slots interface {
+	// Of returns the number of a filter's slot, a new one if it has none.
+	Of(slot.Filter) (uint16, error)
 }
 
 // HealthPorts are the health-check node ports (healthport.Server).
@@ -77,6 +84,8 @@ type Config struct {
 	// ServiceIDs finds and keeps numbers of frontends.
 	ServiceIDs *ServiceIDs
 	Peers      Peers
+	// Slots numbers the routes of services; nil = services have none.
+	Slots Slots
 	// PeersChanged is called when policies know an address of a local endpoint by another number.
 	PeersChanged func(uid string)
 	// NodeChanged is called with this node's own resource when it changes.

@@ -24,6 +24,7 @@ import (
 	"github.com/weirmesh/weir/services/agent/internal/healthport"
 	"github.com/weirmesh/weir/services/agent/internal/mirror"
 	"github.com/weirmesh/weir/services/agent/internal/netdev"
+	"github.com/weirmesh/weir/services/agent/internal/slot"
 )
 
 // fakeIPCache is the map, and a journal of writes.
@@ -101,6 +102,7 @@ type fixture struct {
 	pods     []string
 	renamed  []string
 	ports    ports
+	slots    slots
 	max      int
 }
 
@@ -126,7 +128,7 @@ func (f *fixture) restart(t *testing.T) {
 		Routes:   func(r []netdev.Route) error { f.routes = r; return nil },
 		NodeIPv4: netip.MustParseAddr("172.30.0.1"), NodeIPv6: netip.MustParseAddr("fd30::1"),
 		Directory: flow.NewDirectory("default", time.Now), Events: f.events, ServiceIDs: ids,
-		HealthPorts: &f.ports, Peers: names{}, PeersChanged: func(uid string) { f.renamed = append(f.renamed, uid) },
+		HealthPorts: &f.ports, Peers: names{}, Slots: &f.slots, PeersChanged: func(uid string) { f.renamed = append(f.renamed, uid) },
 		PodChanged: func(p *desired.Pod) { f.pods = append(f.pods, p.Name) }, Log: slog.New(slog.DiscardHandler),
 	})
 	if err := f.Adopt(); err != nil {
@@ -575,6 +577,67 @@ func TestKindsOfFrontends(t *testing.T) {
 		t.Errorf("left: %v, %v", f.services.rows, f.ports.set)
 	}
 	f.expect(t, "gone", map[string]string{"192.0.2.9/32": "none", "198.18.0.1/32": "none"})
+}
+
+// slots numbers filters in their order, as long as there is room.
+type slots struct {
+	room int
+	keys []string
+}
+
+func (s *slots) Of(f slot.Filter) (uint16, error) {
+	if i := slices.Index(s.keys, f.Key); i >= 0 {
+		return uint16(i + 1), nil
+	}
+	if len(s.keys) >= s.room {
+		return 0, slot.ErrFull
+	}
+	s.keys = append(s.keys, f.Key)
+	return uint16(len(s.keys)), nil
+}
+
+// Pods' connections to cluster IPs pass the route; a service for whose route there is no slot stays as it was, or does not come about.
+func TestRoutedServices(t *testing.T) {
+	f := start(t)
+	routed := func(route string) []desired.Upsert {
+		s := balanced()
+		s.Ports[0].Route = route
+		return []desired.Upsert{{Key: key(desired.KindService, "default/web"), Resource: s}}
+	}
+	expect := func(when string, clusterIP uint16, refused bool) {
+		t.Helper()
+		for at, row := range f.services.rows {
+			if want := map[bool]uint16{true: clusterIP}[row.Kind == datapath.ClusterIP]; row.Route != want {
+				t.Errorf("%s: route of %v is %d, want %d", when, at, row.Route, want)
+			}
+		}
+		if _, told := f.Refused()["default/web"]; told != refused {
+			t.Errorf("%s: refused %v", when, f.Refused())
+		}
+	}
+	f.apply(t, routed("route-a"))
+	expect("no slot", 0, true)
+	if len(f.services.rows) != 3 {
+		t.Errorf("rows %v: want all but the cluster IP", f.services.rows)
+	}
+	f.slots.room = 1
+	if err := f.Retry(); err != nil {
+		t.Fatal(err)
+	}
+	expect("a slot is free", 1, false)
+	f.apply(t, routed("route-b"))
+	expect("another route, no slot", 1, true)
+	if keys := f.Routes(); len(keys) != 1 || len(f.slots.keys) != 1 {
+		t.Errorf("routes %v, slots %v", keys, f.slots.keys)
+	}
+	f.apply(t, routed(""))
+	expect("no route", 0, false)
+	f.apply(t, routed("route-b"))
+	expect("a plain service stays plain", 0, true)
+	f.apply(t, nil, key(desired.KindService, "default/web"))
+	if len(f.services.rows) != 0 || len(f.Routes()) != 0 {
+		t.Errorf("left: %v, %v", f.services.rows, f.Routes())
+	}
 }
 
 // Of two services with one address the first has it, until it lets go.

@@ -13,6 +13,7 @@ import (
 	"github.com/weirmesh/weir/services/agent/internal/desired"
 	"github.com/weirmesh/weir/services/agent/internal/flow"
 	"github.com/weirmesh/weir/services/agent/internal/healthport"
+	"github.com/weirmesh/weir/services/agent/internal/slot"
 )
 
 // serviceRow is a frontend. Two services may claim one (an external IP that both have): the first keeps it until it lets go.
@@ -25,19 +26,22 @@ type serviceRow struct {
 }
 
 type serviceOwner struct {
-	key     string
-	service *desired.Service
-	row     datapath.Service
+	key      string
+	service  *desired.Service
+	row      datapath.Service
+	route    string
+	unrouted error // there is no slot for its route
 }
 
 func (m *Mirror) applyService(c desired.Change) {
 	old, _ := c.Old.(*desired.Service)
 	svc, _ := c.New.(*desired.Service)
 	owner := "service/" + c.Key.Name
-	wanted := map[datapath.Frontend]datapath.Service{}
+	wanted := map[datapath.Frontend]frontend{}
 	if svc != nil {
 		for _, s := range m.frontendsOf(svc) {
 			if _, twice := wanted[s.Frontend]; !twice {
+				s.Route, s.unrouted = m.routeOf(s.route)
 				wanted[s.Frontend] = s
 			}
 		}
@@ -74,7 +78,7 @@ func serviceAddresses(s *desired.Service) []netip.Addr {
 }
 
 // dropService takes a service's word back on the frontends that it does not want any more.
-func (m *Mirror) dropService(key string, old *desired.Service, wanted map[datapath.Frontend]datapath.Service) {
+func (m *Mirror) dropService(key string, old *desired.Service, wanted map[datapath.Frontend]frontend) {
 	for _, s := range m.frontendsOf(old) {
 		row := m.frontends[s.Frontend]
 		if _, ok := wanted[s.Frontend]; ok || row == nil {
@@ -86,20 +90,20 @@ func (m *Mirror) dropService(key string, old *desired.Service, wanted map[datapa
 	}
 }
 
-func (m *Mirror) wantFrontend(key string, svc *desired.Service, f datapath.Frontend, s datapath.Service) {
+func (m *Mirror) wantFrontend(key string, svc *desired.Service, f datapath.Frontend, s frontend) {
 	row := m.frontends[f]
 	if row == nil {
 		row = &serviceRow{id: m.cfg.ServiceIDs.Of(f)}
 		m.frontends[f] = row
 	}
 	s.ID = row.id
-	o := &serviceOwner{key: key, service: svc, row: s}
+	o := &serviceOwner{key: key, service: svc, row: s.Service, route: s.route, unrouted: s.unrouted}
 	if i := slices.IndexFunc(row.owners, func(x *serviceOwner) bool { return x.key == key }); i >= 0 {
 		row.owners[i] = o
 	} else {
 		row.owners = append(row.owners, o)
 	}
-	row.dirty = row.dirty || row.written == nil || !reflect.DeepEqual(*row.written, row.owners[0].row)
+	row.dirty = row.dirty || row.written == nil || row.owners[0].unrouted != nil || !reflect.DeepEqual(*row.written, row.owners[0].row)
 	m.nameFrontend(f, row)
 }
 
@@ -122,6 +126,9 @@ func (m *Mirror) flushServices(quiet bool) error {
 		case !row.dirty:
 		case len(row.owners) == 0:
 			removals = append(removals, f)
+		case !m.routed(row):
+			// What it had stays; without a proxy nobody passes who should pass one.
+			m.refuseService(row, row.owners[0].unrouted)
 		default:
 			upserts = append(upserts, row.owners[0].row)
 		}
@@ -209,13 +216,8 @@ func (m *Mirror) wroteService(s *datapath.Service, err error, quiet bool) {
 	row := m.frontends[s.Frontend]
 	svc := row.owners[0].service
 	at := netip.AddrPortFrom(s.Frontend.Addr, s.Frontend.Port)
-	key := svc.Namespace + "/" + svc.Name
 	if err != nil {
-		if row.refused == nil {
-			m.log.Error("a service does not fit", "service", key, "frontend", at, "error", err)
-			m.cfg.Events.Notice("service-refused", map[string]any{"service": key, "frontend": at.String(), "error": err.Error()})
-		}
-		row.refused = err
+		m.refuseService(row, err)
 		return // still dirty: Retry
 	}
 	written := *s
@@ -227,6 +229,63 @@ func (m *Mirror) wroteService(s *datapath.Service, err error, quiet bool) {
 		}
 		m.cfg.Events.ServiceUpserted(row.id, svc.Namespace, svc.Name, svc.Type, at, backends)
 	}
+}
+
+func (m *Mirror) refuseService(row *serviceRow, err error) {
+	if row.refused == nil {
+		o := row.owners[0]
+		at := netip.AddrPortFrom(o.row.Frontend.Addr, o.row.Frontend.Port)
+		m.log.Error("a service does not fit", "service", o.key, "frontend", at, "error", err)
+		m.cfg.Events.Notice("service-refused", map[string]any{"service": o.key, "frontend": at.String(), "error": err.Error()})
+	}
+	row.refused = err
+}
+
+// routed looks again for the slot of a frontend's route.
+func (m *Mirror) routed(row *serviceRow) bool {
+	o := row.owners[0]
+	if o.unrouted == nil {
+		return true
+	}
+	o.row.Route, o.unrouted = m.routeOf(o.route)
+	return o.unrouted == nil
+}
+
+// routeOf returns the slot of a route; 0 = none.
+func (m *Mirror) routeOf(key string) (uint16, error) {
+	if key == "" || m.cfg.Slots == nil {
+		return 0, nil
+	}
+	return m.cfg.Slots.Of(slot.Filter{Key: key, Kind: uint8(desired.FilterRoute), Direction: desired.Egress})
+}
+
+// Routes returns the keys of all routes of services.
+func (m *Mirror) Routes() map[string]struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	keys := map[string]struct{}{}
+	for _, s := range m.services {
+		for _, p := range s.Ports {
+			if p.Route != "" {
+				keys[p.Route] = struct{}{}
+			}
+		}
+	}
+	return keys
+}
+
+// RouteUsers lists the services with a route, by namespace/name.
+func (m *Mirror) RouteUsers(route string) []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var all []string
+	for key, s := range m.services {
+		if slices.ContainsFunc(s.Ports, func(p desired.ServicePort) bool { return p.Route == route }) {
+			all = append(all, key)
+		}
+	}
+	slices.Sort(all)
+	return all
 }
 
 // setHealthPorts opens the ports of services that keep outside traffic on its node.

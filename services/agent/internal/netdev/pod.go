@@ -93,6 +93,9 @@ func ConnectPod(ns *Namespace, p Pod) error {
 			"ipv4/conf/"+p.PodName+"/rp_filter=0",
 		)
 	})
+	if err == nil {
+		err = ReservePorts(ns)
+	}
 	if err != nil {
 		return err
 	}

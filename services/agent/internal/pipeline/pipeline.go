@@ -21,6 +21,7 @@ import (
 	"github.com/weirmesh/weir/services/agent/internal/batch"
 	"github.com/weirmesh/weir/services/agent/internal/event"
 	"github.com/weirmesh/weir/services/agent/internal/flow"
+	"github.com/weirmesh/weir/services/agent/internal/request"
 	"github.com/weirmesh/weir/services/agent/internal/spool"
 )
 
@@ -54,6 +55,8 @@ type Config struct {
 	Encoder       *flow.Encoder
 	Spool         *spool.Spool
 	Events        *event.Queue
+	// Requests are what proxies and weir-dns saw; nil = there are none.
+	Requests *request.Queue
 	// Ended says up to which number of which epoch everything was acknowledged when the last agent ended; zero = not known.
 	Ended Ended
 	// Observe, if set, sees every record before it is encoded. It must not keep the record nor block.
@@ -101,6 +104,7 @@ type Pipeline struct {
 	emit      func(*flow.Flow)
 	// Not told yet.
 	invalid, eventsDropped uint64
+	requestsLost           request.Losses
 	untold                 []*batch.Sealed
 
 	epoch, next, flows, records, batches, invalidAll atomic.Uint64
@@ -234,8 +238,39 @@ func (p *Pipeline) record(cpu int, r *datapath.Record, pos uint64) {
 	p.positions[cpu] = pos
 }
 
-// collect adds what is no record of the kernel: events and losses.
+// requests encodes what proxies and weir-dns saw since the last call, be it more than a batch.
+func (p *Pipeline) requests() {
+	if p.cfg.Requests == nil {
+		return
+	}
+	for range request.DefaultQueue {
+		r, ok := p.cfg.Requests.Next()
+		if !ok {
+			break
+		}
+		if p.sealer.Full() {
+			if err := p.seal(); err != nil {
+				p.log.Error("batch was not sealed", "error", err)
+			}
+		}
+		f, ok := p.cfg.Encoder.EncodeRequest(r)
+		if !ok {
+			p.invalid++
+			p.invalidAll.Add(1)
+			continue
+		}
+		p.emit(f)
+		p.flows.Add(1)
+	}
+	l := p.cfg.Requests.TakeLosses()
+	p.requestsLost.Dropped += l.Dropped
+	p.requestsLost.Lost += l.Lost
+	p.invalid += l.Malformed
+}
+
+// collect adds what is no record of the kernel: requests, events and losses.
 func (p *Pipeline) collect(last bool) {
+	p.requests()
 	for !p.sealer.Full() {
 		e, ok := p.cfg.Events.Next()
 		if !ok {
@@ -273,6 +308,13 @@ func (p *Pipeline) tellLosses(now time.Time) error {
 		list = append(list, &flowv1.Loss{Place: flowv1.Place_PLACE_AGENT, Cause: flowv1.Cause_CAUSE_FULL, Count: p.eventsDropped, LastTime: at})
 		p.eventsDropped = 0
 	}
+	if n := p.requestsLost.Dropped; n > 0 {
+		list = append(list, &flowv1.Loss{Place: flowv1.Place_PLACE_AGENT, Cause: flowv1.Cause_CAUSE_REQUESTS, Count: n, LastTime: at})
+	}
+	if n := p.requestsLost.Lost; n > 0 {
+		list = append(list, &flowv1.Loss{Place: flowv1.Place_PLACE_PROXY, Cause: flowv1.Cause_CAUSE_FULL, Count: n, LastTime: at})
+	}
+	p.requestsLost = request.Losses{}
 	if p.invalid > 0 {
 		list = append(list, &flowv1.Loss{Place: flowv1.Place_PLACE_AGENT, Cause: flowv1.Cause_CAUSE_INVALID, Count: p.invalid, LastTime: at})
 		p.invalid = 0

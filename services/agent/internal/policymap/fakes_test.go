@@ -14,7 +14,9 @@ import (
 
 	"github.com/weirmesh/weir/bpf/datapath"
 	"github.com/weirmesh/weir/services/agent/internal/desired"
+	"github.com/weirmesh/weir/services/agent/internal/namerules"
 	"github.com/weirmesh/weir/services/agent/internal/policymap"
+	"github.com/weirmesh/weir/services/agent/internal/slot"
 )
 
 type rowKey struct{ policy, peer uint32 }
@@ -94,12 +96,13 @@ func (k *kernel) List() ([]datapath.PolicyRow, error) {
 	return all, nil
 }
 
-func (k *kernel) Lookup(policy, peer uint32, proto uint8, port uint16) (datapath.PolicyVerdict, uint32, bool, error) {
+func (k *kernel) LookupRange(policy, peer uint32, proto uint8, port uint16) (datapath.PolicyRange, bool, error) {
 	ranges, own := k.rows[rowKey{policy, peer}]
 	if !own {
 		ranges = k.rows[rowKey{policy, 0}]
 	}
-	any, named := datapath.PolicyRange{Verdict: datapath.PolicyDefaultDeny}, false
+	denied := datapath.PolicyRange{Verdict: datapath.PolicyDefaultDeny}
+	any, named := denied, false
 	for _, r := range ranges {
 		if r.Proto == 0 {
 			any = r
@@ -107,14 +110,14 @@ func (k *kernel) Lookup(policy, peer uint32, proto uint8, port uint16) (datapath
 		if r.Proto == proto {
 			named = true
 			if r.First <= port && port <= r.Last {
-				return r.Verdict, r.Rule, own, nil
+				return r, own, nil
 			}
 		}
 	}
 	if named {
-		return datapath.PolicyDefaultDeny, 0, own, nil
+		return denied, own, nil
 	}
-	return any.Verdict, any.Rule, own, nil
+	return any, own, nil
 }
 
 func (k *kernel) Bump() error { k.journal = append(k.journal, "bump"); return nil }
@@ -152,10 +155,56 @@ func (t *told) PolicyDeleted(labels []string, _ uint64, _ int) {
 }
 func (t *told) Notice(kind string, _ any) { t.notices = append(t.notices, kind) }
 
+// slots numbers filters in their order; there are max of them.
+type slots struct {
+	numbers map[string]uint16
+	max     int
+}
+
+func (s *slots) Of(f slot.Filter) (uint16, error) {
+	n, ok := s.numbers[f.Key]
+	if !ok {
+		if len(s.numbers) >= s.max {
+			return 0, fmt.Errorf("slots are full: %w", slot.ErrFull)
+		}
+		n = uint16(len(s.numbers) + 1)
+		s.numbers[f.Key] = n
+	}
+	return n, nil
+}
+
+func (s *slots) Get(number uint16) (slot.Slot, bool) {
+	for key, n := range s.numbers {
+		if n == number {
+			return slot.Slot{Number: n, Filter: slot.Filter{Key: key}}, true
+		}
+	}
+	return slot.Slot{}, false
+}
+
+func (s *slots) Port(number uint16) uint16 { return slot.PortBase + number }
+
+// nameRules is what weir-dns would be told.
+type nameRules struct {
+	filters  map[uint16]desired.Filter
+	policies map[uint32][]namerules.Name
+}
+
+func (n *nameRules) SetFilter(slot uint16, f desired.Filter) { n.filters[slot] = f }
+
+func (n *nameRules) SetPolicy(number uint32, names []namerules.Name) {
+	n.policies[number] = names
+	if len(names) == 0 {
+		delete(n.policies, number)
+	}
+}
+
 type fixture struct {
 	t *testing.T
 	*policymap.Engine
 	kernel *kernel
+	slots  *slots
+	rules  *nameRules
 	told   *told
 	store  *desired.Store
 	dir    string
@@ -164,7 +213,7 @@ type fixture struct {
 
 func start(t *testing.T) *fixture {
 	t.Helper()
-	f := &fixture{t: t, kernel: newKernel(), dir: t.TempDir(), now: time.Unix(1_000_000, 0)}
+	f := &fixture{t: t, kernel: newKernel(), slots: &slots{map[string]uint16{}, 10}, dir: t.TempDir(), now: time.Unix(1_000_000, 0)}
 	f.restart()
 	return f
 }
@@ -173,9 +222,9 @@ func start(t *testing.T) *fixture {
 func (f *fixture) restart() {
 	f.t.Helper()
 	f.told = &told{identities: map[uint32][]string{}, rules: map[uint32][]desired.PolicyRule{}, matches: map[uint32]uint8{}}
-	f.store = desired.NewStore()
+	f.store, f.rules = desired.NewStore(), &nameRules{map[uint16]desired.Filter{}, map[uint32][]namerules.Name{}}
 	e, err := policymap.New(policymap.Config{Maps: f.kernel, NumbersFile: filepath.Join(f.dir, "numbers"), PausesFile: filepath.Join(f.dir, "pauses"),
-		Names: f.told, Events: f.told, Now: func() time.Time { return f.now }, Log: slog.New(slog.DiscardHandler)})
+		Names: f.told, Slots: f.slots, NameRules: f.rules, Events: f.told, Now: func() time.Time { return f.now }, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -268,6 +317,9 @@ func (f *fixture) decide(id uint16, peer string, port uint16) string {
 		return "open"
 	}
 	text := a.Verdict.String()
+	if a.Slot != 0 {
+		text += " " + a.Filter
+	}
 	for _, r := range a.Rules {
 		text += " " + r.Name
 	}

@@ -105,6 +105,9 @@ func loadNumbers(path string, now func() time.Time) (*numbers, error) {
 	}
 	n.nextPolicy = max(n.nextPolicy, f.NextPolicy)
 	for _, l := range f.Rules {
+		if l.Number == 0 || l.Number > datapath.MaxRule {
+			continue // of a kernel layout of before
+		}
 		n.lists[l.Number] = ruleList{l.Match, l.Rules}
 		n.ruleNumbers[contentOf(l.Match, l.Rules)] = l.Number
 		n.nextRule = max(n.nextRule, l.Number+1)
@@ -236,19 +239,25 @@ func (n *numbers) policy(key string) uint32 {
 }
 
 // list returns the number of a list of rules; fresh = nobody has asked for it before. No rules have no number unless something is to be told of how a
-// packet came there.
-func (n *numbers) list(match uint8, rules []desired.PolicyRule) (number uint32, fresh bool) {
+// packet came there. With the error the number is 0, which names nothing.
+func (n *numbers) list(match uint8, rules []desired.PolicyRule) (number uint32, fresh bool, err error) {
 	content := contentOf(match, rules)
 	if number, ok := n.ruleNumbers[content]; ok {
-		return number, false
+		return number, false, nil
 	}
-	number = n.nextRule
-	if n.nextRule++; n.nextRule == 0 {
-		n.nextRule = 1
+	for range datapath.MaxRule {
+		if n.nextRule == 0 || n.nextRule > datapath.MaxRule {
+			n.nextRule = 1
+		}
+		number = n.nextRule
+		n.nextRule++
+		if _, taken := n.lists[number]; !taken {
+			n.ruleNumbers[content], n.lists[number] = number, ruleList{match, rules}
+			n.dirty = true
+			return number, true, nil
+		}
 	}
-	n.ruleNumbers[content], n.lists[number] = number, ruleList{match, rules}
-	n.dirty = true
-	return number, true
+	return 0, false, errors.New("no number is free for a list of rules")
 }
 
 func contentOf(match uint8, rules []desired.PolicyRule) string {
@@ -324,6 +333,11 @@ func (e *Engine) forgetNumbers() {
 	for _, p := range e.policies {
 		for _, c := range p.classes {
 			for _, r := range c {
+				rules[r.Rule] = struct{}{}
+			}
+		}
+		for _, name := range p.names {
+			for _, r := range name.Ranges {
 				rules[r.Rule] = struct{}{}
 			}
 		}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/weirmesh/weir/bpf/datapath"
 	"github.com/weirmesh/weir/services/agent/internal/desired"
+	"github.com/weirmesh/weir/services/agent/internal/namerules"
+	"github.com/weirmesh/weir/services/agent/internal/slot"
 )
 
 // policy is a resolved policy and how far the kernel has it.
@@ -21,6 +23,8 @@ type policy struct {
 	classes map[string][]datapath.PolicyRange // by positions, encoded; the one of "" is the rest
 	// unclassed are peers of classes that the policy service did not send. They are denied.
 	unclassed map[string]struct{}
+	names     []namerules.Name
+	unslotted error // there is no slot for one of its filters
 	written   bool
 	stale     bool  // a write failed, and is to be done again
 	blocked   error // why endpoints that do not have it must not get it
@@ -73,12 +77,7 @@ func (e *Engine) modelPolicy(c desired.Change) (*policy, bool) {
 		}
 		s.users[x.Key] = old
 	}
-	old.classes = make(map[string][]datapath.PolicyRange, len(x.Classes))
-	rest := restOf(x)
-	for i := range x.Classes {
-		class := &x.Classes[i]
-		old.classes[classKey(class.Selectors)] = e.ranges(x, class, rest)
-	}
+	e.encode(old)
 	for m := range e.members(old) {
 		e.number(m)
 	}
@@ -119,19 +118,64 @@ func (e *Engine) positions(p *policy, peer string) []uint32 {
 	return list
 }
 
-// ranges turns a class into the kernel's form.
-func (e *Engine) ranges(p *desired.Policy, class *desired.PolicyClass, rest []desired.PolicyRange) []datapath.PolicyRange {
-	out := make([]datapath.PolicyRange, 0, len(class.Ranges))
-	for _, r := range class.Ranges {
+// encode turns classes and names into the kernel's form.
+func (e *Engine) encode(p *policy) {
+	x := p.desired
+	p.unslotted = nil
+	slots := make(map[string]uint16, len(x.Filters))
+	for i := range x.Filters {
+		f := &x.Filters[i]
+		number, err := e.cfg.Slots.Of(slot.Filter{Key: f.Key, Kind: uint8(f.Kind), Direction: x.Direction, Visibility: f.Visibility})
+		if err != nil {
+			p.unslotted = err
+			continue
+		}
+		slots[f.Key] = number
+		if f.Kind == desired.FilterDNS {
+			e.cfg.NameRules.SetFilter(number, *f)
+		}
+	}
+	p.classes = make(map[string][]datapath.PolicyRange, len(x.Classes))
+	rest := restOf(x)
+	for i := range x.Classes {
+		class := &x.Classes[i]
+		p.classes[classKey(class.Selectors)] = e.ranges(p, slots, class.Ranges, func(r desired.PolicyRange) bool {
+			return len(class.Selectors) > 0 && !coveredBy(rest, r)
+		})
+	}
+	p.names = nil
+	for _, n := range x.Names {
+		p.names = append(p.names, namerules.Name{MatchName: n.MatchName, MatchPattern: n.MatchPattern,
+			Ranges: e.ranges(p, slots, n.Ranges, func(desired.PolicyRange) bool { return true })})
+	}
+}
+
+// ranges turns ranges into the kernel's form; byPeer says whether the peer mattered. What should pass a filter that has no slot is left out, and so
+// denied.
+func (e *Engine) ranges(p *policy, slots map[string]uint16, list []desired.PolicyRange, byPeer func(desired.PolicyRange) bool) []datapath.PolicyRange {
+	out := make([]datapath.PolicyRange, 0, len(list))
+	for _, r := range list {
 		if r.Verdict == desired.DefaultDeny && len(r.Rules) == 0 {
 			continue // as if it were not there
 		}
+		x := datapath.PolicyRange{Proto: r.Proto, First: r.First, Last: r.Last, Verdict: datapath.PolicyVerdict(r.Verdict)}
+		if r.Filter != "" {
+			if x.Slot = slots[r.Filter]; x.Slot == 0 {
+				continue
+			}
+			x.Verdict = datapath.PolicyRedirect
+			if f := p.desired.Filter(r.Filter); f != nil && f.Visibility {
+				x.Verdict = datapath.PolicyVisible
+			}
+		}
 		rules := make([]desired.PolicyRule, 0, len(r.Rules))
 		for _, i := range r.Rules {
-			rules = append(rules, p.Rules[i])
+			rules = append(rules, p.desired.Rules[i])
 		}
-		x := datapath.PolicyRange{Proto: r.Proto, First: r.First, Last: r.Last, Verdict: datapath.PolicyVerdict(r.Verdict)}
-		number, fresh := e.numbers.list(matchOf(r, len(class.Selectors) > 0 && !coveredBy(rest, r)), rules)
+		number, fresh, err := e.numbers.list(matchOf(r, byPeer(r)), rules)
+		if err != nil {
+			e.log.Error("flows do not name rules of a policy", "policy", p.key(), "error", err)
+		}
 		if fresh {
 			e.cfg.Names.SetRules(number, e.numbers.lists[number].match, rules)
 		}
@@ -171,7 +215,7 @@ func matchOf(r desired.PolicyRange, peer bool) uint8 {
 // coveredBy says that the same rules decide the same for every other peer, so that the peer did not matter.
 func coveredBy(rest []desired.PolicyRange, r desired.PolicyRange) bool {
 	return slices.ContainsFunc(rest, func(x desired.PolicyRange) bool {
-		return x.Proto == r.Proto && x.First <= r.First && r.Last <= x.Last && x.Verdict == r.Verdict && slices.Equal(x.Rules, r.Rules)
+		return x.Proto == r.Proto && x.First <= r.First && r.Last <= x.Last && x.Verdict == r.Verdict && x.Filter == r.Filter && slices.Equal(x.Rules, r.Rules)
 	})
 }
 
@@ -188,6 +232,10 @@ func (e *Engine) writePolicy(p *policy, quiet bool) error {
 			e.refuse(p, fmt.Errorf("selector %q has not been sent", key))
 			return nil
 		}
+	}
+	if p.unslotted != nil && !p.written {
+		e.refuse(p, p.unslotted)
+		return nil
 	}
 	members := e.members(p)
 	if err := e.room(p, len(members)+1); err != nil {
@@ -225,6 +273,10 @@ func (e *Engine) writePolicy(p *policy, quiet bool) error {
 		return nil
 	}
 	p.written, p.stale, p.full = true, false, nil
+	e.cfg.NameRules.SetPolicy(p.number, p.names)
+	if p.unslotted != nil {
+		e.refuse(p, p.unslotted) // it is in force, less what has no slot: that is denied
+	}
 	e.judge(p)
 	if first && !quiet {
 		e.cfg.Events.PolicyUpdated(labelsOf(p.desired), uint64(p.number), len(p.desired.Rules))
@@ -282,6 +334,7 @@ func (e *Engine) writeRow(p *policy, peer string) error {
 	number := e.number(peer)
 	positions := e.positions(p, peer)
 	e.dirty = true
+	defer e.cfg.NameRules.SetPolicy(p.number, p.names) // it is told when rows change
 	if len(positions) == 0 {
 		delete(p.unclassed, peer)
 		e.judge(p)
@@ -315,7 +368,7 @@ func covers(a, b []datapath.PolicyRange) bool {
 		return slices.ContainsFunc(list, func(x datapath.PolicyRange) bool { return x.Proto == proto })
 	}
 	for _, r := range b {
-		if r.Verdict != datapath.PolicyAllow {
+		if !r.Verdict.Allows() {
 			continue
 		}
 		proto := r.Proto
@@ -324,7 +377,7 @@ func covers(a, b []datapath.PolicyRange) bool {
 		}
 		port := int(r.First)
 		for _, x := range a {
-			if x.Proto == proto && x.Verdict == datapath.PolicyAllow && int(x.First) <= port && int(x.Last) >= port {
+			if x.Proto == proto && passes(x, r) && int(x.First) <= port && int(x.Last) >= port {
 				port = int(x.Last) + 1
 			}
 			if r.Proto == 0 && !names(b, x.Proto) {
@@ -336,6 +389,14 @@ func covers(a, b []datapath.PolicyRange) bool {
 		}
 	}
 	return true
+}
+
+// passes says that a lets through whatever b does: what b sends through a filter may pass a plainly, or by the same filter.
+func passes(a, b datapath.PolicyRange) bool {
+	if b.Verdict == datapath.PolicyRedirect && a.Verdict == datapath.PolicyRedirect {
+		return a.Slot == b.Slot
+	}
+	return a.Verdict == datapath.PolicyAllow || a.Verdict == datapath.PolicyVisible
 }
 
 // refuse notes that a policy does not fit.
@@ -387,6 +448,7 @@ func (e *Engine) collectPolicies() error {
 			continue
 		}
 		e.disuse(p)
+		e.cfg.NameRules.SetPolicy(p.number, nil)
 		delete(e.policies, p.key())
 		delete(e.refusals, p.resource())
 		e.cfg.Events.PolicyDeleted(labelsOf(p.desired), uint64(p.number), len(p.desired.Rules))

@@ -22,6 +22,8 @@ import (
 
 	"github.com/weirmesh/weir/bpf/datapath"
 	"github.com/weirmesh/weir/services/agent/internal/desired"
+	"github.com/weirmesh/weir/services/agent/internal/namerules"
+	"github.com/weirmesh/weir/services/agent/internal/slot"
 )
 
 // Maps are the kernel's maps (datapath.Policies).
@@ -32,7 +34,7 @@ type Maps interface {
 	SetEndpoint(id uint16, e datapath.EndpointPolicy) error
 	Endpoints() (map[uint16]datapath.EndpointPolicy, error)
 	List() ([]datapath.PolicyRow, error)
-	Lookup(policy, peer uint32, proto uint8, port uint16) (datapath.PolicyVerdict, uint32, bool, error)
+	LookupRange(policy, peer uint32, proto uint8, port uint16) (datapath.PolicyRange, bool, error)
 	Bump() error
 	Usage() []datapath.MapUsage
 }
@@ -43,6 +45,24 @@ type Names interface {
 	RemoveIdentity(number uint32)
 	SetRules(number uint32, match uint8, rules []desired.PolicyRule)
 	RemoveRules(number uint32)
+}
+
+// Slots numbers the filters that connections pass through (slot.Slots).
+type Slots interface {
+	// Of returns the number of a filter's slot, a new one if it has none.
+	Of(slot.Filter) (uint16, error)
+	// Get returns the slot of a number.
+	Get(number uint16) (slot.Slot, bool)
+	// Port is where the kernel finds its listener; 0 = nowhere.
+	Port(number uint16) uint16
+}
+
+// NameRules is what weir-dns must hold (namerules.Server).
+type NameRules interface {
+	// SetFilter says what queries that come by a slot may ask for.
+	SetFilter(slot uint16, f desired.Filter)
+	// SetPolicy says what a policy allows by names. Its rows are written. No names = it has none any more.
+	SetPolicy(number uint32, names []namerules.Name)
 }
 
 // Events tells what happened (event.Queue).
@@ -58,6 +78,8 @@ type Config struct {
 	// NumbersFile and PausesFile keep what a new agent must find again.
 	NumbersFile, PausesFile string
 	Names                   Names
+	Slots                   Slots
+	NameRules               NameRules
 	Events                  Events
 	Now                     func() time.Time
 	Log                     *slog.Logger
@@ -454,6 +476,9 @@ func (e *Engine) Retry() error {
 		for _, p := range e.policies {
 			if p.full == nil && !p.stale {
 				continue
+			}
+			if p.unslotted != nil {
+				e.encode(p)
 			}
 			errs = append(errs, e.writePolicy(p, true))
 			for key, s := range e.subjects {

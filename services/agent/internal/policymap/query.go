@@ -25,6 +25,27 @@ type Answer struct {
 	Verdict datapath.PolicyVerdict
 	Rule    uint32
 	Rules   []desired.PolicyRule
+	Through
+}
+
+// Through is what allowed connections pass; Slot 0 = nothing.
+type Through struct {
+	Slot uint16
+	// Filter is the slot's key, Listener the port where the kernel finds it (0 = nowhere).
+	Filter   string
+	Listener uint16
+}
+
+// Through describes a slot.
+func (e *Engine) Through(number uint16) Through {
+	if number == 0 {
+		return Through{}
+	}
+	t := Through{Slot: number, Listener: e.cfg.Slots.Port(number)}
+	if s, ok := e.cfg.Slots.Get(number); ok {
+		t.Filter = s.Key
+	}
+	return t
 }
 
 // Lookup asks the kernel's maps what an endpoint's policy decides for a peer.
@@ -41,8 +62,8 @@ func (e *Engine) Lookup(id uint16, d desired.Direction, peer uint32, proto uint8
 		return a, nil
 	}
 	a.Key = e.keyOf(a.Policy)
-	var err error
-	a.Verdict, a.Rule, a.PeerRow, err = e.cfg.Maps.Lookup(a.Policy, peer, proto, port)
+	r, peerRow, err := e.cfg.Maps.LookupRange(a.Policy, peer, proto, port)
+	a.Verdict, a.Rule, a.PeerRow, a.Through = r.Verdict, r.Rule, peerRow, e.Through(r.Slot)
 	a.Rules = e.numbers.lists[a.Rule].rules
 	return a, err
 }
@@ -141,6 +162,53 @@ func (e *Engine) Dump(id uint16) ([]DumpRow, error) {
 		out = append(out, d)
 	}
 	return out, nil
+}
+
+// Filters returns the keys of all filters that policies of this node name.
+func (e *Engine) Filters() map[string]struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	keys := map[string]struct{}{}
+	for _, p := range e.policies {
+		for i := range p.desired.Filters {
+			keys[p.desired.Filters[i].Key] = struct{}{}
+		}
+	}
+	return keys
+}
+
+// Frozen says that the state is from disk, and the kernel's younger.
+func (e *Engine) Frozen() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.frozen
+}
+
+// FilterRules lists the rules of all policies that name a filter: those that its items may be of.
+func (e *Engine) FilterRules(key string) []desired.PolicyRule {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var all []desired.PolicyRule
+	for _, p := range e.policies {
+		if p.desired.Filter(key) != nil {
+			all = append(all, p.desired.Rules...)
+		}
+	}
+	return all
+}
+
+// FilterUsers lists the policies that name a filter.
+func (e *Engine) FilterUsers(key string) []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var all []string
+	for _, p := range e.policies {
+		if p.desired.Filter(key) != nil {
+			all = append(all, p.key())
+		}
+	}
+	slices.Sort(all)
+	return all
 }
 
 // Rules returns the rules of a number.

@@ -83,19 +83,18 @@ func New(cfg Config) (*Slots, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, x := range s.table.list() {
-		if x.Since.IsZero() {
-			err = s.setRow(&x)
-			if err != nil {
-				return nil, err
-			}
+		if !x.Since.IsZero() {
+			continue
+		}
+		if err := s.setRow(&x); err != nil {
+			return nil, err
 		}
 	}
-	s.report()
 	return s, nil
 }
 
-// port is where a slot's listener is.
-func (s *Slots) port(x *Slot) uint16 {
+// PortOf is where a slot's listener is.
+func (s *Slots) PortOf(x *Slot) uint16 {
 	if x.DNS() {
 		return s.cfg.DNSPort
 	}
@@ -103,7 +102,7 @@ func (s *Slots) port(x *Slot) uint16 {
 }
 
 func (s *Slots) setRow(x *Slot) error {
-	port := s.port(x)
+	port := s.PortOf(x)
 	if s.rows[x.Number] == port {
 		return nil
 	}
@@ -138,7 +137,7 @@ func (s *Slots) Prepare(filters []Filter, quiet bool) error {
 	wait := map[uint16]string{}
 	for _, x := range fresh {
 		if !x.DNS() {
-			wait[s.port(x)] = x.Key
+			wait[s.PortOf(x)] = x.Key
 		}
 	}
 	s.mu.Unlock()
@@ -257,10 +256,18 @@ func (s *Slots) save() {
 }
 
 func (s *Slots) report() {
-	if s.cfg.Report == nil {
-		return
-	}
-	s.cfg.Report(slices.DeleteFunc(s.table.list(), func(x Slot) bool { return !x.Since.IsZero() }))
+	s.cfg.Report(s.usedLocked())
+}
+
+func (s *Slots) usedLocked() []Slot {
+	return slices.DeleteFunc(s.table.list(), func(x Slot) bool { return !x.Since.IsZero() })
+}
+
+// Used lists the slots in use by number.
+func (s *Slots) Used() []Slot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.usedLocked()
 }
 
 // Get returns the slot of a number, in use or resting.
@@ -288,7 +295,7 @@ func (s *Slots) Rows() ([]Row, error) {
 	defer s.mu.Unlock()
 	var rows []Row
 	for _, x := range s.table.list() {
-		r := Row{Slot: x, Port: s.port(&x), Kernel: s.rows[x.Number]}
+		r := Row{Slot: x, Port: s.PortOf(&x), Kernel: s.rows[x.Number]}
 		_, r.Listening = have[r.Port]
 		rows = append(rows, r)
 	}

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package accesslog takes the access log of the node's proxy, whichever speaks Envoy's AccessLogService, and makes requests for flows of it.
+//
+// A request is told when it was let through, and its response when it ended; a denied one is told once. A proxy may say that a request has begun before it
+// decides: then the request waits for a moment, as a denial ends it at once.
+package accesslog
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/weirmesh/weir/services/agent/internal/desired"
+	"github.com/weirmesh/weir/services/agent/internal/flow"
+	"github.com/weirmesh/weir/services/agent/internal/slot"
+)
+
+const (
+	// hold is how long a request waits that has begun and may still be denied.
+	hold = time.Second
+	// maxBegun bounds the requests of one stream that have begun and not ended; of more, request and response are told at the end.
+	maxBegun = 16384
+	// rulesFor is how long the rules of a filter are remembered.
+	rulesFor = 2 * time.Second
+)
+
+// Config says what a server works on.
+type Config struct {
+	// Slot finds the slot of a listener.
+	Slot func(number uint16) (slot.Slot, bool)
+	// Rules lists the rules that items of a filter may be of.
+	Rules func(filter string) []desired.PolicyRule
+	// Identity is who has an address, as the kernel knows it.
+	Identity func(netip.Addr) uint32
+	// Put takes a request; it must not block. Lost and Malformed count entries that did not come, or made no sense.
+	Put       func(*flow.Request)
+	Lost      func(uint64)
+	Malformed func()
+	Headers   Headers
+	// Query shows the query of URLs.
+	Query bool
+	// Shift is added to all times.
+	Shift time.Duration
+	// Draining, when closed, ends the streams.
+	Draining <-chan struct{}
+	Now      func() time.Time
+	Log      *slog.Logger
+}
+
+// Server serves AccessLogService and is safe for concurrent use.
+type Server struct {
+	accesslogv3.UnimplementedAccessLogServiceServer
+	cfg Config
+	log *slog.Logger
+
+	mu    sync.Mutex
+	rules map[string]ruleSet // by key of a filter
+	next  map[string]uint64  // sequence number that follows, by log name
+	stats Stats
+}
+
+// ruleSet is rules by the names that RBAC policies have.
+type ruleSet struct {
+	names map[string]desired.PolicyRule
+	until time.Time
+}
+
+// Stats counts.
+type Stats struct {
+	Streams int
+	Entries uint64
+}
+
+// New makes a server.
+func New(cfg Config) *Server {
+	return &Server{cfg: cfg, log: cfg.Log.With("component", "accesslog"), rules: map[string]ruleSet{}, next: map[string]uint64{}}
+}
+
+// Stats returns the counts of now.
+func (s *Server) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stats
+}
+
+// stream is one stream of a proxy.
+type stream struct {
+	*Server
+	logName string
+	slot    slot.Slot // Number 0 = not known
+	begun   map[string]begun
+	// held are keys of begun requests that are not told yet, oldest first; a key may be of one that has ended.
+	held []held
+}
+
+type begun struct {
+	request *flow.Request // nil = told
+}
+
+type held struct {
+	key   string
+	until time.Time
+}
+
+// StreamAccessLogs implements AccessLogService. Caller: the node's proxy, as root.
+func (s *Server) StreamAccessLogs(g accesslogv3.AccessLogService_StreamAccessLogsServer) error {
+	s.mu.Lock()
+	s.stats.Streams++
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.stats.Streams--
+		s.mu.Unlock()
+	}()
+	st := &stream{Server: s, begun: map[string]begun{}}
+	defer st.release(true)
+	messages := make(chan *accesslogv3.StreamAccessLogsMessage)
+	failed := make(chan error, 1)
+	go func() {
+		for {
+			m, err := g.Recv()
+			if err != nil {
+				failed <- err
+				return
+			}
+			select {
+			case messages <- m:
+			case <-g.Context().Done():
+				return
+			}
+		}
+	}()
+	timer := time.NewTimer(hold)
+	defer timer.Stop()
+	for {
+		select {
+		case m := <-messages:
+			if err := st.take(m); err != nil {
+				return err
+			}
+		case err := <-failed:
+			if errors.Is(err, io.EOF) {
+				return g.SendAndClose(&accesslogv3.StreamAccessLogsResponse{})
+			}
+			return err
+		case <-timer.C:
+		case <-s.cfg.Draining:
+			return status.Error(codes.Unavailable, "the agent is stopping")
+		}
+		st.release(false)
+		if len(st.held) > 0 {
+			timer.Reset(max(st.held[0].until.Sub(s.cfg.Now()), time.Millisecond))
+		}
+	}
+}
+
+// take takes a message's entries.
+func (st *stream) take(m *accesslogv3.StreamAccessLogsMessage) error {
+	if id := m.GetIdentifier(); id != nil {
+		st.logName = text(id.GetLogName(), maxName)
+		st.slot = slot.Slot{}
+	}
+	if st.logName == "" {
+		return status.Error(codes.InvalidArgument, "identifier.log_name: the first message must have one")
+	}
+	if st.slot.Number == 0 {
+		st.slot, _ = st.cfg.Slot(numberOf(st.logName))
+	}
+	http, tcp := m.GetHttpLogs().GetLogEntry(), m.GetTcpLogs().GetLogEntry()
+	count := len(http) + len(tcp)
+	if len(http) > 0 {
+		st.account(http[0].GetCommonProperties().GetCustomTags(), count)
+	} else if len(tcp) > 0 {
+		st.account(tcp[0].GetCommonProperties().GetCustomTags(), count)
+	}
+	st.mu.Lock()
+	st.stats.Entries += uint64(count)
+	st.mu.Unlock()
+	for _, e := range http {
+		if !st.http(e) {
+			st.cfg.Malformed()
+		}
+	}
+	for _, e := range tcp {
+		if !st.tcp(e) {
+			st.cfg.Malformed()
+		}
+	}
+	return nil
+}
+
+// numberOf reads a slot's number of a listener's name; 0 = it is none.
+func numberOf(name string) uint16 {
+	n, err := strconv.ParseUint(strings.TrimPrefix(name, "slot-"), 10, 16)
+	if err != nil || n > slot.Max || !strings.HasPrefix(name, "slot-") {
+		return 0
+	}
+	return uint16(n)
+}
+
+// account counts what a proxy of ours says that it has lost, and what a hole in its numbers says.
+func (st *stream) account(tags map[string]string, count int) {
+	lost, _ := strconv.ParseUint(tags["weir.lost"], 10, 32)
+	sequence, err := strconv.ParseUint(tags["weir.sequence"], 10, 63)
+	if err == nil && sequence > 0 {
+		st.mu.Lock()
+		expected := st.next[st.logName]
+		if _, known := st.next[st.logName]; known || len(st.next) <= slot.Max {
+			st.next[st.logName] = sequence + uint64(count)
+		}
+		st.mu.Unlock()
+		if expected != 0 && sequence > expected && sequence-expected < 1<<32 {
+			lost = max(lost, sequence-expected)
+		}
+	}
+	if lost > 0 {
+		st.cfg.Lost(lost)
+	}
+}
+
+// release tells requests that have waited long enough; all = the stream ends.
+func (st *stream) release(all bool) {
+	now := st.cfg.Now()
+	for len(st.held) > 0 && (all || !now.Before(st.held[0].until)) {
+		key := st.held[0].key
+		st.held = st.held[1:]
+		if b, ok := st.begun[key]; ok && b.request != nil {
+			st.cfg.Put(b.request)
+			st.begun[key] = begun{}
+		}
+	}
+}
+
+// rule finds the rule that an RBAC policy is made of: `namespace/name/list[index]#item`.
+func (s *Server) rule(filter, name string) (desired.PolicyRule, bool) {
+	if i := strings.LastIndexByte(name, '#'); i >= 0 {
+		name = strings.TrimSuffix(name[:i], "/")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	set, ok := s.rules[filter]
+	if now := s.cfg.Now(); !ok || now.After(set.until) {
+		set = ruleSet{names: map[string]desired.PolicyRule{}, until: now.Add(rulesFor)}
+		for _, r := range s.cfg.Rules(filter) {
+			for _, n := range namesOf(&r) {
+				if _, taken := set.names[n]; !taken {
+					set.names[n] = r
+				}
+			}
+		}
+		if len(s.rules) > slot.Max {
+			clear(s.rules)
+		}
+		s.rules[filter] = set
+	}
+	r, ok := set.names[name]
+	return r, ok
+}
+
+// namesOf lists the names that a rule may have as an RBAC policy.
+func namesOf(r *desired.PolicyRule) []string {
+	if r.Name == "" {
+		return []string{"/" + r.Implicit + "/[0]"}
+	}
+	object := r.Namespace + "/" + r.Name + "/"
+	list := fmt.Sprintf("%s[%d]", r.List, r.Index)
+	if r.Spec > 0 {
+		return []string{fmt.Sprintf("%sspecs[%d]/%s", object, r.Spec, list)}
+	}
+	return []string{object + list, object + "specs[0]/" + list}
+}
