@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package l7bench
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Shape is what a proxy is to be configured with.
+type Shape struct {
+	// Origin is the server's address.
+	Origin string
+	// First is the first listener's port on 127.0.0.1; further ones follow.
+	First int
+	// Listeners; 0 = 1. Routes beside the one for everything, by path prefix.
+	Listeners, Routes int
+	// Log writes an access log.
+	Log bool
+	// Dir has sockets and logs.
+	Dir string
+}
+
+func (s Shape) address() string { return fmt.Sprintf("127.0.0.1:%d", s.First) }
+
+func (s Shape) ports() []int {
+	ports := make([]int, max(s.Listeners, 1))
+	for i := range ports {
+		ports[i] = s.First + i
+	}
+	return ports
+}
+
+// HAProxy starts HAProxy with one thread.
+func HAProxy(ctx context.Context, dir string, cpu int, s Shape) (*Process, error) {
+	var b strings.Builder
+	b.WriteString("global\n  nbthread 1\n  maxconn 20000\n")
+	if s.Log {
+		b.WriteString("  log stdout format raw local0\n")
+	}
+	b.WriteString("defaults\n  mode http\n  option http-keep-alive\n  http-reuse always\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n")
+	if s.Log {
+		b.WriteString("  log global\n  option httplog\n")
+	}
+	b.WriteString("frontend f\n")
+	for _, port := range s.ports() {
+		fmt.Fprintf(&b, "  bind 127.0.0.1:%d\n", port)
+	}
+	for i := range s.Routes {
+		fmt.Fprintf(&b, "  use_backend b if { path_beg /route/%d/ }\n", i)
+	}
+	fmt.Fprintf(&b, "  default_backend b\nbackend b\n  server s %s\n", s.Origin)
+	path := filepath.Join(dir, "haproxy.cfg")
+	if err := os.WriteFile(path, []byte(b.String()), 0o600); err != nil {
+		return nil, fmt.Errorf("configure haproxy: %w", err)
+	}
+	return start(ctx, "haproxy", cpu, dir, s.address(), "haproxy", "-db", "-f", path)
+}
+
+// Nginx starts nginx with one worker.
+func Nginx(ctx context.Context, dir string, cpu int, s Shape) (*Process, error) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "daemon off;\nuser root;\nworker_processes 1;\npid %s/nginx.pid;\nerror_log %s/nginx-error.log;\nevents { worker_connections 20000; }\nhttp {\n", dir, dir)
+	if s.Log {
+		fmt.Fprintf(&b, "  access_log %s/nginx-access.log;\n", dir)
+	} else {
+		b.WriteString("  access_log off;\n")
+	}
+	fmt.Fprintf(&b, "  keepalive_requests 100000000;\n  upstream o { server %s; keepalive 256; keepalive_requests 100000000; }\n  server {\n", s.Origin)
+	for _, port := range s.ports() {
+		fmt.Fprintf(&b, "    listen 127.0.0.1:%d;\n", port)
+	}
+	const pass = "proxy_pass http://o; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host;"
+	for i := range s.Routes {
+		fmt.Fprintf(&b, "    location /route/%d/ { %s }\n", i, pass)
+	}
+	fmt.Fprintf(&b, "    location / { %s }\n  }\n}\n", pass)
+	path := filepath.Join(dir, "nginx.conf")
+	if err := os.WriteFile(path, []byte(b.String()), 0o600); err != nil {
+		return nil, fmt.Errorf("configure nginx: %w", err)
+	}
+	return start(ctx, "nginx", cpu, dir, s.address(), "nginx", "-c", path, "-e", filepath.Join(dir, "nginx-error.log"))
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package l7bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Process is a proxy, or several processes of one, pinned to a CPU.
+type Process struct {
+	Name    string
+	Address string
+	cmd     *exec.Cmd
+	log     string
+}
+
+// Pin has this process, with all threads that it starts from now on, run on one CPU.
+func Pin(cpu int) error {
+	var set unix.CPUSet
+	set.Set(cpu)
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return fmt.Errorf("pin: %w", err)
+	}
+	for _, t := range tasks {
+		id, err := strconv.Atoi(t.Name())
+		if err != nil {
+			continue
+		}
+		if err := unix.SchedSetaffinity(id, &set); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("pin: %w", err)
+		}
+	}
+	return nil
+}
+
+// start starts a program on a CPU, and waits until it listens.
+func start(ctx context.Context, name string, cpu int, dir, address, program string, args ...string) (*Process, error) {
+	p := &Process{Name: name, Address: address, log: filepath.Join(dir, name+".log")}
+	output, err := os.Create(p.log)
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	defer output.Close()
+	p.cmd = exec.Command("taskset", append([]string{"-c", strconv.Itoa(cpu), program}, args...)...)
+	p.cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
+	p.cmd.Stdout, p.cmd.Stderr = output, output
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := p.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "tcp", address)
+		if err == nil {
+			conn.Close()
+			return p, nil
+		}
+		if time.Now().After(deadline) || ctx.Err() != nil {
+			text, _ := os.ReadFile(p.log)
+			return nil, errors.Join(fmt.Errorf("%s does not listen on %s: %w\n%s", name, address, err, text), p.Stop())
+		}
+	}
+}
+
+// Stop ends the processes.
+func (p *Process) Stop() error {
+	if p.cmd == nil {
+		return nil
+	}
+	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // the group that start made
+	_ = p.cmd.Wait()
+	return nil
+}
+
+// each calls f for each process of the group.
+func (p *Process) each(f func(pid int)) error {
+	group := p.cmd.Process.Pid
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return fmt.Errorf("read /proc: %w", err)
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if g, err := unix.Getpgid(pid); err == nil && g == group {
+			f(pid)
+		}
+	}
+	return nil
+}
+
+// clockTick of /proc/PID/stat: 100 on every Linux of today.
+const clockTick = 10 * time.Millisecond
+
+// CPU is the time that it used so far.
+func (p *Process) CPU() (time.Duration, error) {
+	var total time.Duration
+	err := p.each(func(pid int) {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return
+		}
+		fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+		for _, i := range []int{11, 12} { // utime, stime
+			n, _ := strconv.Atoi(fields[i])
+			total += time.Duration(n) * clockTick
+		}
+	})
+	return total, err
+}
+
+// Memory is the resident memory in bytes.
+func (p *Process) Memory() (total int, err error) {
+	err = p.each(func(pid int) {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+		if err != nil {
+			return
+		}
+		if fields := strings.Fields(string(text)); len(fields) > 1 {
+			n, _ := strconv.Atoi(fields[1])
+			total += n * os.Getpagesize()
+		}
+	})
+	return total, err
+}
