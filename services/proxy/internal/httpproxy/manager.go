@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package httpproxy is the HTTP data path: what an HttpConnectionManager and its RouteConfiguration say, done to connections.
+//
+// The library's servers (net/http behind a guard that reads strictly, x/net/http2) turn connections into requests; an exchange takes each through normalisation,
+// routing, the filters and the router to an upstream connection of its client, and back.
 package httpproxy
 
 import (
-	"context"
-	"errors"
 	"log/slog"
-	"net"
+	"sync/atomic"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -23,8 +24,9 @@ type Routes = route.Table
 // Env is what a Manager needs of the rest of the proxy.
 type Env struct {
 	Clusters model.Clusters
-	Logger   model.Logger
-	Limits   model.Limits
+	// Logger takes the access log; nil = none.
+	Logger model.Logger
+	Limits model.Limits
 	// Routes finds the current routes by name, at each request; nil = not known (yet), which answers 404. Not asked when the manager has its routes inline.
 	Routes func(name string) *Routes
 	// Upstreams is shared by all managers, so that a newer manager keeps the connections of the one before it.
@@ -34,30 +36,58 @@ type Env struct {
 
 // Manager serves HTTP connections as one HttpConnectionManager says. Safe for concurrent use.
 type Manager struct {
-	env       Env
-	routeName string
+	env     Env
+	cfg     *config
+	buffers buffers
+	next    atomic.Pointer[Manager]
 }
 
 // Compile compiles a connection manager. What is not implemented is an error that names the field's path.
 func Compile(hcm *hcmv3.HttpConnectionManager, env Env) (*Manager, error) {
-	if hcm == nil {
-		return nil, errors.New("no connection manager")
+	cfg, err := compileConfig(hcm)
+	if err != nil {
+		return nil, err
 	}
-	return &Manager{env: env, routeName: hcm.GetRds().GetRouteConfigName()}, nil
+	return &Manager{env: env, cfg: cfg}, nil
 }
 
 // CompileRoutes compiles a route configuration.
-func CompileRoutes(c *routev3.RouteConfiguration) (*Routes, error) { return route.Compile(c) }
+func CompileRoutes(c *routev3.RouteConfiguration) (*Routes, error) {
+	return route.Compile(c, compileOverride)
+}
 
 // RouteName is the route configuration that the manager follows by discovery; "" = it has its own.
-func (m *Manager) RouteName() string { return m.routeName }
+func (m *Manager) RouteName() string { return m.cfg.routeName }
 
 // Clusters are the names of the clusters that the manager's own routes lead to.
-func (m *Manager) Clusters() []string { return nil }
+func (m *Manager) Clusters() []string {
+	if m.cfg.routes == nil {
+		return nil
+	}
+	return m.cfg.routes.Clusters()
+}
 
 // Adopt makes new requests of m's live connections be judged and routed by next.
-func (m *Manager) Adopt(*Manager) {}
+func (m *Manager) Adopt(next *Manager) {
+	if next != m {
+		m.next.Store(next)
+	}
+}
 
-// Serve speaks HTTP with the client of nc until the connection has ended, and closes it. The end of ctx drains it: requests in flight are finished, then the
-// connection is closed.
-func (m *Manager) Serve(_ context.Context, nc net.Conn, _ *model.Conn) { nc.Close() }
+// current is the newest manager of m's connections.
+func (m *Manager) current() *Manager {
+	for {
+		n := m.next.Load()
+		if n == nil {
+			return m
+		}
+		m = n
+	}
+}
+
+func (m *Manager) table() *Routes {
+	if m.cfg.routes != nil {
+		return m.cfg.routes
+	}
+	return m.env.Routes(m.cfg.routeName)
+}

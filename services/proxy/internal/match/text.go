@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package match
+
+import (
+	"fmt"
+	"regexp"
+	"regexp/syntax"
+	"strings"
+
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+
+	"github.com/weirmesh/weir/services/proxy/internal/fields"
+)
+
+// String matches a text.
+type String func(string) bool
+
+// maxProgram bounds the instructions of a regular expression: each is visited once a byte of the text at most.
+const maxProgram = 10000
+
+// CompileString compiles a string matcher.
+func CompileString(m *matcherv3.StringMatcher, path string) (String, error) {
+	if err := fields.Only(m, path, "exact", "prefix", "suffix", "contains", "safe_regex", "ignore_case"); err != nil {
+		return nil, err
+	}
+	fold := m.GetIgnoreCase()
+	switch p := m.GetMatchPattern().(type) {
+	case *matcherv3.StringMatcher_Exact:
+		return exact(p.Exact, fold), nil
+	case *matcherv3.StringMatcher_Prefix:
+		return prefix(p.Prefix, fold), nil
+	case *matcherv3.StringMatcher_Suffix:
+		return suffix(p.Suffix, fold), nil
+	case *matcherv3.StringMatcher_Contains:
+		return contains(p.Contains, fold), nil
+	case *matcherv3.StringMatcher_SafeRegex:
+		return CompileRegex(p.SafeRegex, fields.Join(path, "safe_regex"))
+	}
+	return nil, fmt.Errorf("%s: no pattern", path)
+}
+
+func exact(want string, fold bool) String {
+	if fold {
+		return func(s string) bool { return len(s) == len(want) && equalFold(s, want) }
+	}
+	return func(s string) bool { return s == want }
+}
+
+func prefix(want string, fold bool) String {
+	if fold {
+		return func(s string) bool { return len(s) >= len(want) && equalFold(s[:len(want)], want) }
+	}
+	return func(s string) bool { return strings.HasPrefix(s, want) }
+}
+
+func suffix(want string, fold bool) String {
+	if fold {
+		return func(s string) bool { return len(s) >= len(want) && equalFold(s[len(s)-len(want):], want) }
+	}
+	return func(s string) bool { return strings.HasSuffix(s, want) }
+}
+
+func contains(want string, fold bool) String {
+	if fold {
+		want = lower(want)
+		return func(s string) bool { return strings.Contains(lower(s), want) }
+	}
+	return func(s string) bool { return strings.Contains(s, want) }
+}
+
+// Only ASCII letters fold: two texts that differ in other letters are two names.
+func equalFold(a, b string) bool {
+	for i := range len(a) {
+		if lowerByte(a[i]) != lowerByte(b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func lower(s string) string {
+	for i := range len(s) {
+		if s[i] != lowerByte(s[i]) {
+			b := []byte(s)
+			for j := range b {
+				b[j] = lowerByte(b[j])
+			}
+			return string(b)
+		}
+	}
+	return s
+}
+
+func lowerByte(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		return c + 'a' - 'A'
+	}
+	return c
+}
+
+// CompileRegex compiles an expression that must match the whole text.
+func CompileRegex(m *matcherv3.RegexMatcher, path string) (String, error) {
+	if err := fields.Only(m, path, "regex", "google_re2"); err != nil {
+		return nil, err
+	}
+	tree, err := syntax.Parse(m.GetRegex(), syntax.Perl)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", fields.Join(path, "regex"), err)
+	}
+	prog, err := syntax.Compile(tree.Simplify())
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", fields.Join(path, "regex"), err)
+	}
+	if len(prog.Inst) > maxProgram {
+		return nil, fmt.Errorf("%s: expression is too large", fields.Join(path, "regex"))
+	}
+	if f := plain(tree.Simplify()); f != nil {
+		return f, nil
+	}
+	re, err := regexp.Compile(`\A(?:` + m.GetRegex() + `)\z`)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", fields.Join(path, "regex"), err)
+	}
+	return re.MatchString, nil
+}
+
+// plain returns a cheaper matcher for the two commonest shapes: a literal, and a literal followed by ".*".
+func plain(re *syntax.Regexp) String {
+	parts := []*syntax.Regexp{re}
+	if re.Op == syntax.OpConcat {
+		parts = re.Sub
+	}
+	var text string
+	if p := parts[0]; p.Op == syntax.OpLiteral && p.Flags&syntax.FoldCase == 0 {
+		text, parts = string(p.Rune), parts[1:]
+	}
+	switch {
+	case len(parts) == 0:
+		return exact(text, false)
+	case len(parts) == 1 && parts[0].Op == syntax.OpStar && parts[0].Sub[0].Op == syntax.OpAnyCharNotNL:
+		return func(s string) bool { return strings.HasPrefix(s, text) && strings.IndexByte(s[len(text):], '\n') < 0 }
+	}
+	return nil
+}
