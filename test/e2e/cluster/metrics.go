@@ -29,6 +29,11 @@ func (m Metrics) Sum(name, text string) (sum float64) {
 
 // Metrics scrapes a port on the loopback of a node.
 func (l *Lab) Metrics(ctx context.Context, node string, port int) (Metrics, error) {
+	return l.Scrape(ctx, node, port, "/metrics")
+}
+
+// Scrape reads metrics from a path of a port on the loopback of a node.
+func (l *Lab) Scrape(ctx context.Context, node string, port int, path string) (Metrics, error) {
 	var netns string
 	for _, n := range l.State(ctx).Nodes {
 		if n.Name == node {
@@ -38,7 +43,7 @@ func (l *Lab) Metrics(ctx context.Context, node string, port int) (Metrics, erro
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 		return dialIn(ctx, netns, network, addr)
 	}}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d/metrics", port), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d%s", port, path), nil)
 	if err != nil {
 		return nil, err
 	}
