@@ -12,18 +12,46 @@ import (
 
 // Case is a file of the case folder, as far as the reference evaluator reads it.
 type Case struct {
-	ID         string   `yaml:"id"`
-	Title      string   `yaml:"title"`
-	Area       []string `yaml:"area,flow"`
-	Cluster    `yaml:",inline"`
-	Validation []Validation `yaml:"validation,omitempty"`
-	Expect     []Expect     `yaml:"expect"`
+	ID          string   `yaml:"id"`
+	Title       string   `yaml:"title"`
+	Area        []string `yaml:"area,flow"`
+	Cluster     `yaml:",inline"`
+	DNSAnswers  []DNSAnswer  `yaml:"dns_answers,omitempty"`
+	Connections []Connection `yaml:"connections,omitempty"`
+	Changes     []Change     `yaml:"policy_changes,omitempty"`
+	Validation  []Validation `yaml:"validation,omitempty"`
+	Expect      []Expect     `yaml:"expect"`
 }
 
-// Validation is an expected refusal.
+// DNSAnswer is an answer that came back to a client; times are in seconds.
+type DNSAnswer struct {
+	Client string   `yaml:"client"`
+	Name   string   `yaml:"name"`
+	IPs    []string `yaml:"ips"`
+	TTL    float64  `yaml:"ttl"`
+	At     float64  `yaml:"at,omitempty"`
+}
+
+// Connection lives from OpenAt to CloseAt, or to the end.
+type Connection struct {
+	From    string   `yaml:"from"`
+	To      string   `yaml:"to"`
+	OpenAt  float64  `yaml:"open_at,omitempty"`
+	CloseAt *float64 `yaml:"close_at,omitempty"`
+}
+
+// Change adds policies, in place of those of the same name, and removes some.
+type Change struct {
+	At     float64          `yaml:"at"`
+	Add    []map[string]any `yaml:"add"`
+	Remove []map[string]any `yaml:"remove,omitempty"`
+}
+
+// Validation is an expected refusal of an object, or of what objects say together of an endpoint.
 type Validation struct {
-	Policy string `yaml:"policy,omitempty"`
-	Valid  *bool  `yaml:"valid,omitempty"`
+	Policy   string `yaml:"policy,omitempty"`
+	Valid    *bool  `yaml:"valid,omitempty"`
+	Endpoint string `yaml:"endpoint,omitempty"`
 }
 
 // Expect is an expected verdict.
@@ -33,10 +61,36 @@ type Expect struct {
 	Port      int            `yaml:"port,omitempty"`
 	Protocol  string         `yaml:"protocol"`
 	ICMP      *ICMP          `yaml:"icmp,omitempty,flow"`
+	HTTP      *CaseHTTP      `yaml:"http,omitempty,flow"`
+	DNS       *CaseDNS       `yaml:"dns,omitempty,flow"`
+	TLS       *CaseTLS       `yaml:"tls,omitempty,flow"`
+	At        float64        `yaml:"at,omitempty"`
 	Verdict   string         `yaml:"verdict"`
+	L7        string         `yaml:"l7,omitempty"`
+	OrAllow   bool           `yaml:"or_allow,omitempty"`
 	Direction string         `yaml:"direction,omitempty"`
+	Upstream  map[string]any `yaml:"upstream_headers,omitempty"`
 	Reason    string         `yaml:"reason,omitempty"`
-	Other     map[string]any `yaml:",inline"` // at, established, http, ...: what is more than a new connection
+	Other     map[string]any `yaml:",inline"` // established, reply_of, ...: what is more than a new connection
+}
+
+// CaseHTTP is a request as cases write it. Headers are a mapping of names to a value or values, or a list of "Name: value".
+type CaseHTTP struct {
+	Method  string `yaml:"method,omitempty"`
+	Path    string `yaml:"path,omitempty"`
+	Host    string `yaml:"host,omitempty"`
+	Headers any    `yaml:"headers,omitempty"`
+}
+
+// CaseDNS is a query as cases write it.
+type CaseDNS struct {
+	Query string `yaml:"query"`
+	Type  string `yaml:"type,omitempty"`
+}
+
+// CaseTLS is a handshake as cases write it.
+type CaseTLS struct {
+	SNI string `yaml:"sni,omitempty"`
 }
 
 // ICMP is a message.
@@ -69,33 +123,42 @@ func ReadCases(folder string) ([]*Case, error) {
 	return out, nil
 }
 
-// NotYet returns the field of a policy object that is no part of L3/L4 (L7 rules, names, authentication, listeners), or "".
+// NotYet returns the field of a policy object that no part of Weir enforces (TLS that ends in the proxy, Kafka, listeners, authentication, names of
+// cluster-wide tiers, requests of nodes), or "".
 func NotYet(object map[string]any) string {
-	var walk func(v any) string
-	walk = func(v any) string {
+	var walk func(v any, host bool) string
+	walk = func(v any, host bool) string {
 		switch t := v.(type) {
 		case map[string]any:
 			for k, e := range t {
-				switch k {
-				case "rules", "toFQDNs", "serverNames", "terminatingTLS", "originatingTLS", "listener", "domainNames":
+				switch l, _ := e.([]any); k {
+				case "terminatingTLS", "originatingTLS", "listener", "domainNames", "l7proto", "secret":
 					return k
+				case "kafka":
+					if len(l) > 0 {
+						return k
+					}
+				case "rules", "serverNames":
+					if host {
+						return k
+					}
 				case "authentication":
 					if m, ok := e.(map[string]any); ok && m["mode"] != "disabled" {
 						return k
 					}
 				}
-				if found := walk(e); found != "" {
+				if found := walk(e, host || t["nodeSelector"] != nil); found != "" {
 					return found
 				}
 			}
 		case []any:
 			for _, e := range t {
-				if found := walk(e); found != "" {
+				if found := walk(e, host); found != "" {
 					return found
 				}
 			}
 		}
 		return ""
 	}
-	return walk(object)
+	return walk(object, false)
 }

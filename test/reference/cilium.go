@@ -3,6 +3,7 @@
 package reference
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -91,7 +92,7 @@ func (c *Cluster) ciliumEntry(o, spec, entry map[string]any, side Side, subject,
 	}
 	for _, tp := range toPorts {
 		for _, port := range list(object(tp)["ports"]) {
-			if ciliumPort(object(port), side, subject, peer, p) {
+			if readable(object(tp), p) && ciliumPort(object(port), side, subject, peer, p) {
 				return true
 			}
 		}
@@ -108,45 +109,95 @@ func (c *Cluster) ciliumEntry(o, spec, entry map[string]any, side Side, subject,
 
 // ciliumPeer: is there a peer member, and does it select the peer? A member that is there and empty selects nobody.
 func (c *Cluster) ciliumPeer(o, spec, entry map[string]any, side Side, subject, peer end) (present, matches bool) {
+	present, names := c.ciliumSelectors(o, spec, entry, side, subject, peer)
+	return present, len(names) > 0
+}
+
+// ciliumSelectors names the selectors of the peer members that match, so that equal ones of two rules have one name: what rules are merged by (spec 9.5).
+func (c *Cluster) ciliumSelectors(o, spec, entry map[string]any, side Side, subject, peer end) (present bool, matching []string) {
 	stem := map[Side]string{Ingress: "from", Egress: "to"}[side]
 	member := func(name string) []any {
 		v := entry[stem+name]
 		present = present || v != nil
 		return list(v)
 	}
+	add := func(matches bool, name string) {
+		if matches {
+			matching = append(matching, name)
+		}
+	}
 	for _, s := range member("Endpoints") {
-		matches = matches || c.endpointPeer(o, spec, s, subject, peer)
+		add(c.endpointPeer(o, spec, s, subject, peer), "labels "+nameOf(c.endpointTerms(o, spec, s)))
 	}
 	for _, e := range member("Entities") {
-		matches = matches || c.entity(text(e), subject, peer)
+		name := text(e)
+		if name == "all" {
+			name = anybody
+		}
+		add(c.entity(text(e), subject, peer), name)
 	}
 	for _, prefix := range member("CIDR") {
-		matches = matches || c.cidr(text(prefix), nil, subject, peer)
+		add(c.cidr(text(prefix), nil, subject, peer), nameOfPrefix(text(prefix), nil))
 	}
 	for _, s := range member("CIDRSet") {
 		set := object(s)
 		for _, prefix := range c.cidrsOf(set) {
-			matches = matches || c.cidr(prefix, texts(set["except"]), subject, peer)
+			add(c.cidr(prefix, texts(set["except"]), subject, peer), nameOfPrefix(prefix, texts(set["except"])))
 		}
 	}
 	for _, s := range member("Nodes") {
-		matches = matches || c.remoteNode(s, subject, peer)
+		add(c.remoteNode(s, subject, peer), "nodes "+nameOf(terms(s)))
 	}
 	member("Groups") // without a provider: nothing (spec 7.4)
 	for _, s := range member("Services") {
-		matches = matches || c.service(object(s), subject, peer)
+		add(c.service(object(s), subject, peer), fmt.Sprint("service ", s))
 	}
-	return present, matches
+	for _, s := range member("FQDNs") {
+		item := object(s)
+		add(c.learnt(item, subject, peer), "name "+plainName(text(item["matchName"])+text(item["matchPattern"])))
+	}
+	return present, matching
+}
+
+// anybody is the name of the selector of rules without a peer member, and of the entity `all`.
+const anybody = "anybody"
+
+func nameOf(ts []term) string {
+	var all []string
+	for _, t := range ts {
+		values := slices.Clone(t.values)
+		slices.Sort(values)
+		all = append(all, fmt.Sprint(t.source, ":", t.key, " ", t.operator, " ", slices.Compact(values)))
+	}
+	slices.Sort(all)
+	return strings.Join(slices.Compact(all), ", ")
+}
+
+func nameOfPrefix(prefix string, except []string) string {
+	if !strings.Contains(prefix, "/") {
+		a := netip.MustParseAddr(prefix)
+		prefix = netip.PrefixFrom(a, a.BitLen()).String()
+	}
+	var holes []string
+	for _, e := range except {
+		holes = append(holes, netip.MustParsePrefix(e).Masked().String())
+	}
+	slices.Sort(holes)
+	return fmt.Sprint("prefix ", netip.MustParsePrefix(prefix).Masked(), slices.Compact(holes))
 }
 
 // endpointPeer is spec 3.4, 5.3 and 5.4.
 func (c *Cluster) endpointPeer(o, spec map[string]any, selector any, subject, peer end) bool {
-	ts := terms(selector)
-	reserved := mentions(ts, isReserved)
-	if !reserved && peer.kind != podEnd && peer.kind != entityEnd {
+	if !mentions(terms(selector), isReserved) && peer.kind != podEnd && peer.kind != entityEnd {
 		return false // addresses outside and nodes are reached by a reserved key only
 	}
-	if !reserved {
+	return all(c.endpointTerms(o, spec, selector), c.labels(peer, subject.node))
+}
+
+// endpointTerms adds what the scope of the policy adds.
+func (c *Cluster) endpointTerms(o, spec map[string]any, selector any) []term {
+	ts := terms(selector)
+	if !mentions(ts, isReserved) {
 		switch {
 		case mentions(ts, isOf(namespaceKey)) || mentions(ts, isNamespaceLabel):
 		case !clusterwide(o):
@@ -155,7 +206,7 @@ func (c *Cluster) endpointPeer(o, spec map[string]any, selector any, subject, pe
 			ts = append(ts, term{"k8s", namespaceKey, "Exists", nil})
 		}
 	}
-	return all(c.inLocalCluster(ts), c.labels(peer, subject.node))
+	return c.inLocalCluster(ts)
 }
 
 // inLocalCluster adds the default of spec 3.4.

@@ -17,6 +17,14 @@ type Cluster struct {
 	Services   []Service        `yaml:"services,omitempty"`
 	Externals  []External       `yaml:"externals,omitempty"`
 	Policies   []map[string]any `yaml:"policies"`
+	// Learnt are the names of addresses that nodes know, from answers that their proxies saw.
+	Learnt []Learnt `yaml:"-"`
+}
+
+// Learnt is a name of an address, as a node knows it.
+type Learnt struct {
+	Node, Name string
+	Addr       netip.Addr
 }
 
 // Config holds the options that change verdicts.
@@ -33,6 +41,7 @@ type Config struct {
 	// Not in the shared format: the other two options of the specification.
 	PolicyCIDRMatchMode          []string `yaml:"policy_cidr_match_mode,omitempty,flow"`
 	EnableNonDefaultDenyPolicies *bool    `yaml:"enable_non_default_deny_policies,omitempty"`
+	ToFQDNsMinTTL                float64  `yaml:"tofqdns_min_ttl,omitempty"`
 }
 
 // Namespace of Kubernetes.
@@ -67,6 +76,7 @@ type Pod struct {
 	Node           string            `yaml:"node,omitempty"`
 	ServiceAccount string            `yaml:"service_account,omitempty"`
 	Ports          []Port            `yaml:"ports,omitempty,flow"`
+	Annotations    map[string]string `yaml:"annotations,omitempty"`
 	HostNetwork    bool              `yaml:"host_network,omitempty"`
 	Cluster        string            `yaml:"cluster,omitempty"`
 }

@@ -3,7 +3,9 @@
 package reference
 
 import (
+	"cmp"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -28,60 +30,71 @@ func TestCases(t *testing.T) {
 		t.Run(c.ID, func(t *testing.T) {
 			if field := prepare(c); field != "" {
 				skipped += len(c.Expect)
-				t.Skipf("not L3/L4: %s", field)
+				t.Skipf("not enforced: %s", field)
 			}
-			for i, e := range c.Expect {
+			for i := range c.Expect {
+				e := &c.Expect[i]
 				p, ok := c.packet(t, e)
 				if !ok {
 					skipped++
 					continue
 				}
 				checked++
-				egress, ingress := c.Decide(p)
-				got := "deny"
-				if egress == Allow && ingress == Allow || c.Config.PolicyAuditMode { // audit tells and lets pass
-					got = "allow"
-				}
-				if got != e.Verdict || e.Direction == "egress" && egress == Allow || e.Direction == "ingress" && ingress == Allow {
-					t.Errorf("%d: %v: egress %v, ingress %v; want %s %s: %s", i, p, egress, ingress, e.Verdict, e.Direction, e.Reason)
+				egress, ingress := c.ClusterAt(e.At).Ask(p, e.Request())
+				if got := e.Disagreement(egress, ingress, c.Config.PolicyAuditMode); got != "" { // audit tells and lets pass
+					t.Errorf("%d: %v: %s: egress %+v, ingress %+v; want %s %s %s: %s", i, p, got, egress, ingress, e.Verdict, e.L7, e.Direction, e.Reason)
 				}
 			}
 		})
 	}
-	t.Logf("%d expectations checked, %d are about more than the first packet at L3/L4", checked, skipped)
+	t.Logf("%d expectations checked, %d are about more than a new connection and its request", checked, skipped)
 	if checked == 0 {
 		t.Error("nothing was checked")
 	}
 }
 
-// prepare takes out the objects that the case expects to be refused, and returns the first field that is no part of L3/L4.
+// prepare takes out the objects that the case expects to be refused, and returns the first field that is not enforced.
 func prepare(c *Case) string {
-	var valid []map[string]any
-	for _, o := range c.Policies {
-		name := metadata(o, "name")
-		if ns := metadata(o, "namespace"); ns != "" {
-			name = ns + "/" + name
+	notYet := ""
+	versions := map[string]int{}
+	count := func(all []map[string]any) {
+		for _, o := range all {
+			versions[objectName(o)]++
 		}
-		refused := false
-		for _, v := range c.Validation {
-			refused = refused || v.Policy == name && v.Valid != nil && !*v.Valid
-		}
-		if refused {
-			continue
-		}
-		if field := NotYet(o); field != "" {
-			return field
-		}
-		valid = append(valid, o)
 	}
-	c.Policies = valid
-	return ""
+	count(c.Policies)
+	for _, change := range c.Changes {
+		count(change.Add)
+	}
+	valid := func(all []map[string]any) []map[string]any {
+		return slices.DeleteFunc(all, func(o map[string]any) bool {
+			name := strings.TrimPrefix(metadata(o, "namespace")+"/"+metadata(o, "name"), "/")
+			for _, v := range c.Validation {
+				if v.Policy == name && v.Valid != nil && !*v.Valid && versions[objectName(o)] == 1 {
+					return true // the last version; those before are good
+				}
+			}
+			versions[objectName(o)]--
+			notYet = cmp.Or(notYet, NotYet(o))
+			return false
+		})
+	}
+	c.Policies = valid(c.Policies)
+	for i := range c.Changes {
+		c.Changes[i].Add = valid(c.Changes[i].Add)
+	}
+	return notYet
 }
 
 // packet of an expectation; false if there is more to it than the first packet of a connection.
-func (c *Case) packet(t *testing.T, e Expect) (Packet, bool) {
+func (c *Case) packet(t *testing.T, e *Expect) (Packet, bool) {
 	for k := range e.Other {
-		if k != "flow_verdict" && k != "flow_policy_log" {
+		if !slices.Contains([]string{"flow_verdict", "flow_policy_log", "rcode", "status", "body", "established"}, k) {
+			return Packet{}, false
+		}
+	}
+	for _, v := range c.Validation { // what was in force before stays
+		if v.Endpoint != "" && (v.Endpoint == e.From || v.Endpoint == e.To) {
 			return Packet{}, false
 		}
 	}

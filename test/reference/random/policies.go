@@ -67,6 +67,7 @@ func (g *generator) cilium(kind, name, namespace string) object {
 func (g *generator) ciliumRule(namespace string) object {
 	spec := object{}
 	host := namespace == "" && g.chance(30)
+	g.host = host
 	if host {
 		spec["nodeSelector"] = g.selector([]string{"disk", "zone"})
 	} else {
@@ -77,7 +78,7 @@ func (g *generator) ciliumRule(namespace string) object {
 			if g.chance(60) {
 				spec[string(side)] = some(g, 0, 3, func() object { return g.ciliumEntry(side, namespace, false) })
 			}
-			if g.chance(40) {
+			if g.chance(40) && !(g.requests && g.chance(80)) {
 				spec[string(side)+"Deny"] = some(g, 0, 2, func() object { return g.ciliumEntry(side, namespace, true) })
 			}
 		}
@@ -106,6 +107,9 @@ func (g *generator) hasEntries(spec object) bool {
 
 // subject draws an endpointSelector.
 func (g *generator) subject(namespace string) object {
+	if g.requests && g.chance(50) {
+		return object{}
+	}
 	if namespace != "" {
 		if g.chance(35) {
 			return object{}
@@ -177,14 +181,20 @@ func (g *generator) ciliumEntry(side reference.Side, namespace string, deny bool
 	stem := map[reference.Side]string{reference.Ingress: "from", reference.Egress: "to"}[side]
 	if g.chance(85) {
 		member, items := g.ciliumPeers(side, namespace)
+		if g.requests && !deny && side == reference.Egress && g.chance(20) {
+			member, items = "FQDNs", some(g, 0, 2, g.fqdn)
+		}
 		e[stem+member] = items
 	}
 	if g.chance(5) && !deny {
 		e["authentication"] = object{"mode": "disabled"}
 	}
 	switch {
+	case g.requests && !deny && !g.host && g.chance(60):
+		g.widen(e, stem)
+		e["toPorts"] = some(g, 1, 2, func() object { return g.layer7Ports(side) })
 	case g.chance(55):
-		e["toPorts"] = g.toPorts(deny)
+		e["toPorts"] = g.toPorts(side, deny)
 	case g.chance(20):
 		e["icmps"] = some(g, 1, 1, func() object { return object{"fields": some(g, 0, 3, g.icmpField)} })
 	}
@@ -335,8 +345,11 @@ func (g *generator) toService() object {
 	return object{"k8sServiceSelector": s}
 }
 
-func (g *generator) toPorts(deny bool) []any {
+func (g *generator) toPorts(side reference.Side, deny bool) []any {
 	return some(g, 0, 2, func() object {
+		if g.requests && !deny && !g.host && g.chance(60) {
+			return g.layer7Ports(side)
+		}
 		switch g.IntN(16) {
 		case 0:
 			return object{}

@@ -18,6 +18,8 @@ type World struct {
 	Seed    uint64
 	Cluster *reference.Cluster
 	Packets []reference.Packet
+	// Requests on the packets' connections, one for each; none in worlds of New.
+	Requests []reference.Request
 	// Next are policies that take the place of those of the cluster.
 	Next []map[string]any
 }
@@ -50,6 +52,8 @@ type generator struct {
 	groups []object
 	// tiers and mesh: what open questions need to know.
 	tiers, mesh bool
+	// requests: policies speak of them; host: not this one, which is for nodes.
+	requests, host bool
 }
 
 func (g *generator) chance(percent int) bool { return g.IntN(100) < percent }
