@@ -181,9 +181,12 @@ func writeSide(w io.Writer, step int, s *policyv1.Side, k *Kernel) {
 	item(w, "endpoint", append([]string{fmt.Sprintf("identity %d:", s.GetIdentity())}, Labels(s.GetLabels())...)...)
 	item(w, "peer", append([]string{peerWords(s)}, Labels(s.GetPeerLabels())...)...)
 	item(w, "port", Port(s.GetProtocol(), s.GetPort())+" at "+s.GetDestination())
-	if !s.GetEnforced() && len(s.GetRules()) == 0 {
+	switch {
+	case !s.GetEnforced() && len(s.GetRules()) == 0:
 		item(w, "enforced", "no: no policy selects the endpoint in this direction, so everything passes")
-	} else {
+	case !s.GetEnforced():
+		item(w, "enforced", "no: no policy selects the endpoint in this direction; what its proxy-visibility annotation names is read")
+	default:
 		by := "by rules that switch no default deny on: what none of them denies passes"
 		if len(s.GetEnforcedBy()) > 0 {
 			by = "default deny, by " + strings.Join(s.GetEnforcedBy(), ", ")

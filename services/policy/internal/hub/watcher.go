@@ -112,20 +112,65 @@ func (w *Watcher) take() RenderUpdate {
 	return update
 }
 
-// chunkRender cuts a change into parts of at most size resources, to be applied one by one.
+// chunkRender cuts a change into parts of about at most size resources, to be applied one by one.
 func chunkRender(c state.RenderChange, size int) []state.RenderChange {
 	var all []state.RenderChange
-	for part := range slices.Chunk(c.Upserts, size) {
-		all = append(all, state.RenderChange{Upserts: part})
+	var now state.RenderChange
+	used := 0
+	room := func(n int) {
+		if used > 0 && used+n > size {
+			all, now, used = append(all, now), state.RenderChange{}, 0
+		}
+		used += n
 	}
-	for part := range slices.Chunk(c.Removals, size) {
-		all = append(all, state.RenderChange{Removals: part})
+	for _, r := range c.Upserts {
+		room(renderCost(r))
+		now.Upserts = append(now.Upserts, r)
 	}
-	if len(c.Upserts)+len(c.Removals) <= size && len(all) > 1 {
-		return []state.RenderChange{c}
+	for _, k := range c.Removals {
+		room(1)
+		now.Removals = append(now.Removals, k)
+	}
+	if used > 0 {
+		all = append(all, now)
 	}
 	return all
 }
+
+// bytesPerUnit is how many bytes of text weigh as much as a small resource: with 500 of them to an update, one stays well below what gRPC carries.
+const bytesPerUnit = 4096
+
+func renderCost(r state.RenderResource) int {
+	switch r := r.(type) {
+	case state.Config:
+		return 1 + len(r.Spec)/bytesPerUnit
+	case state.RoutedService:
+		return cost(r.Service)
+	case state.NodeSlots:
+		return 1 + len(r.Slots)/perUnit
+	case state.ProxyFilter:
+		if r.Of == nil {
+			return 1
+		}
+		// Each item comes with the name of its rule.
+		bytes := 0
+		for i := range r.Of.HTTP {
+			item := &r.Of.HTTP[i]
+			bytes += itemBytes + len(item.Method) + len(item.Path) + len(item.Host)
+			for _, c := range item.Conditions() {
+				bytes += len(c.Name) + len(c.Value)
+			}
+		}
+		for i := range r.Of.TLS {
+			bytes += itemBytes + len(strings.Join(r.Of.TLS[i].ServerNames, ""))
+		}
+		return 1 + bytes/bytesPerUnit
+	}
+	return 1
+}
+
+// itemBytes is about what the name of an item's rule takes.
+const itemBytes = 400
 
 // Report notes what a node's proxy made of a resource; an empty reason = it is in force. It returns false for what cannot be kept.
 func (w *Watcher) Report(node, resource, reason string) bool {

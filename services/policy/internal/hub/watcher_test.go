@@ -6,8 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 
+	"github.com/weirmesh/weir/internal/envoyconfig"
 	"github.com/weirmesh/weir/services/policy/internal/object"
 	"github.com/weirmesh/weir/services/policy/internal/state"
 )
@@ -94,6 +96,23 @@ func TestEmptyStateIsSynced(t *testing.T) {
 	f.do(func(st *state.State) { st.MarkSynced() })
 	if u := f.update(f.watcher()); !u.Synced || len(u.Change.Upserts) > 0 {
 		t.Errorf("the first update is %+v", u)
+	}
+}
+
+// Large resources come alone.
+func TestRenderCost(t *testing.T) {
+	large := state.Config{Config: &envoyconfig.Config{Spec: make([]byte, 1<<20)}}
+	small := state.NodeSlots{Node: "n"}
+	c := state.RenderChange{
+		Upserts:  []state.RenderResource{large, large, small, small, small},
+		Removals: []state.RenderKey{{Kind: state.RenderNode, Name: "x"}, {Kind: state.RenderNode, Name: "y"}},
+	}
+	var got []int
+	for _, part := range chunkRender(c, 4) {
+		got = append(got, len(part.Upserts), len(part.Removals))
+	}
+	if want := []int{1, 0, 1, 0, 3, 1, 0, 1}; !slices.Equal(got, want) {
+		t.Errorf("parts have %v, want %v", got, want)
 	}
 }
 
