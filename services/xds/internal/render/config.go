@@ -24,6 +24,7 @@ import (
 // config is a rendered Envoy configuration, less its listeners, which depend on slots.
 type config struct {
 	*envoyconfig.Config
+	source    *policyv1.EnvoyConfig
 	err       error // all of it is out
 	listeners map[string]*configListener
 	resources [numTypes]Set // Cluster and Route, by full name

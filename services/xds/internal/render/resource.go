@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"slices"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -68,7 +69,7 @@ func (t Type) String() string {
 type Resource struct {
 	Type Type
 	Name string
-	// Owner is whom reports name: the key of a filter or of a configuration, namespace/name of a service; "" = all nodes have it.
+	// Owner is whom reports name: the key of a filter or of a configuration; "" = nobody's, such as endpoints.
 	Owner string
 	// Namespace of the tenant who pays for its size; "" = nobody.
 	Namespace string
@@ -203,8 +204,25 @@ type Snapshot struct {
 	Problems []Problem
 }
 
+// Equal reports whether two snapshots have the same resources, by version and owner, and the same problems.
+func (s *Snapshot) Equal(o *Snapshot) bool {
+	if s == nil || o == nil {
+		return s == o
+	}
+	same := func(a, b *Resource) bool { return a == b || a.Version == b.Version && a.Owner == b.Owner }
+	for _, t := range Types() {
+		if !maps.EqualFunc(s.Sets[t], o.Sets[t], same) || !maps.EqualFunc(s.ByName[t], o.ByName[t], same) {
+			return false
+		}
+	}
+	return slices.Equal(s.Problems, o.Problems)
+}
+
 // Find returns a resource by name.
 func (s *Snapshot) Find(t Type, name string) *Resource {
+	if s == nil {
+		return nil
+	}
 	if r, ok := s.Sets[t][name]; ok {
 		return r
 	}

@@ -41,7 +41,7 @@ func (s *service) endpoints(cluster, node string) (*Resource, error) {
 	if !ok {
 		return nil, fmt.Errorf("%q is not the cluster of a service", cluster)
 	}
-	r, err := assignment(cluster, serviceKey(s.Service), s.backends(port, node))
+	r, err := assignment(cluster, s.backends(port, node))
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +87,7 @@ func compareBackends(a, b *policyv1.Backend) int {
 }
 
 // assignment makes the endpoints of a cluster. Terminating ones get nothing new, unless no other is there.
-func assignment(cluster, owner string, backends []*policyv1.Backend) (*Resource, error) {
+func assignment(cluster string, backends []*policyv1.Backend) (*Resource, error) {
 	anyReady := slices.ContainsFunc(backends, func(b *policyv1.Backend) bool { return !b.GetTerminating() })
 	// gRPC clients leave out localities that have no name or no weight.
 	locality := &endpointv3.LocalityLbEndpoints{Locality: &corev3.Locality{}, LoadBalancingWeight: wrapperspb.UInt32(1)}
@@ -108,5 +108,5 @@ func assignment(cluster, owner string, backends []*policyv1.Backend) (*Resource,
 	if len(locality.GetLbEndpoints()) > 0 {
 		m.Endpoints = []*endpointv3.LocalityLbEndpoints{locality}
 	}
-	return newResource(owner, "", m)
+	return newResource("", "", m)
 }

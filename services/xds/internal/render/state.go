@@ -4,6 +4,7 @@ package render
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -86,7 +87,7 @@ func (s *State) Apply(upserts []*policyv1.RenderResource, removals []*policyv1.R
 
 // setNode: of a node that said nothing since the policy service began, what was known stays.
 func (s *State) setNode(n *policyv1.NodeSlots) {
-	if n.GetUnknown() && s.nodes[n.GetNode()] != nil {
+	if n.GetUnknown() {
 		return
 	}
 	s.nodes[n.GetNode()] = n
@@ -108,10 +109,14 @@ func (s *State) setService(in *policyv1.Service) {
 
 func (s *State) setConfig(in *policyv1.EnvoyConfig) {
 	key := configKey(in.GetKind(), in.GetNamespace(), in.GetName())
+	if old := s.configs[key]; old != nil && proto.Equal(old.source, in) {
+		return
+	}
 	var c *config
 	if err := guard(func() error { c = renderConfig(in); return nil }); err != nil {
 		c = &config{Config: &envoyconfig.Config{}, err: err}
 	}
+	c.source = in
 	s.configs[key] = c
 	s.forgetRoutes(key)
 }
@@ -125,6 +130,92 @@ func (s *State) forgetRoutes(key string) {
 			f.listeners, f.api, f.err = map[uint32]*Resource{}, nil, nil
 		}
 	}
+}
+
+// Affected returns the nodes that may need another snapshot after a change, sorted.
+func (s *State) Affected(upserts []*policyv1.RenderResource, removals []*policyv1.RenderKey) []string {
+	nodes, filters, configs, services := map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string]bool{}
+	for _, u := range upserts {
+		switch r := u.GetResource().(type) {
+		case *policyv1.RenderResource_Node:
+			nodes[r.Node.GetNode()] = true
+		case *policyv1.RenderResource_Filter:
+			filters[r.Filter.GetKey()] = true
+		case *policyv1.RenderResource_Service:
+			services[serviceKey(r.Service)] = true
+		case *policyv1.RenderResource_Config:
+			configs[configKey(r.Config.GetKind(), r.Config.GetNamespace(), r.Config.GetName())] = true
+		}
+	}
+	for _, r := range removals {
+		switch k := r.GetKey().(type) {
+		case *policyv1.RenderKey_Filter:
+			filters[k.Filter] = true
+		case *policyv1.RenderKey_Service:
+			services[k.Service] = true
+		case *policyv1.RenderKey_Config:
+			configs[k.Config] = true
+		}
+	}
+	s.spread(filters, configs, services)
+	for name, n := range s.nodes {
+		if !nodes[name] && slices.ContainsFunc(n.GetSlots(), func(slot *policyv1.Slot) bool { return filters[slot.GetKey()] }) {
+			nodes[name] = true
+		}
+	}
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(nodes)), func(name string) bool { return s.nodes[name] == nil })
+}
+
+// spread adds the filters that lead to these configurations, or to ones that name these services.
+func (s *State) spread(filters, configs, services map[string]bool) {
+	if len(services) > 0 {
+		for key, c := range s.configs {
+			if slices.ContainsFunc(c.ServiceNames(), func(name string) bool { return services[name] }) {
+				configs[key] = true
+			}
+		}
+	}
+	if len(configs) == 0 {
+		return
+	}
+	for key, f := range s.filters {
+		if r := f.GetRoute(); r != nil && configs[configKey(r.GetKind(), r.GetNamespace(), r.GetName())] {
+			filters[key] = true
+		}
+	}
+}
+
+// Keys names everything in the state.
+func (s *State) Keys() []*policyv1.RenderKey {
+	var keys []*policyv1.RenderKey
+	for name := range s.nodes {
+		keys = append(keys, &policyv1.RenderKey{Key: &policyv1.RenderKey_Node{Node: name}})
+	}
+	for name := range s.filters {
+		keys = append(keys, &policyv1.RenderKey{Key: &policyv1.RenderKey_Filter{Filter: name}})
+	}
+	for name := range s.services {
+		keys = append(keys, &policyv1.RenderKey{Key: &policyv1.RenderKey_Service{Service: name}})
+	}
+	for name := range s.configs {
+		keys = append(keys, &policyv1.RenderKey{Key: &policyv1.RenderKey_Config{Config: name}})
+	}
+	return keys
+}
+
+// KeyOf returns the key of a resource.
+func KeyOf(u *policyv1.RenderResource) *policyv1.RenderKey {
+	switch r := u.GetResource().(type) {
+	case *policyv1.RenderResource_Node:
+		return &policyv1.RenderKey{Key: &policyv1.RenderKey_Node{Node: r.Node.GetNode()}}
+	case *policyv1.RenderResource_Filter:
+		return &policyv1.RenderKey{Key: &policyv1.RenderKey_Filter{Filter: r.Filter.GetKey()}}
+	case *policyv1.RenderResource_Service:
+		return &policyv1.RenderKey{Key: &policyv1.RenderKey_Service{Service: serviceKey(r.Service)}}
+	case *policyv1.RenderResource_Config:
+		return &policyv1.RenderKey{Key: &policyv1.RenderKey_Config{Config: configKey(r.Config.GetKind(), r.Config.GetNamespace(), r.Config.GetName())}}
+	}
+	return &policyv1.RenderKey{}
 }
 
 // guard turns a panic into an error: one tenant's configuration must not stop the others'.
@@ -360,7 +451,7 @@ func (b *builder) endpoints(l *configListener, c *config) {
 		if svc := b.state.services[namespace+"/"+serviceName]; svc != nil {
 			r, err = svc.endpoints(key, b.snapshot.Node)
 		} else {
-			r, err = assignment(key, namespace+"/"+serviceName, nil)
+			r, err = assignment(key, nil)
 		}
 		if err != nil {
 			b.problem(c.Key(), err)
