@@ -179,7 +179,9 @@ func (s *Service) setUp() (_ *node, err error) {
 		Node: s.config.Node, Version: version.Version, Instance: instance, Addresses: s.config.Policy, Dial: s.dialer("policy"),
 		StateFile: s.path("policy-state"), Store: n.store, Sink: n.sink(), Refusals: n.refusals, Changed: n.policyChanged, Now: time.Now, Log: s.log,
 	})
-	n.reportSlots(n.slots.Used())
+	if n.slots.Known() {
+		n.reportSlots(n.slots.Used())
+	}
 	n.endpoints = endpoint.New(endpoint.Config{
 		Node: s.config.Node, StateFile: s.path("endpoints"), MTU: n.uplink.PodMTU, Store: n.store, Programs: programs{n.datapath}, Table: n.datapath.Endpoints(),
 		Identities: n.mirror, Policies: n.policies, Registry: n.policy, Directory: n.directory, Events: n.events, Now: time.Now,

@@ -155,10 +155,10 @@ func (s *Server) Complete() {
 }
 
 // Flush tells weir-dns what changed, and returns when it holds that, or after a while. A weir-dns that did not answer in time is not waited for again
-// before it has caught up.
+// before it has caught up. wait 0 = it is told, and not waited for.
 func (s *Server) Flush(wait time.Duration) {
 	revision, ok := s.commit()
-	if !ok {
+	if !ok || wait == 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), wait)

@@ -91,6 +91,8 @@ func SetupNode(u Uplink) error {
 			"ipv4/conf/"+name+"/send_redirects=0",
 		))
 	}
+	// What the node's own processes send to a pod, and what goes to the proxy instead, has the node's own source.
+	err = errors.Join(err, setSysctls("ipv4/conf/"+NetLink+"/accept_local=1"))
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -17,6 +19,7 @@ import (
 	"github.com/weirmesh/weir/services/agent/internal/batch"
 	"github.com/weirmesh/weir/services/agent/internal/event"
 	"github.com/weirmesh/weir/services/agent/internal/flow"
+	"github.com/weirmesh/weir/services/agent/internal/request"
 	"github.com/weirmesh/weir/services/agent/internal/spool"
 )
 
@@ -113,6 +116,7 @@ type fixture struct {
 	losses *disk
 	spool  *spool.Spool
 	events *event.Queue
+	queue  *request.Queue
 	lost   map[flowv1.Place]uint64
 	*Pipeline
 }
@@ -120,9 +124,9 @@ type fixture struct {
 func agent(t *testing.T, rings *fakeRings, ended Ended, d ...*disk) *fixture {
 	t.Helper()
 	d = append(d, &disk{})
-	f := &fixture{rings: rings, losses: d[0], spool: spool.New(1 << 26), lost: map[flowv1.Place]uint64{}, events: event.NewQueue(time.Now)}
+	f := &fixture{rings: rings, losses: d[0], spool: spool.New(1 << 26), lost: map[flowv1.Place]uint64{}, events: event.NewQueue(time.Now), queue: request.NewQueue(2000)}
 	f.Pipeline = New(Config{
-		Node: "n", Cluster: "default", Rings: rings, Losses: f.losses, Spool: f.spool, Events: f.events, Ended: ended,
+		Node: "n", Cluster: "default", Rings: rings, Losses: f.losses, Spool: f.spool, Events: f.events, Requests: f.queue, Ended: ended,
 		Encoder: flow.NewEncoder(flow.NewDirectory("default", time.Now), clock{}, flow.Node{Cluster: "default", Name: "n"}),
 		Lost:    func(p flowv1.Place, _ flowv1.Cause, n uint64) { f.lost[p] += n },
 		Now:     time.Now, Log: slog.New(slog.DiscardHandler),
@@ -181,6 +185,33 @@ func count(list []*flowv1.Batch) (flows, events int, losses []*flowv1.Loss) {
 		}
 	}
 	return flows, events, losses
+}
+
+// What proxies saw goes into the same batches; what found no room on the way is told, each with its cause.
+func TestRequests(t *testing.T) {
+	f := agent(t, &fakeRings{t: t, records: records(10)}, Ended{})
+	at := netip.MustParseAddrPort("10.0.0.1:80")
+	for range 2003 {
+		f.queue.Put(&flow.Request{Time: 5, Client: at, Server: at, Proto: 6, TLS: &flow.TLS{}})
+	}
+	f.queue.Lose(4)
+	f.queue.Malformed()
+	f.queue.Malformed()
+	var losses []*flowv1.Loss
+	flows := 0
+	f.runUntil(t, func() bool {
+		n, _, l := count(f.batches(t))
+		flows, losses = flows+n, append(losses, l...)
+		return flows == 2010 && len(losses) == 3
+	})
+	told := map[string]uint64{}
+	for _, l := range losses {
+		told[l.Place.String()+" "+l.Cause.String()] += l.Count
+	}
+	want := map[string]uint64{"PLACE_AGENT CAUSE_REQUESTS": 3, "PLACE_PROXY CAUSE_FULL": 4, "PLACE_AGENT CAUSE_INVALID": 2}
+	if !maps.Equal(told, want) || f.Stats().Flows != 2010 {
+		t.Errorf("losses %v, want %v; %d flows", told, want, f.Stats().Flows)
+	}
 }
 
 func TestNumbersAreConsecutive(t *testing.T) {

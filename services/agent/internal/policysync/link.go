@@ -189,7 +189,10 @@ func (l *link) begin() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	l.outbox = []*policyv1.SyncRequest{{Message: &policyv1.SyncRequest_Hello{Hello: &policyv1.Hello{
-		Node: c.cfg.Node, Version: c.cfg.Version, Instance: c.cfg.Instance}}}, {Message: &policyv1.SyncRequest_Slots{Slots: c.slots}}}
+		Node: c.cfg.Node, Version: c.cfg.Version, Instance: c.cfg.Instance}}}}
+	if c.slots != nil {
+		l.outbox = append(l.outbox, &policyv1.SyncRequest{Message: &policyv1.SyncRequest_Slots{Slots: c.slots}})
+	}
 	for _, e := range c.endpoints {
 		l.outbox = append(l.outbox, &policyv1.SyncRequest{Message: &policyv1.SyncRequest_Register{Register: e}})
 	}

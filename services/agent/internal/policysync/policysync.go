@@ -79,14 +79,14 @@ type Client struct {
 	status    Status
 	endpoints map[string]*policyv1.Endpoint // registered, by uid
 	waiting   map[string]chan Spread        // by uid: who waits for Spread
-	slots     *policyv1.SlotReport
+	slots     *policyv1.SlotReport          // nil = not known
 	dirty     bool
 }
 
 // New makes a client.
 func New(cfg Config) *Client {
 	c := &Client{cfg: cfg, log: cfg.Log.With("component", "policysync"), endpoints: map[string]*policyv1.Endpoint{},
-		waiting: map[string]chan Spread{}, slots: &policyv1.SlotReport{}}
+		waiting: map[string]chan Spread{}}
 	for _, a := range cfg.Addresses {
 		c.links = append(c.links, newLink(c, a))
 	}
@@ -179,7 +179,8 @@ type Slot struct {
 	Key string
 }
 
-// SetSlots tells every replica, now and after every reconnection, which slots are in use: all of them.
+// SetSlots tells every replica, now and after every reconnection, which slots are in use: all of them. Before the first call nothing is told, and the
+// node's proxy keeps what it has.
 func (c *Client) SetSlots(list []Slot) {
 	report := &policyv1.SlotReport{}
 	for _, s := range list {

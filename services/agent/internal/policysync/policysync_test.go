@@ -307,9 +307,8 @@ func TestEveryReplicaIsServedAndOneLeads(t *testing.T) {
 	}
 	// a comes back, and follows.
 	a = wait(t, "stream", f.replicas["a"].streams)
-	if wait(t, "hello", a.got).GetHello() == nil || wait(t, "slots", a.got).GetSlots() == nil ||
-		wait(t, "registration", a.got).GetRegister().GetUid() != "u1" {
-		t.Error("the new stream does not begin with hello, slots and the endpoint")
+	if wait(t, "hello", a.got).GetHello() == nil || wait(t, "registration", a.got).GetRegister().GetUid() != "u1" {
+		t.Error("the new stream does not begin with hello and the endpoint")
 	}
 	a.update(t, 1, []*policyv1.Resource{identity(302)})
 	a.ack(t, 1)
@@ -371,35 +370,39 @@ func TestRegistrations(t *testing.T) {
 	// A new stream begins with hello and with what is there now.
 	s.end <- status.Error(codes.Unavailable, "drain")
 	s2 := wait(t, "second stream", f.replicas["a"].streams)
-	if wait(t, "hello", s2.got).GetHello() == nil || wait(t, "slots", s2.got).GetSlots() == nil {
-		t.Error("the stream does not begin with hello and slots")
+	if wait(t, "hello", s2.got).GetHello() == nil {
+		t.Error("the stream does not begin with hello")
 	}
 	if e := wait(t, "registration", s2.got).GetRegister(); e.GetUid() != "u1" {
 		t.Errorf("got %v, want u1 alone", e)
 	}
 }
 
-// Slots are told to every replica, at the beginning of each stream and when they change.
+// Slots are told to every replica, at the beginning of each stream and when they change; while they are not known, nothing is.
 func TestSlots(t *testing.T) {
 	f := start(t, "", true, "a", "b")
-	next := func(s *session) *policyv1.SlotReport {
+	next := func(s *session, what string) *policyv1.SlotReport {
 		t.Helper()
-		for {
-			if m := wait(t, "slots", s.got); m.GetSlots() != nil {
-				return m.GetSlots()
-			}
-		}
+		return wait(t, what, s.got).GetSlots()
 	}
 	a, b := wait(t, "stream", f.replicas["a"].streams), wait(t, "stream", f.replicas["b"].streams)
 	for _, s := range []*session{a, b} {
-		if r := next(s); len(r.GetSlots()) != 0 {
-			t.Errorf("first report %v: want none in use", r)
+		if wait(t, "hello", s.got).GetHello() == nil {
+			t.Error("the stream does not begin with hello")
 		}
+	}
+	f.Register(endpoint("u1"))
+	if wait(t, "registration", b.got).GetRegister() == nil {
+		t.Error("something else than hello came before the registration")
 	}
 	f.SetSlots([]Slot{{Number: 3, Key: "http-x", Port: 20003}})
 	a.end <- status.Error(codes.Unavailable, "drain")
-	for _, s := range []*session{b, wait(t, "second stream", f.replicas["a"].streams)} {
-		if r := next(s).GetSlots(); len(r) != 1 || r[0].GetNumber() != 3 || r[0].GetKey() != "http-x" || r[0].GetPort() != 20003 {
+	a = wait(t, "second stream", f.replicas["a"].streams)
+	if wait(t, "hello", a.got).GetHello() == nil {
+		t.Error("the stream does not begin with hello")
+	}
+	for _, s := range []*session{b, a} {
+		if r := next(s, "slots").GetSlots(); len(r) != 1 || r[0].GetNumber() != 3 || r[0].GetKey() != "http-x" || r[0].GetPort() != 20003 {
 			t.Errorf("report %v", r)
 		}
 	}

@@ -270,6 +270,18 @@ func (s *Slots) Used() []Slot {
 	return s.usedLocked()
 }
 
+// Known says that no slot of an earlier agent is forgotten: what is in use now is all that the kernel names.
+func (s *Slots) Known() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for number := range s.rows {
+		if x := s.table.numbers[number]; x == nil || x.Key == "" {
+			return false
+		}
+	}
+	return true
+}
+
 // Get returns the slot of a number, in use or resting.
 func (s *Slots) Get(number uint16) (Slot, bool) {
 	s.mu.Lock()

@@ -210,11 +210,14 @@ func TestLostFile(t *testing.T) {
 	}
 	n.take()
 	n.restart()
+	if n.Known() {
+		t.Error("slots are known without their file")
+	}
 	n.prepare(true, http("b"))
 	n.expect("lost", "report 3=b", "row 3=20003")
 	n.keep("b")
-	if !maps.Equal(n.rows, map[uint16]uint16{3: 20003}) {
-		t.Errorf("rows %v", n.rows)
+	if !maps.Equal(n.rows, map[uint16]uint16{3: 20003}) || !n.Known() {
+		t.Errorf("rows %v, known %t", n.rows, n.Known())
 	}
 	if err := os.WriteFile(n.path, []byte("weir-state slots 1 2 00\n{}"), 0o600); err != nil {
 		t.Fatal(err)
