@@ -183,6 +183,9 @@ func itemsInWords(f *policy.Filter) []string {
 	for i := range f.TLS {
 		all = append(all, tlsInWords(&f.TLS[i]))
 	}
+	if len(all) == 0 {
+		return []string{"nothing"} // such as of names that match nothing
+	}
 	slices.Sort(all)
 	return slices.Compact(all)
 }

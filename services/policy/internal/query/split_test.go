@@ -72,6 +72,8 @@ func TestCompareRanges(t *testing.T) {
 		{"one more", []policy.Range{allow(policy.TCP, 80, 80)}, []policy.Range{allow(policy.TCP, 80, 81)}, []string{"81/TCP allowed"}},
 		{"split and joined", []policy.Range{allow(policy.UDP, 1, 5), allow(policy.UDP, 6, 9)}, nil, []string{"1-9/UDP denied"}},
 		{"with other requests", []policy.Range{allow(policy.TCP, 1, 2)}, []policy.Range{only(1, 2, "GET")}, []string{"1-2/TCP GET"}},
+		{"with no request", []policy.Range{allow(policy.TCP, 1, 2)}, []policy.Range{{Proto: policy.TCP, First: 1, Last: 2, Verdict: policy.Allow,
+			Filter: &policy.Filter{Kind: policy.FilterDNS}}}, []string{"1-2/TCP nothing"}},
 		{"with any request", []policy.Range{only(1, 1, "GET"), only(2, 2, "PUT")}, []policy.Range{allow(policy.TCP, 1, 2)}, []string{"1/TCP allowed", "2/TCP allowed"}},
 		{"with the same requests", []policy.Range{only(1, 1, "GET"), only(2, 2, "GET")}, []policy.Range{only(1, 2, "GET")}, nil},
 		{"denied by rule or by default", []policy.Range{{Proto: policy.TCP, First: 1, Last: 2, Verdict: policy.Deny}}, nil, nil},
