@@ -120,11 +120,15 @@ func (t *Table) spread(name string, in *endpointv3.ClusterLoadAssignment) error 
 	return nil
 }
 
-// Assigned reports whether endpoints of an EDS name have come.
-func (t *Table) Assigned(name string) bool {
+// Reachable reports whether a cluster is there and its endpoints have come.
+func (t *Table) Reachable(name string) bool {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	_, ok := t.assignments[name]
+	c, ok := t.clusters[name]
+	if !ok || c.config.kind != eds {
+		return ok
+	}
+	_, ok = t.assignments[c.config.edsName]
 	return ok
 }
 
