@@ -46,6 +46,7 @@ type central struct {
 
 	updates chan *policyv1.Update
 	acks    chan uint64
+	slots   chan *policyv1.SlotReport // the latest
 
 	mu       sync.Mutex
 	pushed   []*policyv1.Resource
@@ -102,6 +103,13 @@ func (c *central) Sync(stream grpc.BidiStreamingServer[policyv1.SyncRequest, pol
 				return err
 			}
 		case m := <-requests:
+			if r := m.GetSlots(); r != nil {
+				select {
+				case <-c.slots:
+				default:
+				}
+				c.slots <- r
+			}
 			if ack := m.GetAck(); ack > 2 {
 				c.acks <- ack
 			}
@@ -183,6 +191,7 @@ type account struct {
 	high              map[uint64]uint64 // highest number received
 	named             map[string]int    // flows by source and destination pod
 	decided           []*flowpb.Flow    // drops and verdicts
+	requests          []*flowpb.Flow    // of proxies
 	notices           map[string]int    // events of our own kinds
 	started           int
 }
@@ -204,8 +213,11 @@ func (c *central) account(t testing.TB) account {
 					t.Fatal(err)
 				}
 				a.named[f.Source.PodName+">"+f.Destination.PodName]++
-				if k := f.EventType.Type; k == 1 || k == 5 {
+				switch f.EventType.Type {
+				case 1, 5:
 					a.decided = append(a.decided, f)
+				case 129:
+					a.requests = append(a.requests, f)
 				}
 			case *flowv1.Record_AgentEvent:
 				e := &flowpb.AgentEvent{}
@@ -294,7 +306,8 @@ func newCluster(t testing.TB, extra ...string) *cluster {
 		return f
 	}
 	c := &cluster{t: t, socket: filepath.Join(dir, "agent.sock"), pods: map[string]*netdev.Namespace{}, address: map[string]string{},
-		central: &central{pods: []string{"a", "b"}, updates: make(chan *policyv1.Update), acks: make(chan uint64, 100), batches: map[string]*flowv1.Batch{}, changed: make(chan struct{})}}
+		central: &central{pods: []string{"a", "b"}, updates: make(chan *policyv1.Update), acks: make(chan uint64, 100), slots: make(chan *policyv1.SlotReport, 1),
+			batches: map[string]*flowv1.Batch{}, changed: make(chan struct{})}}
 	serve := func(service string, register func(*grpc.Server)) string {
 		source, err := spiffe.Load(issue(spiffe.ID{TrustDomain: "test", Service: service}))
 		must(err)

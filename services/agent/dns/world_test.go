@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -375,9 +376,20 @@ func (a *fakeAgent) set(filters []*agentv1.DNSFilter, policies []*agentv1.DNSPol
 	a.w.Helper()
 	a.mu.Lock()
 	revision := a.rules.GetRevision() + 1
+	change := &agentv1.SyncDNSResponse{Revision: revision, Filters: filters, Policies: policies}
+	for _, f := range a.rules.GetFilters() {
+		if !slices.ContainsFunc(filters, func(x *agentv1.DNSFilter) bool { return x.GetSlot() == f.GetSlot() }) {
+			change.RemovedFilters = append(change.RemovedFilters, f.GetSlot())
+		}
+	}
+	for _, p := range a.rules.GetPolicies() {
+		if !slices.ContainsFunc(policies, func(x *agentv1.DNSPolicy) bool { return x.GetPolicy() == p.GetPolicy() }) {
+			change.RemovedPolicies = append(change.RemovedPolicies, p.GetPolicy())
+		}
+	}
 	a.rules = &agentv1.SyncDNSResponse{Revision: revision, Filters: filters, Policies: policies, Synced: true}
 	for s := range a.streams {
-		s <- a.rules
+		s <- change
 	}
 	a.mu.Unlock()
 	a.w.until(fmt.Sprintf("revision %d is acknowledged", revision), func() bool {

@@ -217,8 +217,10 @@ func kindOf(r *datapath.Record) kind {
 	case datapath.RecordVerdict:
 		k := kind{event: eventVerdict}
 		switch v := datapath.PolicyVerdict(r.Verdict); {
-		case v == datapath.PolicyAllow:
+		case v == datapath.PolicyAllow, v == datapath.PolicyVisible && r.Slot() == 0: // the latter found no proxy
 			k.verdict, k.replyKnown = flowpb.Verdict_FORWARDED, true
+		case v == datapath.PolicyRedirect, v == datapath.PolicyVisible:
+			k.verdict, k.replyKnown = flowpb.Verdict_REDIRECTED, true
 		case r.Flags&datapath.FlagAudited != 0:
 			k.verdict, k.replyKnown = flowpb.Verdict_AUDIT, true
 		default:

@@ -138,7 +138,10 @@ func randomRecord(rng *rand.Rand, o *oracle, addresses []netip.Addr) datapath.Re
 	}
 	r.Flags = uint8(rng.Uint32())
 	r.Rule = pick(rng, uint32(0), 11, 12, 13, 99)
-	r.Verdict = pick(rng, uint8(datapath.PolicyAllow), uint8(datapath.PolicyDefaultDeny), uint8(datapath.PolicyDeny))
+	r.Verdict = pick(rng, uint8(datapath.PolicyAllow), uint8(datapath.PolicyDefaultDeny), uint8(datapath.PolicyDeny), uint8(datapath.PolicyRedirect), uint8(datapath.PolicyVisible))
+	if v := datapath.PolicyVerdict(r.Verdict); r.Type == datapath.RecordVerdict && (v == datapath.PolicyRedirect || v == datapath.PolicyVisible && rng.UintN(2) == 0) {
+		r.XlatedPort = 7 // its slot
+	}
 	r.Known = uint8(rng.UintN(8))
 	r.HandshakeUs, r.SrttUs, r.Retransmissions = rng.Uint32N(3), rng.Uint32(), rng.Uint32N(3)
 	r.ForwardFlags, r.ReverseFlags = uint8(rng.Uint32()), uint8(rng.Uint32())

@@ -104,7 +104,9 @@ func (o *oracle) packet(r *datapath.Record) *flowpb.Flow {
 			reason = flowpb.DropReason_POLICY_DENY
 		}
 		switch {
-		case datapath.PolicyVerdict(r.Verdict) == datapath.PolicyAllow:
+		case allows(r) && r.Slot() != 0:
+			f.Verdict, f.IsReply = flowpb.Verdict_REDIRECTED, wrapperspb.Bool(false)
+		case allows(r):
 			f.Verdict, f.IsReply = flowpb.Verdict_FORWARDED, wrapperspb.Bool(false)
 		case r.Flags&datapath.FlagAudited != 0:
 			f.Verdict, f.IsReply = flowpb.Verdict_AUDIT, wrapperspb.Bool(false)
@@ -151,6 +153,11 @@ func (o *oracle) packet(r *datapath.Record) *flowpb.Flow {
 	return f
 }
 
+func allows(r *datapath.Record) bool {
+	v := datapath.PolicyVerdict(r.Verdict)
+	return v == datapath.PolicyAllow || v == datapath.PolicyRedirect || v == datapath.PolicyVisible
+}
+
 func (o *oracle) decided(f *flowpb.Flow, r *datapath.Record) {
 	x, ok := o.rules[r.Rule]
 	if !ok {
@@ -158,7 +165,7 @@ func (o *oracle) decided(f *flowpb.Flow, r *datapath.Record) {
 	}
 	f.PolicyLog = x.logs
 	egress := r.Direction == datapath.DirectionEgress
-	allowed := r.Type == datapath.RecordVerdict && datapath.PolicyVerdict(r.Verdict) == datapath.PolicyAllow
+	allowed := r.Type == datapath.RecordVerdict && allows(r)
 	switch {
 	case allowed && egress:
 		f.EgressAllowedBy = x.policies

@@ -105,7 +105,7 @@ func (d *Directory) decided(b []byte, r *datapath.Record) []byte {
 	if r.Rule == 0 || rules == nil {
 		return b
 	}
-	allowed := r.Type == datapath.RecordVerdict && datapath.PolicyVerdict(r.Verdict) == datapath.PolicyAllow
+	allowed := r.Type == datapath.RecordVerdict && datapath.PolicyVerdict(r.Verdict).Allows()
 	tag := uint32(tagIngressDenied)
 	switch {
 	case allowed && r.Direction == datapath.DirectionEgress:

@@ -118,6 +118,9 @@ func Text(r *datapath.Record) string {
 			b.WriteString(" audited")
 		}
 	}
+	if slot := r.Slot(); slot != 0 {
+		fmt.Fprintf(&b, " slot %d", slot)
+	}
 	fmt.Fprintf(&b, " ep %d %s -> %s", r.Endpoint, end(r.SrcAddr(), r.Sport), end(r.DstAddr(), r.Dport))
 	if r.Type == datapath.RecordTranslation {
 		fmt.Fprintf(&b, " => %s", end(r.XlatedAddr(), r.XlatedPort))
