@@ -115,27 +115,25 @@ var fields = map[protoreflect.FullName]string{
 
 	"envoy.config.route.v3.RouteConfiguration": "name virtual_hosts max_direct_response_body_size_bytes ignore_port_in_host_matching " +
 		"most_specific_header_mutations_wins validate_clusters typed_per_filter_config" + headerEdits,
-	"envoy.config.route.v3.VirtualHost": "name domains routes retry_policy typed_per_filter_config include_request_attempt_count " +
-		"include_attempt_count_in_response per_request_buffer_limit_bytes" + headerEdits,
-	"envoy.config.route.v3.Route": "name match route redirect direct_response typed_per_filter_config stat_prefix" + headerEdits,
-	"envoy.config.route.v3.RouteMatch": "prefix path safe_regex path_separated_prefix case_sensitive runtime_fraction headers query_parameters " +
+	"envoy.config.route.v3.VirtualHost": "name domains routes retry_policy typed_per_filter_config per_request_buffer_limit_bytes" + headerEdits,
+	"envoy.config.route.v3.Route":       "name match route redirect direct_response typed_per_filter_config stat_prefix" + headerEdits,
+	"envoy.config.route.v3.RouteMatch": "prefix path safe_regex path_separated_prefix case_sensitive headers query_parameters " +
 		"grpc",
 	"envoy.config.route.v3.RouteMatch.GrpcRouteMatchOptions": "",
 	"envoy.config.route.v3.HeaderMatcher": "name exact_match safe_regex_match range_match present_match prefix_match suffix_match " +
 		"contains_match string_match invert_match treat_missing_header_as_empty",
 	"envoy.config.route.v3.QueryParameterMatcher": "name string_match present_match",
 	"envoy.config.route.v3.RouteAction": "cluster weighted_clusters cluster_not_found_response_code prefix_rewrite regex_rewrite " +
-		"host_rewrite_literal host_rewrite_header host_rewrite_path_regex append_x_forwarded_host timeout idle_timeout retry_policy " +
-		"request_mirror_policies priority upgrade_configs max_stream_duration",
-	"envoy.config.route.v3.RouteAction.UpgradeConfig":       "upgrade_type enabled",
-	"envoy.config.route.v3.RouteAction.MaxStreamDuration":   "max_stream_duration grpc_timeout_header_max grpc_timeout_header_offset",
-	"envoy.config.route.v3.RouteAction.RequestMirrorPolicy": "cluster runtime_fraction disable_shadow_host_suffix_append",
-	"envoy.config.route.v3.WeightedCluster":                 "clusters total_weight",
-	"envoy.config.route.v3.WeightedCluster.ClusterWeight":   "name weight host_rewrite_literal typed_per_filter_config" + headerEdits,
+		"host_rewrite_literal host_rewrite_header host_rewrite_path_regex timeout idle_timeout retry_policy upgrade_configs " +
+		"max_stream_duration",
+	"envoy.config.route.v3.RouteAction.UpgradeConfig":     "upgrade_type enabled",
+	"envoy.config.route.v3.RouteAction.MaxStreamDuration": "max_stream_duration grpc_timeout_header_max",
+	"envoy.config.route.v3.WeightedCluster":               "clusters total_weight",
+	"envoy.config.route.v3.WeightedCluster.ClusterWeight": "name weight host_rewrite_literal typed_per_filter_config" + headerEdits,
 	"envoy.config.route.v3.RedirectAction": "https_redirect scheme_redirect host_redirect port_redirect path_redirect prefix_rewrite " +
 		"regex_rewrite response_code strip_query",
 	"envoy.config.route.v3.DirectResponseAction":         "status body",
-	"envoy.config.route.v3.RetryPolicy":                  "retry_on num_retries per_try_timeout per_try_idle_timeout retriable_status_codes retry_back_off retriable_headers retriable_request_headers host_selection_retry_max_attempts",
+	"envoy.config.route.v3.RetryPolicy":                  "retry_on num_retries per_try_timeout retriable_status_codes retry_back_off retriable_request_headers host_selection_retry_max_attempts",
 	"envoy.config.route.v3.RetryPolicy.RetryBackOff":     "base_interval max_interval",
 	"envoy.extensions.filters.http.router.v3.Router":     "dynamic_stats suppress_envoy_headers strict_check_headers respect_expected_rq_timeout suppress_grpc_request_failure_code_stats",
 	"envoy.extensions.filters.http.rbac.v3.RBAC":         "rules shadow_rules rules_stat_prefix shadow_rules_stat_prefix",
@@ -165,8 +163,7 @@ var fields = map[protoreflect.FullName]string{
 
 	"envoy.config.cluster.v3.Cluster": "name type eds_cluster_config connect_timeout per_connection_buffer_limit_bytes lb_policy " +
 		"circuit_breakers max_requests_per_connection common_http_protocol_options http2_protocol_options typed_extension_protocol_options " +
-		"outlier_detection common_lb_config least_request_lb_config round_robin_lb_config close_connections_on_host_health_failure " +
-		"ignore_health_on_host_removal alt_stat_name",
+		"outlier_detection common_lb_config least_request_lb_config round_robin_lb_config alt_stat_name",
 	"envoy.config.cluster.v3.Cluster.EdsClusterConfig":                               "service_name eds_config",
 	"envoy.config.cluster.v3.Cluster.CommonLbConfig":                                 "healthy_panic_threshold update_merge_window close_connections_on_host_set_change",
 	"envoy.config.cluster.v3.Cluster.LeastRequestLbConfig":                           "choice_count",

@@ -159,8 +159,6 @@ func (c *checker) routeMessage(path string, m proto.Message) error {
 		}
 	case *routev3.WeightedCluster_ClusterWeight:
 		return c.reference(path+".name", m.GetName())
-	case *routev3.RouteAction_RequestMirrorPolicy:
-		return c.reference(path+".cluster", m.GetCluster())
 	case *routev3.DirectResponseAction:
 		return atMost(path+".body", len(m.GetBody().GetInlineString())+len(m.GetBody().GetInlineBytes()), MaxBody)
 	case *routev3.RetryPolicy:
