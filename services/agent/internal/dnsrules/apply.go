@@ -23,8 +23,9 @@ const (
 	fileKind    = "dns-rules"
 	fileVersion = 1
 
-	// saveInterval bounds how often rules are written to disk.
-	saveInterval = time.Second
+	// Writing rules to disk takes at most this part of the time.
+	saveShare    = 20
+	saveInterval = 50 * time.Millisecond
 )
 
 // session is what one stream of the agent has said so far: by its end of the first state, what was not among it is gone.
@@ -161,12 +162,13 @@ func (r *Rules) Run(ctx context.Context) error {
 			}
 		case <-r.save:
 		}
+		began := time.Now()
 		if err := r.Save(); err != nil {
 			r.log.Error("rules are not on disk", "error", err)
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(saveInterval):
+		case <-time.After(max(saveInterval, saveShare*time.Since(began))):
 		}
 	}
 }
