@@ -32,14 +32,16 @@ type Mutation struct {
 
 // AcceptsHTTP reports whether a request passes, by which rules (positions in Resolved.Rules, each once), and what becomes of its headers (spec 10.1). If
 // an item has an action on headers, all items are evaluated; else the first one that matches ends it. A path that must be redirected (NormalizePath) is
-// not judged, and does not pass.
+// not judged, and does not pass, but for visibility alone, which never refuses.
 func (f *Filter) AcceptsHTTP(q HTTPRequest) (rules []int, mutations []Mutation, ok bool) {
 	path, redirect := NormalizePath(q.Path)
-	if f.Kind != FilterHTTP || redirect {
+	switch {
+	case f.Kind != FilterHTTP:
 		return nil, nil, false
-	}
-	if f.Visibility {
-		return nil, nil, true
+	case f.Visibility:
+		return nil, nil, true // whatever its path
+	case redirect:
+		return nil, nil, false
 	}
 	q.Path = path
 	all := slices.ContainsFunc(f.HTTP, func(i HTTPItem) bool { return i.acts() })
@@ -78,7 +80,7 @@ func (f *Filter) AcceptsDNS(name string) (rules []int, ok bool) {
 }
 
 // AcceptsSNI reports whether a connection with this server name ("" = none) passes unread, and by which rules (positions in Resolved.Rules, each once).
-// Of a Filter of kind HTTP it is what becomes of connections with TLS: its TLS items are alternatives to those for requests.
+// Of a Filter of kind HTTP it is what becomes of connections with TLS: its TLS items are alternatives to those for requests. Visibility alone refuses none.
 func (f *Filter) AcceptsSNI(name string, tls bool) (rules []int, ok bool) {
 	for i := range f.TLS {
 		item := &f.TLS[i]
@@ -87,7 +89,7 @@ func (f *Filter) AcceptsSNI(name string, tls bool) (rules []int, ok bool) {
 			rules = append(rules, item.Rule)
 		}
 	}
-	return rules, len(rules) > 0
+	return rules, f.Visibility || len(rules) > 0
 }
 
 // acts reports whether the item has an action on headers.

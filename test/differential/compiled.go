@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -25,9 +26,11 @@ type Compiled struct {
 
 	numbers  map[string]uint32 // label sets of pods
 	resolved map[resolvedKey]*policy.Resolved
-	prefixes []netip.Prefix  // of all policies: what the addresses outside are told apart by
-	keys     map[string]bool // of labels that make identities: those that policies name
-	names    map[string]bool // of ports that tell addresses apart
+	prefixes []netip.Prefix // of all policies: what the addresses outside are told apart by
+	// conflicts are the sides whose rules contradict each other: their policies are not there.
+	conflicts map[resolvedKey]error
+	keys      map[string]bool // of labels that make identities: those that policies name
+	names     map[string]bool // of ports that tell addresses apart
 }
 
 type resolvedKey struct {
@@ -38,7 +41,7 @@ type resolvedKey struct {
 // Compile parses the objects of a cluster, each as the document that a user would write.
 func Compile(c *reference.Cluster) (*Compiled, error) {
 	out := &Compiled{cluster: c, options: options(c.Config), numbers: map[string]uint32{}, resolved: map[resolvedKey]*policy.Resolved{},
-		keys: map[string]bool{}, names: map[string]bool{}}
+		keys: map[string]bool{}, names: map[string]bool{}, conflicts: map[resolvedKey]error{}}
 	for _, o := range c.Policies {
 		raw, err := json.Marshal(o)
 		if err != nil {
@@ -56,6 +59,10 @@ func Compile(c *reference.Cluster) (*Compiled, error) {
 		for _, d := range []policy.Direction{policy.Ingress, policy.Egress} {
 			subject := out.subject(s)
 			r, err := policy.Resolve(out.options, subject, d, out.rules, out)
+			if err != nil && strings.HasPrefix(err.Error(), "cannot merge ") {
+				out.conflicts[resolvedKey{s, d}] = err
+				continue
+			}
 			if err != nil {
 				return nil, fmt.Errorf("resolve %s of %s: %w", directionName(d), s, err)
 			}
@@ -257,7 +264,20 @@ func (c *Compiled) subject(end string) *policy.Subject {
 		return &policy.Subject{Labels: labelset.Set{"reserved:" + name}, Node: sourced("k8s", c.cluster.Nodes[0].Labels)}
 	}
 	p := c.pod(end)
-	return &policy.Subject{Labels: c.podLabels(p), NamedPorts: namedPorts(p), Node: sourced("k8s", c.node(p.Node).Labels)}
+	return &policy.Subject{Labels: c.podLabels(p), NamedPorts: namedPorts(p), Node: sourced("k8s", c.node(p.Node).Labels), Visibility: visibility(p)}
+}
+
+// visibility is what a pod's annotation asks for; a bad one asks for nothing.
+func visibility(p *reference.Pod) []policy.Visibility {
+	text, ok := p.Annotations[policy.VisibilityAnnotation]
+	if !ok {
+		text = p.Annotations[policy.VisibilityAnnotationAlias]
+	}
+	v, err := policy.ParseVisibility(text)
+	if err != nil {
+		return nil
+	}
+	return v
 }
 
 // address of an end in one family; invalid if it has none.
@@ -286,7 +306,13 @@ func (c *Compiled) peer(end, viewer string, v6 bool, networks []netip.Prefix) *p
 	kind, name, special := strings.Cut(end, ":")
 	switch {
 	case special && kind == "ip":
-		return c.outside(address)
+		p = c.outside(address)
+		for _, l := range c.cluster.Learnt {
+			if l.Addr == address && l.Node == viewer {
+				p.Names = append(p.Names, l.Name)
+			}
+		}
+		return p
 	case special && kind == "entity":
 		p.Key = map[string]string{"health": "4", "init": "5", "ingress": "8", "unmanaged": "3"}[name]
 		p.Labels = labelset.Set{"reserved:" + name}
@@ -437,37 +463,43 @@ func (c *Compiled) Decide(p reference.Packet) (egress, ingress reference.Verdict
 }
 
 func (c *Compiled) side(subject, peer string, d policy.Direction, p reference.Packet) (reference.Verdict, error) {
+	decision, err := c.decision(subject, peer, d, p)
+	return reference.Verdict(decision.Verdict), err
+}
+
+// decision of one side, in which Decide, the class and the explanation agree.
+func (c *Compiled) decision(subject, peer string, d policy.Direction, p reference.Packet) (policy.Decision, error) {
 	r := c.resolved[resolvedKey{subject, d}]
-	if r == nil || !r.Enforced {
-		return reference.Allow, nil
+	if r == nil || r.Key == "" {
+		return policy.Decision{Verdict: policy.Allow}, nil
 	}
 	who := c.peer(peer, c.nodeOf(subject), p.V6, r.Networks())
 	number, port := p.ProtocolNumber(), uint16(p.Port)
 	decision := r.Decide(who, number, port)
-	if verdict := lookup(r.Class(r.Match(who)), number, port); verdict != decision.Verdict {
-		return 0, fmt.Errorf("%s of %s: Decide says %v, the class of %v (terms %v) says %v", directionName(d), subject, decision.Verdict, who.Key, r.Match(who), verdict)
+	if verdict, filter := lookup(r.Class(r.Match(who)), number, port); verdict != decision.Verdict || !reflect.DeepEqual(filter, decision.Filter) {
+		return decision, fmt.Errorf("%s of %s: Decide says %v, the class of %v (terms %v) says %v", directionName(d), subject, decision.Verdict, who.Key, r.Match(who), verdict)
 	}
-	if e := r.Explain(who, number, port); e.Verdict != decision.Verdict || !slices.Equal(e.Rules, decision.Rules) {
-		return 0, fmt.Errorf("%s of %s: Decide says %v, Explain %v", directionName(d), subject, decision, e.Decision)
+	if e := r.Explain(who, number, port); !reflect.DeepEqual(e.Decision, decision) {
+		return decision, fmt.Errorf("%s of %s: Decide says %v, Explain %v", directionName(d), subject, decision, e.Decision)
 	}
-	return reference.Verdict(decision.Verdict), nil
+	return decision, nil
 }
 
 // lookup reads a class as its documentation says.
-func lookup(ranges []policy.Range, protocol uint8, port uint16) policy.Verdict {
+func lookup(ranges []policy.Range, protocol uint8, port uint16) (policy.Verdict, *policy.Filter) {
 	rest, named := policy.DefaultDeny, false
 	for _, r := range ranges {
 		switch {
 		case r.Proto == policy.AnyProtocol:
 			rest = r.Verdict
 		case r.Proto == protocol && r.First <= port && port <= r.Last:
-			return r.Verdict
+			return r.Verdict, r.Filter
 		case r.Proto == protocol:
 			named = true
 		}
 	}
 	if named {
-		return policy.DefaultDeny
+		return policy.DefaultDeny, nil
 	}
-	return rest
+	return rest, nil
 }

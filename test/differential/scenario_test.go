@@ -20,15 +20,36 @@ type scenario struct {
 	cluster *reference.Cluster
 	next    []map[string]any
 	packets []reference.Packet
+	// requests on the packets; none, or one for each.
+	requests []reference.Request
 }
 
-func scenarioOf(w *random.World) scenario { return scenario{w.Cluster, w.Next, w.Packets} }
+func scenarioOf(w *random.World) scenario { return scenario{w.Cluster, w.Next, w.Packets, w.Requests} }
 
 // after is the cluster with the next policies.
 func (s scenario) after() *reference.Cluster {
 	c := *s.cluster
 	c.Policies = s.next
 	return &c
+}
+
+// less is the scenario without a packet.
+func (s scenario) less(i int) scenario {
+	s.packets = without(s.packets, i)
+	if s.requests != nil {
+		s.requests = without(s.requests, i)
+	}
+	return s
+}
+
+func (s scenario) in(c *reference.Cluster) scenario {
+	s.cluster = c
+	return s
+}
+
+func (s scenario) then(policies []map[string]any) scenario {
+	s.next = policies
+	return s
 }
 
 // comparison returns the first fault that a scenario shows. counts may be nil.
@@ -56,23 +77,24 @@ func compiled(cluster *reference.Cluster) (*Compiled, *fault) {
 // shrunk describes the fault in the smallest scenario that has it.
 func (f *fault) shrunk(s scenario, look comparison) string {
 	still := func(s scenario) bool {
-		g := look(scenario{copyOf(s.cluster), s.next, s.packets}, nil)
+		s.cluster = copyOf(s.cluster)
+		g := look(s, nil)
 		return g != nil && g.class == f.class
 	}
 	if !still(s) {
 		return f.text + "\n(not when run again)"
 	}
 	for i := len(s.packets) - 1; i >= 0 && len(s.packets) > 1; i-- {
-		if less := (scenario{s.cluster, s.next, without(s.packets, i)}); still(less) {
+		if less := s.less(i); still(less) {
 			s = less
 		}
 	}
 	s.cluster = Shrink(s.cluster, func(c *reference.Cluster) bool {
-		return ends(c, s.packets) == ends(s.cluster, s.packets) && still(scenario{c, s.next, s.packets})
+		return ends(c, s.packets) == ends(s.cluster, s.packets) && still(s.in(c))
 	})
 	if s.next != nil {
 		s.next = Shrink(s.after(), func(c *reference.Cluster) bool {
-			return len(c.Pods) == len(s.cluster.Pods) && still(scenario{s.cluster, slices.Concat(c.Policies, []map[string]any{}), s.packets})
+			return len(c.Pods) == len(s.cluster.Pods) && still(s.then(slices.Concat(c.Policies, []map[string]any{})))
 		}).Policies
 	}
 	if g := look(s, nil); g != nil {
@@ -81,7 +103,9 @@ func (f *fault) shrunk(s scenario, look comparison) string {
 	raw, err := yaml.Marshal(struct {
 		*reference.Cluster `yaml:",inline"`
 		Next               []map[string]any `yaml:"policies_then,omitempty"`
-	}{s.cluster, s.next})
+		Requests           []reference.Request
+		Learnt             []reference.Learnt
+	}{s.cluster, s.next, s.requests, s.cluster.Learnt})
 	if err != nil {
 		return err.Error()
 	}

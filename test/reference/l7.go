@@ -120,11 +120,13 @@ func (c *Cluster) requests(a *Answer, side Side, subject, peer end, p Packet, q 
 	if a.Proxy == "" {
 		return
 	}
-	// spec 4: where no rule switches default deny on, rules for requests are completed by one that allows all.
+	// spec 4: where no rule switches default deny on, rules for requests are completed by one that allows all of their kind.
 	enforced := c.pot(side, subject, peer, p).enforced || c.Config.PolicyEnforcement == "always" || subject.entity == "init"
+	if !enforced {
+		r = append(r, cover{selector: anybody, exact: true})
+	}
 	var changes []headerChange
 	a.Passes, changes = passes(a.Proxy, r, q)
-	a.Passes = a.Passes || !enforced && !refusedAnyway(a.Proxy, q)
 	if q.HTTP != nil {
 		a.Headers = changed(q.HTTP.Headers, changes)
 	}
@@ -175,6 +177,9 @@ func moot(v cover, r []cover) bool {
 // Conflicts reports whether rules that select one end speak differently of one selector and port, whoever the peer is: peers are tried one by one.
 func (c *Cluster) Conflicts(side Side, subject, peer string, p Packet) bool {
 	s, other := c.end(subject, p.V6), c.end(peer, p.V6)
+	if !c.isSubject(s) || c.Config.PolicyEnforcement == "never" {
+		return false
+	}
 	var r []cover
 	for _, o := range c.Policies {
 		if kind := text(o["kind"]); kind == "CiliumNetworkPolicy" || kind == "CiliumClusterwideNetworkPolicy" {

@@ -122,7 +122,7 @@ func httpItem(item map[string]any, q *HTTPRequest) (changes []headerChange, matc
 		case there && (value == "" || have == value):
 		case mismatch == "":
 			return nil, false
-		case value != "" || mismatch == "DELETE":
+		case value != "": // a header that may have any value is not there, if it is not as required: there is nothing to add or to remove
 			changes = append(changes, headerChange{mismatch, name, value})
 		}
 	}

@@ -54,6 +54,8 @@ type generator struct {
 	tiers, mesh bool
 	// requests: policies speak of them; host: not this one, which is for nodes.
 	requests, host bool
+	// acted are the headers that rules for requests change.
+	acted []string
 }
 
 func (g *generator) chance(percent int) bool { return g.IntN(100) < percent }

@@ -34,8 +34,8 @@ type HTTPAsk struct {
 func RandomHTTP(seed uint64) HTTPTrial {
 	g := trialGenerator(seed, 1)
 	t := HTTPTrial{}
-	for range 1 + g.IntN(4) {
-		t.Rules = append(t.Rules, g.httpRule())
+	for _, item := range some(g, 1, 4, g.httpRule) {
+		t.Rules = append(t.Rules, item.(object))
 	}
 	for range asksOfTrial {
 		ask := HTTPAsk{Request: *g.httpRequest()}
@@ -135,6 +135,11 @@ func (g *generator) httpRule() object {
 			}
 			if g.chance(70) {
 				m["mismatch"] = pick(g, "LOG", "ADD", "DELETE", "REPLACE")
+				if name := strings.ToLower(m["name"].(string)); slices.Contains(g.acted, name) { // in what order two act on one header is open
+					m["mismatch"] = "LOG"
+				} else if m["mismatch"] != "LOG" {
+					g.acted = append(g.acted, name)
+				}
 			}
 			return m
 		})
