@@ -149,6 +149,9 @@ func (x *exchange) refuseHTTP2() string {
 		}
 		delete(h, "Host")
 	}
+	if v, ok := h["Content-Length"]; ok && (len(v) != 1 || v[0] != strconv.FormatInt(x.length, 10)) {
+		return "content-length"
+	}
 	for _, name := range []string{"Connection", "Transfer-Encoding", "Upgrade", "Keep-Alive", "Proxy-Connection"} {
 		if _, ok := h[name]; ok {
 			return "connection-header"

@@ -15,6 +15,7 @@ import (
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"golang.org/x/net/http2"
 
+	"github.com/weirmesh/weir/services/proxy/internal/flood"
 	"github.com/weirmesh/weir/services/proxy/internal/guard"
 	"github.com/weirmesh/weir/services/proxy/internal/model"
 )
@@ -134,6 +135,7 @@ func (s *session) serveHTTP2(ctx context.Context, nc net.Conn) {
 	// Shutdown of a server that listens on nothing only tells its connections.
 	stop := context.AfterFunc(ctx, func() { base.Shutdown(context.WithoutCancel(ctx)) }) //nolint:errcheck // there is no listener
 	defer stop()
+	nc = flood.New(nc, time.Now, func(cause string) { s.m.current().env.Limits.Refused(s.conn.Namespace, cause) })
 	h2.ServeConn(nc, &http2.ServeConnOpts{BaseConfig: base, Handler: s})
 }
 
