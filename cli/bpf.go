@@ -42,7 +42,47 @@ func (a *app) bpfCommand() *cobra.Command {
 			[]string{"ID", "FRONTEND", "PROTOCOL", "SLOT", "BACKEND"}, func(e *agentv1.DumpServicesResponse) []string {
 				return []string{number(e.GetId()), e.GetFrontend(), e.GetProtocol(), number(e.GetSlot()), cmp.Or(e.GetBackend(), "-")}
 			})),
+		group("slots", "Listeners of the nodes' proxies", a.bpfSlotsCommand()),
 	)
+}
+
+// bpfSlotsCommand lists which listener a slot stands for, and who needs it.
+func (a *app) bpfSlotsCommand() *cobra.Command {
+	f := &nodeFlags{}
+	cmd := &cobra.Command{
+		Use: "list", Short: "List the slots that policies and services lead to", Args: noArgs,
+		Example: `  weir bpf slots list --node node1
+  weir bpf slots list -o json | jq '.[] | select(.listening | not)'`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			items, err := ask(cmd.Context(), a, f, func(ctx context.Context, c agentv1.AgentServiceClient) ([]*agentv1.SlotEntry, error) {
+				r, err := c.ListSlots(ctx, &agentv1.ListSlotsRequest{})
+				return r.GetSlots(), err
+			})
+			return errors.Join(show(a, f, items, err, []string{"NODE", "SLOT", "FILTER", "KIND", "DIRECTION", "PORT", "LISTENER", "KERNEL", "USED BY"}, slotRow), err)
+		},
+	}
+	f.register(cmd)
+	return cmd
+}
+
+func slotRow(e *agentv1.SlotEntry) []string {
+	kind := strings.ToLower(strings.TrimPrefix(e.GetKind().String(), "FILTER_KIND_"))
+	if e.GetVisibility() {
+		kind += ", to be seen"
+	}
+	listener := "listens"
+	if !e.GetListening() {
+		listener = "none"
+	}
+	users := cmp.Or(strings.Join(e.GetUsers(), ", "), "-")
+	if e.GetRestingSince() != nil {
+		users = "nobody since " + e.GetRestingSince().AsTime().UTC().Format("2006-01-02 15:04:05")
+	}
+	kernel := "-"
+	if e.GetKernelPort() != 0 {
+		kernel = number(e.GetKernelPort())
+	}
+	return []string{number(e.GetNumber()), cmp.Or(e.GetKey(), "-"), kind, policytext.Direction(e.GetDirection()), number(e.GetPort()), listener, kernel, users}
 }
 
 // bpfPolicyCommand lists policies' rows, of all endpoints or of one.
@@ -53,7 +93,7 @@ func (a *app) bpfPolicyCommand() *cobra.Command {
 		func(ctx context.Context, c agentv1.AgentServiceClient) (grpc.ServerStreamingClient[agentv1.DumpPolicyResponse], error) {
 			return c.DumpPolicy(ctx, &agentv1.DumpPolicyRequest{Endpoint: endpoint})
 		},
-		[]string{"POLICY", "DIRECTION", "ENDPOINTS", "PEER", "PROTOCOL", "PORTS", "VERDICT", "RULES"}, policyRow)
+		[]string{"POLICY", "DIRECTION", "ENDPOINTS", "PEER", "PROTOCOL", "PORTS", "VERDICT", "THROUGH", "RULES"}, policyRow)
 	cmd.Flags().StringVar(&endpoint, "endpoint", "", `Only policies of this endpoint: a pod, its number, "host" or "health"; a pod's node is found`)
 	withoutVariable(cmd, "endpoint")
 	run := cmd.RunE
@@ -95,7 +135,7 @@ func policyRow(e *agentv1.DumpPolicyResponse) []string {
 	return []string{
 		number(e.GetPolicy()), policytext.Direction(e.GetDirection()), cmp.Or(strings.Join(endpoints, ","), "-"), peer,
 		policytext.Protocol(e.GetProtocol()), policytext.Ports(e.GetProtocol(), e.GetFirst(), e.GetLast()), policytext.Verdict(e.GetVerdict()),
-		cmp.Or(policytext.Rules(e.GetRules()), "-"),
+		cmp.Or(policytext.Through(e.GetSlot(), e.GetListenerPort(), e.GetVisibility()), "-"), cmp.Or(policytext.Rules(e.GetRules()), "-"),
 	}
 }
 

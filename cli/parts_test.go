@@ -23,6 +23,7 @@ import (
 	identityv1 "github.com/weirmesh/weir/gen/weir/identity/v1"
 	labv1 "github.com/weirmesh/weir/gen/weir/lab/v1"
 	observerv1 "github.com/weirmesh/weir/gen/weir/observer/v1"
+	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
 	statusv1 "github.com/weirmesh/weir/gen/weir/status/v1"
 )
 
@@ -291,6 +292,15 @@ func (f *fakeAgent) DumpIPCache(_ *agentv1.DumpIPCacheRequest, s grpc.ServerStre
 	return s.Send(&agentv1.DumpIPCacheResponse{Prefix: "10.0.0.0/24", Identity: 9})
 }
 
+func (f *fakeAgent) ListSlots(context.Context, *agentv1.ListSlotsRequest) (*agentv1.ListSlotsResponse, error) {
+	return &agentv1.ListSlotsResponse{Slots: []*agentv1.SlotEntry{
+		{Number: 1, Key: "http-a", Kind: policyv1.FilterKind_FILTER_KIND_HTTP, Direction: ingress, Port: 20001, KernelPort: 20001, Listening: true,
+			Users: []string{"p1", "service/default/web"}},
+		{Number: 2, Key: "dns-b", Kind: policyv1.FilterKind_FILTER_KIND_DNS, Direction: policyv1.Direction_DIRECTION_EGRESS, Visibility: true, Port: 10053,
+			RestingSince: timestamppb.New(time.Unix(1, 0))},
+	}}, nil
+}
+
 func (f *fakeAgent) DumpServices(_ *agentv1.DumpServicesRequest, s grpc.ServerStreamingServer[agentv1.DumpServicesResponse]) error {
 	return s.Send(&agentv1.DumpServicesResponse{Id: 1, Frontend: "10.96.0.1:80", Protocol: "TCP", Backend: "10.0.0.1:8080"})
 }
@@ -369,6 +379,10 @@ n1     10.0.0.0/24   9 (world-ipv4)   -
 `,
 		"bpf services list --node n1": `NODE   ID   FRONTEND       PROTOCOL   SLOT   BACKEND
 n1     1    10.96.0.1:80   TCP        0      10.0.0.1:8080
+`,
+		"bpf slots list --node n1": `NODE   SLOT   FILTER   KIND              DIRECTION   PORT    LISTENER   KERNEL   USED BY
+n1     1      http-a   http              ingress     20001   listens    20001    p1, service/default/web
+n1     2      dns-b    dns, to be seen   egress      10053   none       -        nobody since 1970-01-01 00:00:01
 `,
 		"monitor --node n1":         "n1: 5 records lost: this reader is too slow\nJan  1 00:00:01.000000 n1 CPU 01: trace^[ to-endpoint\n",
 		"monitor --node n1 -o json": `{"node":"n1","time":"1970-01-01T00:00:01Z","cpu":1,"text":"trace\u001b to-endpoint","lost":5}` + "\n",

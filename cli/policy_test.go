@@ -289,12 +289,14 @@ func TestBPFPolicyList(t *testing.T) {
 	m.n2.rows = []*agentv1.DumpPolicyResponse{
 		{Policy: 2, Direction: ingress, Endpoints: []uint32{9, 65535}, Last: 65535, Verdict: defaultDeny},
 		{Policy: 2, Direction: ingress, Endpoints: []uint32{9}, Peer: 1, PeerKey: "1", Protocol: 6, First: 80, Last: 80, Verdict: allow, Rule: 4, Rules: []*policyv1.PolicyRule{rule("ingress", 0)}},
+		{Policy: 2, Direction: ingress, Endpoints: []uint32{9}, Peer: 1, PeerKey: "1", Protocol: 6, First: 81, Last: 81, Verdict: allow, Slot: 7, ListenerPort: 20007, Visibility: true},
 		{Policy: 3, Peer: 16777217, PeerKey: "cidr:10.0.0.0/8", Protocol: 58, First: 1, Last: 4, Verdict: deny},
 	}
-	want := `NODE   POLICY   DIRECTION   ENDPOINTS   PEER              PROTOCOL   PORTS      VERDICT        RULES
-n2     2        ingress     9,host      any other         any        all        default deny   -
-n2     2        ingress     9           1 (host)          TCP        80         allow          CiliumNetworkPolicy default/api ingress[0]
-n2     3        -           -           cidr:10.0.0.0/8   ICMPv6     type 1-4   deny           -
+	want := `NODE   POLICY   DIRECTION   ENDPOINTS   PEER              PROTOCOL   PORTS      VERDICT        THROUGH                           RULES
+n2     2        ingress     9,host      any other         any        all        default deny   -                                 -
+n2     2        ingress     9           1 (host)          TCP        80         allow          -                                 CiliumNetworkPolicy default/api ingress[0]
+n2     2        ingress     9           1 (host)          TCP        81         allow          slot 7 (port 20007), to be seen   -
+n2     3        -           -           cidr:10.0.0.0/8   ICMPv6     type 1-4   deny           -                                 -
 `
 	if out := m.must(t, "bpf", "policy", "list"); out != want {
 		t.Errorf("got\n%swant\n%s", out, want)

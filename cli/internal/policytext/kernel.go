@@ -94,6 +94,21 @@ func filterWords(key string) string {
 	return "filter " + key
 }
 
+// Through says what allowed connections pass: "slot 7 (port 20007)"; empty = nothing.
+func Through(slot, port uint32, visibility bool) string {
+	if slot == 0 {
+		return ""
+	}
+	text := fmt.Sprintf("slot %d (port %d)", slot, port)
+	if port == 0 {
+		text = fmt.Sprintf("slot %d (no listener)", slot)
+	}
+	if visibility {
+		text += ", to be seen"
+	}
+	return text
+}
+
 // words of the entry itself.
 func (k *Kernel) words() string {
 	e := k.Entry
