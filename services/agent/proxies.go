@@ -128,6 +128,11 @@ func (n *node) proxyDetails() []status.Detail {
 		{Name: "access log", Value: fmt.Sprintf("%d entries by %d streams; %d requests taken, %d lost before they came, %d lost here, %d malformed",
 			logs.Entries, logs.Streams, q.Taken, q.Lost, q.Dropped, q.Malformed)},
 	}
+	if c, err := n.datapath.Counters(); err == nil && c.Proxy != (datapath.ProxyCounts{}) {
+		details = append(details, status.Detail{Name: "redirected", Value: fmt.Sprintf(
+			"%d connections; without a listener %d packets dropped, %d connections not seen; %d packets of connections that the proxy lost, %d of such that were reset",
+			c.Proxy.Redirected, c.Proxy.NoListener, c.Proxy.NotSeen, c.Proxy.Lost, c.Proxy.Moved)})
+	}
 	if !dns.Connected {
 		return append(details, status.Detail{Name: "weir-dns", Value: "not connected: what it knew holds, new names are denied"})
 	}

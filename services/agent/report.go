@@ -133,6 +133,11 @@ var help = map[string]string{
 	"weir_agent_policy_endpoints":             "Endpoints for which a policy is in force.",
 	"weir_agent_policy_pauses":                "Pauses of policy, of pods and of the node.",
 	"weir_agent_slots_resting":                "Slots that nothing uses, and that no other filter gets yet.",
+	"weir_agent_proxy_redirected_total":       "Connections that began on a slot.",
+	"weir_agent_proxy_not_seen_total":         "Connections that were only to be seen, and went straight on without a proxy.",
+	"weir_agent_proxy_no_listener_total":      "Packets dropped that would have begun a connection on a slot without listener.",
+	"weir_agent_proxy_lost_total":             "Packets dropped of connections that the proxy has no socket for any more.",
+	"weir_agent_proxy_moved_total":            "Packets that met a change of their connection's slot, which was reset.",
 	"weir_agent_proxy_listening":              "1 while the node's proxy listens.",
 	"weir_agent_proxy_missed_listeners_total": "Listeners that did not come before the entry that needs them.",
 	"weir_agent_access_log_entries_total":     "Entries that the proxy has sent.",
@@ -217,6 +222,11 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		put(prometheus.CounterValue, "weir_agent_connections_created_total", float64(k.ConnsCreated))
 		put(prometheus.CounterValue, "weir_agent_connections_refused_total", float64(k.ConnsRefused))
 		put(prometheus.CounterValue, "weir_agent_connections_unreported_total", float64(k.ConnsUnreported))
+		put(prometheus.CounterValue, "weir_agent_proxy_redirected_total", float64(k.Proxy.Redirected))
+		put(prometheus.CounterValue, "weir_agent_proxy_not_seen_total", float64(k.Proxy.NotSeen))
+		put(prometheus.CounterValue, "weir_agent_proxy_no_listener_total", float64(k.Proxy.NoListener))
+		put(prometheus.CounterValue, "weir_agent_proxy_lost_total", float64(k.Proxy.Lost))
+		put(prometheus.CounterValue, "weir_agent_proxy_moved_total", float64(k.Proxy.Moved))
 		for name, r := range map[string]datapath.RecordCounts{"weir_agent_kernel_records_written_total": k.Written, "weir_agent_kernel_records_lost_total": k.Lost} {
 			put(prometheus.CounterValue, name, float64(r.Trace), "trace")
 			put(prometheus.CounterValue, name, float64(r.Drop), "drop")

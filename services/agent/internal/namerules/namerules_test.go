@@ -242,8 +242,9 @@ func TestRecords(t *testing.T) {
 		t.Fatal(err)
 	}
 	send(stream, 2, 0, 4, "b", "c", "d") // b and c were taken, and the acknowledgement was lost
-	send(stream, 1, 1, 1, "new")         // another weir-dns
-	if want := []string{"a", "b", "c", "d", "new"}; !slices.Equal(f.records, want) || f.lost != 6 {
-		t.Errorf("records %q, %d lost; want %q and 6", f.records, f.lost, want)
+	send(stream, 1, 1, 1, "new")         // another weir-dns that counts anew
+	send(stream, 101, 2, 100)            // one that goes on higher, and has only losses to tell
+	if want := []string{"a", "b", "c", "d", "new"}; !slices.Equal(f.records, want) || f.lost != 8 {
+		t.Errorf("records %q, %d lost; want %q and 8", f.records, f.lost, want)
 	}
 }

@@ -193,8 +193,8 @@ func (s *Server) take(r *agentv1.SendRecordsRequest) (last uint64) {
 	}
 	seen := s.last
 	last = seen
-	if n := uint64(len(r.GetRecords())); n > 0 {
-		last = max(seen, r.GetFirst()+n-1)
+	if r.GetFirst() > 0 {
+		last = max(seen, r.GetFirst()+uint64(len(r.GetRecords()))-1)
 	}
 	s.last = last
 	s.status.Lost += r.GetLost()
