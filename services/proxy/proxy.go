@@ -276,7 +276,7 @@ func (s *Service) front(ctx, life context.Context) (taken bool, err error) {
 	group.Go(func() error {
 		select {
 		case <-s.drain:
-			closeFront()
+			cancel()
 		case <-frontCtx.Done():
 		}
 		return nil
@@ -289,15 +289,20 @@ func (s *Service) front(ctx, life context.Context) (taken bool, err error) {
 		closeFront()
 		return false, errors.Join(err, group.Wait())
 	}
-	var frontErr error
+	// A part that fails ends the process, but what the new process is told outlives the parts.
+	defer context.AfterFunc(frontCtx, func() {
+		if !s.draining.Load() {
+			cancel()
+		}
+	})()
 	old := handover.Old{Sockets: s.sockets, Release: func() {
 		s.draining.Store(true)
 		closeFront()
-		frontErr = group.Wait()
+		err = group.Wait()
 	}}
-	taken, err = old.Serve(frontCtx, ln)
+	taken, serveErr := old.Serve(ctx, ln)
 	closeFront()
-	return taken, errors.Join(err, frontErr, group.Wait())
+	return taken, errors.Join(serveErr, err, group.Wait())
 }
 
 // succeed waits for the configuration and then replaces the process before.
