@@ -3,7 +3,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/bin/tools:$(PATH)
 
 # Modules in the order of their dependencies; go.work lists the same.
-MODULES := gen internal bpf services/agent services/policy services/identity services/relay services/observer cli lab examples/todo examples/todo/coredns test/reference test/differential test/e2e test/cases
+MODULES := gen internal bpf services/agent services/policy services/xds services/proxy services/identity services/relay services/observer cli lab examples/todo examples/todo/coredns test/reference test/differential test/e2e test/cases
 PRESENT := $(foreach m,$(MODULES),$(if $(wildcard $(m)/go.mod),$(m)))
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X github.com/weirmesh/weir/internal/version.Version=$(VERSION) -X main.version=$(VERSION)

@@ -29,7 +29,7 @@ type Config struct {
 	// Separate runs each of the central services, and NATS, as a process of its own instead of all in one.
 	Separate bool
 	// Replicas of services, which need Separate when above 1; default 1 each.
-	Policies, Brokers, Relays int
+	Policies, Brokers, Relays, XDS int
 	// BinDir is where Weir's programs are; default: where weir-lab is.
 	BinDir string
 	// Self is the path of weir-lab; required.
@@ -42,8 +42,10 @@ type Config struct {
 	ClusterName string
 	// AgentArgs are further arguments of the agents; "node1:--flag" is for one node only.
 	AgentArgs []string
+	// DNSArgs and ProxyArgs are the same for weir-dns and weir-proxy.
+	DNSArgs, ProxyArgs []string
 	// PolicyArgs and so on are further arguments of those services. Relay and observer need Separate for theirs.
-	PolicyArgs, IdentityArgs, RelayArgs, ObserverArgs []string
+	PolicyArgs, IdentityArgs, XDSArgs, RelayArgs, ObserverArgs []string
 	// LogLevel of Weir's parts; default info.
 	LogLevel string
 	// Timeout bounds the start: until Weir's parts are ready, and then until the pods are; default 60 s.
@@ -58,7 +60,7 @@ type Config struct {
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
 	return Config{
-		Name: "default", ObserverListen: "127.0.0.1:4245", Policies: 1, Brokers: 1, Relays: 1, ClusterName: "default",
+		Name: "default", ObserverListen: "127.0.0.1:4245", Policies: 1, Brokers: 1, Relays: 1, XDS: 1, ClusterName: "default",
 		Families: []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol},
 		MTU:      1500, LogLevel: "info", Timeout: time.Minute, Output: io.Discard,
 	}
@@ -99,7 +101,7 @@ func (c *Config) Validate() error {
 	for _, r := range []struct {
 		name string
 		n    int
-	}{{"policies", c.Policies}, {"brokers", c.Brokers}, {"relays", c.Relays}} {
+	}{{"policies", c.Policies}, {"brokers", c.Brokers}, {"relays", c.Relays}, {"xds", c.XDS}} {
 		if r.n < 1 || r.n > maxReplicas {
 			errs = append(errs, fmt.Errorf("%s: expected 1 to %d, got %d", r.name, maxReplicas, r.n))
 		}

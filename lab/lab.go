@@ -220,9 +220,9 @@ func (l *Lab) notes() []string {
 
 // programs are those that the lab cannot do without.
 func (l *Lab) programs() []string {
-	names := []string{"weir-agent", "weir-cni"}
+	names := []string{"weir-agent", "weir-cni", "weir-dns", "weir-proxy"}
 	if l.config.Separate {
-		names = append(names, "weir-policy", "weir-identity", "weir-relay", "weir-observer")
+		names = append(names, "weir-xds", "weir-policy", "weir-identity", "weir-relay", "weir-observer")
 	}
 	var paths []string
 	for _, name := range names {

@@ -97,7 +97,11 @@ func (l *Lab) definitions() ([]part.Definition, error) {
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, agent)
+		dns, proxy, err := l.readers(node)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, agent, dns, proxy)
 	}
 	return all, nil
 }
@@ -154,6 +158,11 @@ func (l *Lab) separate() ([]part.Definition, error) {
 			"--listen", hostPort(l.config.central(n+1), relayPort), "--nats", l.config.natsURL(), "--instance", replicaName("relay", n+1),
 		}, l.config.RelayArgs...))
 	}
+	for n := range l.config.XDS {
+		errs = append(errs, add("xds", replicaName("xds", n+1), "weir-xds", []string{
+			"--listen", hostPort(l.config.central(n+1), xdsPort), "--policy", l.config.addresses(l.config.Policies, policyPort),
+		}, l.config.XDSArgs...))
+	}
 	errs = append(errs, add("observer", "observer", "weir-observer", []string{
 		"--listen-fd", strconv.Itoa(launch.SpecFD + 1), "--nats", l.config.natsURL(), "--instance", "observer",
 	}, l.config.ObserverArgs...))
@@ -194,16 +203,45 @@ func (l *Lab) agent(node cluster.NodeConfig) (part.Definition, error) {
 		"--cluster-name", l.config.ClusterName,
 	}
 	args = append(args, tlsArgs(files)...)
-	for _, arg := range l.config.AgentArgs {
+	args = append(args, forNode(l.config.AgentArgs, node.Name)...)
+	return l.process(agentPrefix+node.Name, l.config.nodeNetns(node.Name), args, socket), nil
+}
+
+// forNode are those arguments that are for a node: all, or "node1:--flag" without its prefix.
+func forNode(args []string, node string) []string {
+	var own []string
+	for _, arg := range args {
 		if only, rest, ok := strings.Cut(arg, ":--"); ok && !strings.HasPrefix(arg, "-") {
-			if only != node.Name {
+			if only != node {
 				continue
 			}
 			arg = "--" + rest
 		}
-		args = append(args, arg)
+		own = append(own, arg)
 	}
-	return l.process(agentPrefix+node.Name, l.config.nodeNetns(node.Name), args, socket), nil
+	return own
+}
+
+// readers are the processes of a node that read requests: weir-dns, and the proxy.
+func (l *Lab) readers(node cluster.NodeConfig) (dns, proxy part.Definition, err error) {
+	files, err := l.certs.issue("proxy", node.Name)
+	if err != nil {
+		return dns, proxy, err
+	}
+	folder, namespace := l.runPath("nodes/"+node.Name), l.config.nodeNetns(node.Name)
+	dnsSocket, proxySocket := filepath.Join(folder, "dns.sock"), filepath.Join(folder, "proxy.sock")
+	args := []string{
+		filepath.Join(l.config.BinDir, "weir-dns"), "--node", node.Name, "--bpffs", filepath.Join(l.bpfRoot(), node.Name),
+		"--agent", l.agentSocket(node.Name), "--state-dir", filepath.Join(l.stateDir(), "nodes", node.Name), "--socket", dnsSocket, "--log-level", l.config.LogLevel,
+	}
+	dns = l.process("dns/"+node.Name, namespace, append(args, forNode(l.config.DNSArgs, node.Name)...), dnsSocket)
+	args = []string{
+		filepath.Join(l.config.BinDir, "weir-proxy"), "--node", node.Name, "--xds", l.config.addresses(l.config.XDS, xdsPort),
+		"--socket", proxySocket, "--access-log", filepath.Join(folder, "accesslog.sock"), "--log-level", l.config.LogLevel,
+	}
+	args = append(args, tlsArgs(files)...)
+	proxy = l.process("proxy/"+node.Name, namespace, append(args, forNode(l.config.ProxyArgs, node.Name)...), proxySocket)
+	return dns, proxy, nil
 }
 
 // awaitParts waits until every part says that it is ready.

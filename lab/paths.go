@@ -49,6 +49,7 @@ const (
 	policyPort   = 18001
 	relayPort    = 4244
 	sourcePort   = 18003
+	xdsPort      = 18000
 )
 
 // centralAddress is where the n-th replica (from 1) of every central service listens: .2, .3 and so on.

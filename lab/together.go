@@ -27,9 +27,11 @@ func (l *Lab) together() ([]part.Definition, error) {
 	}
 	config := central.Config{
 		LogLevel: l.config.LogLevel, ClusterName: l.config.ClusterName, PolicyArgs: l.config.PolicyArgs, IdentityArgs: l.config.IdentityArgs,
-		NATS: service("nats", natsPort), StoreDir: filepath.Join(l.stateDir(), "nats"), NATSURL: l.config.natsURL(),
+		XDSArgs: l.config.XDSArgs,
+		NATS:    service("nats", natsPort), StoreDir: filepath.Join(l.stateDir(), "nats"), NATSURL: l.config.natsURL(),
 		Identity: service("identity", identityPort),
 		Policy:   service("policy", policyPort), Source: l.config.sourceAddress(),
+		XDS:      service("xds", xdsPort),
 		Relay:    service("relay", relayPort),
 		Observer: service("observer", 0), ObserverFD: launch.SpecFD + 1,
 	}

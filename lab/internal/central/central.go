@@ -22,6 +22,7 @@ import (
 	"github.com/weirmesh/weir/services/observer"
 	"github.com/weirmesh/weir/services/policy"
 	"github.com/weirmesh/weir/services/relay"
+	"github.com/weirmesh/weir/services/xds"
 )
 
 // Service is what each of them is told.
@@ -43,13 +44,15 @@ type Config struct {
 	Policy   Service `json:"policy"`
 	// Source is where the policy service finds the cluster's objects.
 	Source   string  `json:"source"`
+	XDS      Service `json:"xds"`
 	Relay    Service `json:"relay"`
 	Observer Service `json:"observer"`
 	// ObserverFD is the observer's inherited listener.
 	ObserverFD int `json:"observerFD"`
-	// PolicyArgs and IdentityArgs are further arguments of those services, as on their own command lines.
+	// PolicyArgs and so on are further arguments of those services, as on their own command lines.
 	PolicyArgs   []string `json:"policyArgs,omitempty"`
 	IdentityArgs []string `json:"identityArgs,omitempty"`
+	XDSArgs      []string `json:"xdsArgs,omitempty"`
 }
 
 // Write writes the configuration for Read.
@@ -145,6 +148,15 @@ func (c Config) services(log *slog.Logger) (map[string]func(context.Context) err
 	if err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
+	xdsConfig := xds.DefaultConfig()
+	xdsConfig.Common, xdsConfig.Policy = c.common(c.XDS), []string{c.Policy.Listen}
+	if err := parse("xds", &xdsConfig, c.XDSArgs); err != nil {
+		return nil, err
+	}
+	configuration, err := xds.New(xdsConfig, log.With("part", "xds"))
+	if err != nil {
+		return nil, fmt.Errorf("xds: %w", err)
+	}
 	relayConfig := relay.DefaultConfig()
 	relayConfig.Common, relayConfig.NATS, relayConfig.Instance = c.common(c.Relay), c.NATSURL, "relay"
 	intake, err := relay.New(relayConfig, log.With("part", "relay"))
@@ -159,7 +171,7 @@ func (c Config) services(log *slog.Logger) (map[string]func(context.Context) err
 		return nil, fmt.Errorf("observer: %w", err)
 	}
 	return map[string]func(context.Context) error{
-		"identity": numbers.Run, "policy": desired.Run, "relay": intake.Run, "observer": flows.Run,
+		"identity": numbers.Run, "policy": desired.Run, "xds": configuration.Run, "relay": intake.Run, "observer": flows.Run,
 	}, nil
 }
 

@@ -87,8 +87,8 @@ func TestFaults(t *testing.T) {
 	}{
 		{"not YAML", "a: [1\nb: 2\n", []string{"f.yaml:1: not YAML: did not find expected ',' or ']'"}},
 		{"not an object", "just text\n", []string{`f.yaml:1: expected an object with apiVersion, kind and metadata, got "just text"`}},
-		{"no kind", "apiVersion: v1\n", []string{"f.yaml:1: kind: required: one of AdminNetworkPolicy, BaselineAdminNetworkPolicy, CiliumCIDRGroup, CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, ClusterNetworkPolicy, ConfigMap, Deployment, EndpointSlice, Host, Namespace, NetworkPolicy, Node, Pod, Service"}},
-		{"unknown kind", "apiVersion: batch/v1\nkind: Job\n", []string{"f.yaml:2: kind: Job (batch/v1) is not a kind of the lab; it has AdminNetworkPolicy, BaselineAdminNetworkPolicy, CiliumCIDRGroup, CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, ClusterNetworkPolicy, ConfigMap, Deployment, EndpointSlice, Host, Namespace, NetworkPolicy, Node, Pod, Service"}},
+		{"no kind", "apiVersion: v1\n", []string{"f.yaml:1: kind: required: one of AdminNetworkPolicy, BaselineAdminNetworkPolicy, CiliumCIDRGroup, CiliumClusterwideEnvoyConfig, CiliumClusterwideNetworkPolicy, CiliumEnvoyConfig, CiliumNetworkPolicy, ClusterNetworkPolicy, ConfigMap, Deployment, EndpointSlice, Host, Namespace, NetworkPolicy, Node, Pod, Service"}},
+		{"unknown kind", "apiVersion: batch/v1\nkind: Job\n", []string{"f.yaml:2: kind: Job (batch/v1) is not a kind of the lab; it has AdminNetworkPolicy, BaselineAdminNetworkPolicy, CiliumCIDRGroup, CiliumClusterwideEnvoyConfig, CiliumClusterwideNetworkPolicy, CiliumEnvoyConfig, CiliumNetworkPolicy, ClusterNetworkPolicy, ConfigMap, Deployment, EndpointSlice, Host, Namespace, NetworkPolicy, Node, Pod, Service"}},
 		{"derived kind", "apiVersion: apps/v1\nkind: ReplicaSet\n", []string{"f.yaml:2: kind: ReplicaSet is made by the lab itself; it cannot be in a manifest"}},
 		{"wrong version", "apiVersion: v1\nkind: Deployment\n", []string{`f.yaml:1: apiVersion: expected apps/v1 for kind Deployment, got "v1"`}},
 		{"unknown field", strings.Replace(pod, "  containers:", "  restartpolicy: Never\n  containers:", 1),

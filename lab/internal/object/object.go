@@ -107,6 +107,8 @@ var kinds = byName(
 	rawKind("CiliumNetworkPolicy", "cilium.io/v2", true),
 	rawKind("CiliumClusterwideNetworkPolicy", "cilium.io/v2", false),
 	rawKind("CiliumCIDRGroup", "cilium.io/v2", false),
+	rawKind("CiliumEnvoyConfig", "cilium.io/v2", true),
+	rawKind("CiliumClusterwideEnvoyConfig", "cilium.io/v2", false),
 	rawKind("ClusterNetworkPolicy", "policy.networking.k8s.io/v1alpha2", false),
 	rawKind("AdminNetworkPolicy", "policy.networking.k8s.io/v1alpha1", false),
 	rawKind("BaselineAdminNetworkPolicy", "policy.networking.k8s.io/v1alpha1", false),
