@@ -27,6 +27,20 @@ static __always_inline void upstream_pass(struct __sk_buff *skb, struct pass *o,
 
 #define UPSTREAM_GOES_ON -1
 
+/* upstream_delivered says whether the connection of the packet in scratch has got as far as to its server: the sockets
+ * that the client's and the server's rules lead to would have the same tuple. */
+static __always_inline bool upstream_delivered(const struct packet *p, const struct endpoint *dst)
+{
+	struct ct_key key = {.endpoint = dst->id, .proto = p->proto, .kind = p->kind};
+	struct ct_entry *entry;
+
+	if (p->starts)
+		return false;
+	ct_key_make(&key, &p->src, &p->dst, p->sport, p->dport);
+	entry = bpf_map_lookup_elem(&ct, &key);
+	return entry && entry->conn.tail == ct_tail(&key) && p->now <= entry->conn.expires;
+}
+
 /* upstream_egress asks the client's egress policy, after a service's route, for each packet: UPSTREAM_GOES_ON or a
  * verdict. */
 __noinline int upstream_egress(struct __sk_buff *skb)
@@ -35,6 +49,7 @@ __noinline int upstream_egress(struct __sk_buff *skb)
 	struct endpoint *dst;
 	struct packet *p;
 	struct pass *o;
+	bool goes_on;
 	__u32 slot;
 	int reason;
 
@@ -58,13 +73,19 @@ __noinline int upstream_egress(struct __sk_buff *skb)
 	if (reason)
 		return drop(skb, reason);
 	slot = SLOT_OF(o->rule);
-	if (p->proto == IPPROTO_TCP && proxy_connected(skb))
+	goes_on = dst && upstream_delivered(p, dst);
+	if (!goes_on && p->proto == IPPROTO_TCP && proxy_connected(skb))
 		return proxy_take(skb);
 	if (!slot)
 		return UPSTREAM_GOES_ON;
 	if (o->verdict == POLICY_VISIBLE && (!p->starts || proxy_listener(skb, slot, 0))) {
 		metric_add(METRIC_PROXY_NOT_SEEN, p->starts, 0);
 		return UPSTREAM_GOES_ON;
+	}
+	if (goes_on) {
+		metric_add(METRIC_PROXY_MOVED, 1, p->bytes);
+		drop(skb, DROP_SLOT_CHANGED);
+		return reset_sender(skb);
 	}
 	s->decision.slot = slot;
 	s->decision.rule = o->rule;
