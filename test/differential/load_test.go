@@ -34,6 +34,7 @@ type loaded struct {
 	rules     map[string]uint32 // by the rules that decide
 	prefixes  []netip.Prefix    // in ipcache
 	addresses []netip.Addr      // of endpoints
+	slots     map[string]uint16 // by key of the filter
 	sent      map[frame]bool    // ICMP
 
 	numbersFrom uint32
@@ -58,7 +59,7 @@ func (l *loaded) isLocal(end string) bool { return end != "entity:unmanaged" && 
 func (n *node) load(c *Compiled, numbersFrom uint32) *loaded {
 	l := &loaded{
 		node: n, Compiled: c, numbersFrom: numbersFrom, peers: map[string]uint32{}, endpoints: map[string]uint16{}, policies: map[string]uint32{}, rules: map[string]uint32{},
-		sent: map[frame]bool{},
+		slots: map[string]uint16{}, sent: map[frame]bool{},
 	}
 	var ends []string
 	for _, p := range c.cluster.Pods {
@@ -123,7 +124,7 @@ func (l *loaded) setEndpoint(subject string, ends []string) {
 	e := datapath.EndpointPolicy{IngressAudit: l.options.Audit, EgressAudit: l.options.Audit}
 	for direction, number := range map[policy.Direction]*uint32{policy.Ingress: &e.Ingress, policy.Egress: &e.Egress} {
 		switch r := l.resolved[resolvedKey{subject, direction}]; {
-		case r.Enforced:
+		case r.Key != "":
 			*number = l.writePolicy(r, ends)
 		case id == datapath.HostEndpoint:
 			*number = l.allowAll()
@@ -154,9 +155,8 @@ func (l *loaded) writePolicy(r *policy.Resolved, ends []string) uint32 {
 	row := func(peer uint32, terms []int) {
 		var ranges []datapath.PolicyRange
 		for _, x := range r.Class(terms) {
-			ranges = append(ranges, datapath.PolicyRange{
-				Proto: x.Proto, First: x.First, Last: x.Last, Verdict: datapath.PolicyVerdict(x.Verdict), Rule: l.rule(r, x.Rules),
-			})
+			verdict, slot := l.through(x.Verdict, x.Filter)
+			ranges = append(ranges, datapath.PolicyRange{Proto: x.Proto, First: x.First, Last: x.Last, Verdict: verdict, Rule: l.rule(r, x.Rules), Slot: slot})
 		}
 		l.do(l.Policies().SetPeer(number, peer, ranges))
 	}
@@ -167,6 +167,22 @@ func (l *loaded) writePolicy(r *policy.Resolved, ends []string) uint32 {
 		}
 	}
 	return number
+}
+
+// through is the verdict of a range with a filter, and its slot. No slot has a listener here.
+func (l *loaded) through(v policy.Verdict, f *policy.Filter) (datapath.PolicyVerdict, uint16) {
+	if f == nil {
+		return datapath.PolicyVerdict(v), 0
+	}
+	slot := l.slots[f.Key]
+	if slot == 0 {
+		slot = uint16(len(l.slots) + 1)
+		l.slots[f.Key] = slot
+	}
+	if f.Visibility {
+		return datapath.PolicyVisible, slot
+	}
+	return datapath.PolicyRedirect, slot
 }
 
 // rule numbers the rules that decide something, by their names.
@@ -331,14 +347,21 @@ func (l *loaded) expected(from, to string, p reference.Packet) (out []expectatio
 		id, ok := l.endpoints[side.subject]
 		r := l.resolved[resolvedKey{side.subject, side.direction}]
 		switch {
-		case id == datapath.HostEndpoint && !r.Enforced:
+		case id == datapath.HostEndpoint && r.Key == "":
 			out = append(out, expectation{at{id, uint8(side.direction)}, told{datapath.PolicyAllow, 0}})
 			continue
-		case !ok || r == nil || !r.Enforced:
+		case !ok || r == nil || r.Key == "":
 			continue
 		}
 		d := r.Decide(l.peer(side.peer, local, p.V6, l.networks), p.ProtocolNumber(), uint16(p.Port))
-		out = append(out, expectation{at{id, uint8(side.direction)}, told{datapath.PolicyVerdict(d.Verdict), l.rule(r, d.Rules)}})
+		verdict, _ := l.through(d.Verdict, d.Filter)
+		switch verdict {
+		case datapath.PolicyRedirect:
+			return out // the drop for want of a listener tells
+		case datapath.PolicyVisible:
+			verdict = datapath.PolicyAllow // it goes straight on
+		}
+		out = append(out, expectation{at{id, uint8(side.direction)}, told{verdict, l.rule(r, d.Rules)}})
 		if d.Verdict != policy.Allow && !l.options.Audit {
 			return out
 		}

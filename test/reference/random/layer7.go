@@ -60,12 +60,12 @@ func (g *generator) request(p reference.Packet) reference.Request {
 
 func (g *generator) annotations() {
 	for i := range g.c.Pods {
-		if !g.chance(30) {
+		if !g.chance(70) {
 			continue
 		}
 		g.c.Pods[i].Annotations = map[string]string{
 			pick(g, "policy.cilium.io/proxy-visibility", "io.cilium.proxy-visibility"): pick(g,
-				"<egress/53/UDP/DNS>,<ingress/80/TCP/HTTP>", "<Ingress/80/ANY/HTTP>", "<Egress/53/ANY/dns>, <Egress/80/TCP/HTTP>", "<ingress/443/TCP/HTTP>,<ingress/443/TCP/Kafka>",
+				"<egress/53/UDP/DNS>,<ingress/80/TCP/HTTP>", "<egress/53/UDP/DNS>,<ingress/8080/TCP/HTTP>,<egress/8081/TCP/HTTP>", "<Ingress/80/ANY/HTTP>", "<Egress/53/ANY/dns>, <Egress/80/TCP/HTTP>", "<ingress/443/TCP/HTTP>,<ingress/443/TCP/Kafka>",
 				"<ingress/53/UDP/DNS>", "<ingress/8080/TCP/Kafka>", "<egress/443/tcp/http>,<egress/8080/UDP/HTTP>", "true", ""),
 		}
 	}
