@@ -4,8 +4,11 @@ package dns
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -216,5 +219,51 @@ func TestFlood(t *testing.T) {
 	}
 	if got := w.ask("udp", w.outside.v4, "web.example.", mdns.TypeA); len(got.Answer) != 1 {
 		t.Errorf("answer %v", got)
+	}
+}
+
+// A client may ask several things at once and close its side; it gets all answers, in whatever order.
+func TestPipelined(t *testing.T) {
+	w := newWorld(t)
+	w.agent.set(allow("*.example"), nil)
+	hold := make(chan struct{})
+	w.zone(w.server, &zone{handle: func(rw mdns.ResponseWriter, m *mdns.Msg) {
+		if m.Question[0].Name == "slow.example." {
+			go func() {
+				<-hold
+				_ = rw.WriteMsg(new(mdns.Msg).SetReply(m)) // the client notices
+			}()
+			return
+		}
+		_ = rw.WriteMsg(new(mdns.Msg).SetReply(m))
+	}})
+	c, err := w.dial("tcp", netip.AddrPortFrom(w.server.v6, 53))
+	w.do(err)
+	defer func() { _ = c.Close() }()
+	conn := &mdns.Conn{Conn: c}
+	for i, name := range []string{"slow.example.", "quick.example.", "refused.org."} {
+		m := new(mdns.Msg).SetQuestion(name, mdns.TypeA)
+		m.Id = uint16(i)
+		w.do(conn.WriteMsg(m))
+	}
+	half, _ := c.(*net.TCPConn)
+	w.do(half.CloseWrite(), c.SetReadDeadline(time.Now().Add(10*time.Second)))
+	got := map[uint16]int{}
+	for i := range 3 {
+		if i == 2 {
+			close(hold)
+		}
+		m, err := conn.ReadMsg()
+		w.do(err)
+		got[m.Id] = m.Rcode
+		if i < 2 && m.Id == 0 {
+			t.Error("the slow answer came first")
+		}
+	}
+	if len(got) != 3 || got[2] != mdns.RcodeRefused {
+		t.Errorf("answers %v", got)
+	}
+	if _, err := conn.ReadMsg(); !errors.Is(err, io.EOF) {
+		t.Errorf("after the last answer: %v", err)
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"runtime/pprof"
 	"slices"
 	"strings"
 	"sync"
@@ -39,8 +38,6 @@ func TestMain(m *testing.M) {
 	if os.Getenv(childEnv) == "" {
 		os.Exit(m.Run())
 	}
-	pf, _ := os.Create("/tmp/w/dns.prof")
-	pprof.StartCPUProfile(pf)
 	config := DefaultConfig()
 	set := pflag.NewFlagSet("weir-dns", pflag.ExitOnError)
 	config.Add(set)
@@ -57,7 +54,6 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	pprof.StopCPUProfile(); pf.Close()
 	os.Exit(0)
 }
 
@@ -281,7 +277,7 @@ func (w *world) start(args ...string) *process {
 	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	w.do(inside(w.node, p.Start))
 	go func() { p.ended <- p.Wait() }()
-	w.Cleanup(func() { w.stop(p, syscall.SIGTERM) })
+	w.Cleanup(func() { w.stop(p, syscall.SIGKILL) })
 	w.until("weir-dns listens", func() bool {
 		var c net.Conn
 		err := inside(w.node, func() (err error) {

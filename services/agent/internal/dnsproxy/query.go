@@ -38,6 +38,13 @@ func (q *query) transfer() bool {
 	return q.proto == protoTCP && (q.Type == dnswire.TypeAXFR || q.Type == dnswire.TypeIXFR)
 }
 
+// ended tells the client's connection that nothing comes for this query any more.
+func (q *query) ended() {
+	if q.stream != nil {
+		q.stream.flying.Add(-1)
+	}
+}
+
 // receive reads and judges a message of a client. It returns nil when the matter is settled: nothing is to be sent to the server. wire is used
 // as long as the query lives.
 func (p *Proxy) receive(wire []byte, client, server netip.AddrPort, proto uint8, s *stream) *query {
@@ -116,6 +123,7 @@ func (p *Proxy) settle(q *query) bool {
 func (p *Proxy) fail(q *query, rcode int) {
 	if p.settle(q) {
 		p.reply(q, rcode)
+		q.ended()
 		p.record(q, &dnswire.Answer{RCode: rcode}, false)
 	}
 }
@@ -192,6 +200,7 @@ func (p *Proxy) release(q *query, msg []byte, answer *dnswire.Answer) {
 		return
 	}
 	p.send(q, msg)
+	q.ended()
 	p.count(q, answer)
 }
 
@@ -262,7 +271,11 @@ func (p *Proxy) sweep(ctx context.Context) {
 
 // timeout ends a query that its server does not answer. The client has its own idea of when to ask again.
 func (p *Proxy) timeout(q *query) {
-	if p.settle(q) && !q.transfer() {
+	if !p.settle(q) {
+		return
+	}
+	q.ended()
+	if !q.transfer() {
 		p.counters.Timeouts.Add(1)
 	}
 }
@@ -270,7 +283,9 @@ func (p *Proxy) timeout(q *query) {
 // lost ends a query whose socket is closed or whose server is said not to be there.
 func (p *Proxy) lost(q *query) {
 	if q.transfer() {
-		p.settle(q) // the client sees the end of its connection
+		if p.settle(q) {
+			q.ended() // the client sees the end of its connection
+		}
 		return
 	}
 	p.counters.Unreachable.Add(1)

@@ -24,6 +24,8 @@ const (
 	// maxPipelined is how many queries of a connection may wait, maxQueued how many bytes wait for the client.
 	maxPipelined = 256
 	maxQueued    = 1 << 20
+	// finishInterval is how often a stream whose client has asked all looks if it has been told all.
+	finishInterval = 5 * time.Millisecond
 )
 
 // stream is a client's TCP connection and, from its first query that passes on, one to its server.
@@ -33,8 +35,9 @@ type stream struct {
 	conn           net.Conn
 	table          table
 
-	out    chan []byte // to the client
-	queued atomic.Int64
+	out    chan []byte   // to the client
+	queued atomic.Int64  // bytes that are not written
+	flying atomic.Int64  // queries that have not ended
 	gone   chan struct{} // closed by close
 
 	mu       sync.Mutex
@@ -147,12 +150,16 @@ func (s *stream) serve(ctx context.Context) {
 		}
 		msg, err := readMessage(s.conn, maxQuery)
 		if err != nil {
+			if errors.Is(err, io.EOF) {
+				s.finish(p.cfg.Timeout)
+			}
 			return
 		}
 		q := p.receive(msg, s.client, s.server, protoTCP, s)
 		if q == nil {
 			continue
 		}
+		s.flying.Add(1)
 		if s.table.len() >= maxPipelined {
 			p.counters.ClientOverload.Add(1)
 			p.fail(q, dnswire.RCodeServerFailure)
@@ -184,6 +191,19 @@ func (s *stream) forward(ctx context.Context, q *query) error {
 		return fmt.Errorf("send to server: %w", err)
 	}
 	return nil
+}
+
+// finish gives a client that has asked all, and closed its side, the answers that it waits for.
+func (s *stream) finish(limit time.Duration) {
+	ticker := time.NewTicker(finishInterval)
+	defer ticker.Stop()
+	for end := time.Now().Add(limit); s.flying.Load()+s.queued.Load() > 0 && time.Now().Before(end); {
+		select {
+		case <-s.gone:
+			return
+		case <-ticker.C:
+		}
+	}
 }
 
 // connect returns the connection to the server. One that the server has closed is replaced.
@@ -274,7 +294,6 @@ func (s *stream) write() {
 		case <-s.gone:
 			return
 		case out := <-s.out:
-			s.queued.Add(-int64(len(out)))
 			err := s.conn.SetWriteDeadline(time.Now().Add(streamWrite))
 			if err == nil {
 				_, err = s.conn.Write(out)
@@ -284,6 +303,7 @@ func (s *stream) write() {
 				s.close()
 				return
 			}
+			s.queued.Add(-int64(len(out)))
 		}
 	}
 }

@@ -20,6 +20,8 @@ import (
 const (
 	maxBatch      = 256
 	retryInterval = 500 * time.Millisecond
+	// gather is how long records wait for others to be sent with: a message for each costs more than the query.
+	gather = 5 * time.Millisecond
 )
 
 // Queue is safe for concurrent use. Make it with New.
@@ -99,6 +101,7 @@ func (q *Queue) stream(ctx context.Context, client agentv1.DNSServiceClient) err
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() {
 		time.AfterFunc(lastWait, cancel)
+		q.kick() // to see that nothing waits
 	})
 	defer stop()
 	stream, err := client.SendRecords(streamCtx)
@@ -129,6 +132,11 @@ func (q *Queue) stream(ctx context.Context, client agentv1.DNSServiceClient) err
 			}
 			if ctx.Err() != nil && q.empty() {
 				cancel()
+			}
+			select {
+			case <-streamCtx.Done():
+			case <-ctx.Done():
+			case <-time.After(gather):
 			}
 			select {
 			case <-streamCtx.Done():
