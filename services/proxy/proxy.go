@@ -132,7 +132,7 @@ func (s *Service) wire() error {
 			PortMin: upstreamPortMin, PortMax: upstreamPortMax,
 		},
 		Limits: limits, MaxConnections: s.config.ListenerConnections, DrainTime: s.config.ListenerDrain, Log: s.log,
-		RoutesKnown: func(name string) bool { _, ok := s.state.Routes(name); return ok },
+		RoutesKnown: func(name string) bool { _, ok := s.state.Routes(name); return ok }, Reachable: s.clusters.Reachable,
 	})
 	s.state.SetListeners(s.listeners)
 	s.client = xds.New(xds.Config{Conn: s.conn, Node: node, Handler: s.state, Log: s.log})

@@ -4,6 +4,7 @@
 package fakexds
 
 import (
+	"errors"
 	"maps"
 	"net"
 	"slices"
@@ -42,7 +43,7 @@ func (s *Server) Serve(t testing.TB, ln net.Listener, options ...grpc.ServerOpti
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(server, s)
 	var group sync.WaitGroup
 	group.Go(func() {
-		if err := server.Serve(ln); err != nil {
+		if err := server.Serve(ln); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 			t.Errorf("fake xDS server: %v", err)
 		}
 	})

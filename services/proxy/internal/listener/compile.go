@@ -38,6 +38,8 @@ type HTTP interface {
 	Serve(ctx context.Context, conn net.Conn, c *model.Conn)
 	// RouteName is the route configuration that it waits for; "" = none.
 	RouteName() string
+	// Clusters are those that its own routes lead to.
+	Clusters() []string
 	// Adopt makes new requests of live connections be judged by next.
 	Adopt(next HTTP)
 }
@@ -207,7 +209,13 @@ func (b *Builder) listenerFilters(p *plan, path string, in *listenerv3.Listener)
 	return nil
 }
 
+// maxChains bounds the filter chains of one listener: each connection is compared with all of them.
+const maxChains = 1000
+
 func (b *Builder) filterChains(p *plan, path string, in *listenerv3.Listener) error {
+	if n := len(in.GetFilterChains()); n > maxChains {
+		return fmt.Errorf("%s.filter_chains: %d, above %d", path, n, maxChains)
+	}
 	seen := map[string]bool{}
 	for i, fc := range in.GetFilterChains() {
 		at := fields.Index(path, "filter_chains", i)
@@ -330,6 +338,19 @@ func (p *plan) routes() []string {
 	for _, c := range p.all() {
 		if c.http != nil && c.http.RouteName() != "" {
 			names = append(names, c.http.RouteName())
+		}
+	}
+	return names
+}
+
+// clusters are the names of the clusters that the plan's own filters lead to.
+func (p *plan) clusters() []string {
+	var names []string
+	for _, c := range p.all() {
+		if c.http != nil {
+			names = append(names, c.http.Clusters()...)
+		} else {
+			names = append(names, c.tcp.Clusters()...)
 		}
 	}
 	return names

@@ -29,8 +29,11 @@ type Config struct {
 	Limits  model.Limits
 	// RoutesKnown reports whether a route configuration has come.
 	RoutesKnown func(name string) bool
-	// RoutesWait is how long a new listener waits for its routes before it opens without; 0 = 15 s.
-	RoutesWait time.Duration
+	// Reachable reports whether a cluster is there with its endpoints.
+	Reachable func(cluster string) bool
+	// RoutesWait is how long a new listener waits for its routes before it opens without, and ClustersWait for the clusters that its own filters lead to;
+	// 0 = 15 s and 5 s.
+	RoutesWait, ClustersWait time.Duration
 	// MaxConnections of one listener; 0 = no bound.
 	MaxConnections int64
 	// DrainTime is how long connections of a removed listener may go on.
@@ -75,6 +78,9 @@ type Listener struct {
 func NewSet(config Config) *Set {
 	if config.RoutesWait == 0 {
 		config.RoutesWait = 15 * time.Second
+	}
+	if config.ClustersWait == 0 {
+		config.ClustersWait = 5 * time.Second
 	}
 	return &Set{
 		config: config, listeners: map[string]*Listener{}, waiting: map[string]*waiting{},
@@ -129,8 +135,8 @@ func (s *Set) Put(in *listenerv3.Listener) (err error) {
 		return nil
 	}
 	delete(s.waiting, p.name)
-	if !s.routesThere(p) {
-		s.waiting[p.name] = &waiting{plan: p, since: time.Now()}
+	if w := (&waiting{plan: p, since: time.Now()}); s.waits(w, w.since) {
+		s.waiting[p.name] = w
 		return nil
 	}
 	if err := s.enforce(p); err != nil {
@@ -141,13 +147,12 @@ func (s *Set) Put(in *listenerv3.Listener) (err error) {
 	return nil
 }
 
-func (s *Set) routesThere(p *plan) bool {
-	for _, name := range p.routes() {
-		if !s.config.RoutesKnown(name) {
-			return false
-		}
-	}
-	return true
+// waits reports whether a plan should not be put into force yet.
+func (s *Set) waits(w *waiting, now time.Time) bool {
+	age := now.Sub(w.since)
+	lacks := func(known func(string) bool) func(string) bool { return func(name string) bool { return !known(name) } }
+	return age < s.config.RoutesWait && slices.ContainsFunc(w.plan.routes(), lacks(s.config.RoutesKnown)) ||
+		age < s.config.ClustersWait && slices.ContainsFunc(w.plan.clusters(), lacks(s.config.Reachable))
 }
 
 // enforce puts a plan into force.
@@ -244,8 +249,8 @@ func (s *Set) Remove(name string) {
 	})
 }
 
-// RoutesArrived puts plans into force that waited for a route configuration.
-func (s *Set) RoutesArrived() { s.retry(time.Now()) }
+// Arrived puts plans into force that waited for routes or clusters.
+func (s *Set) Arrived() { s.retry(time.Now()) }
 
 // Run tries again what could not be put into force, until ctx ends.
 func (s *Set) Run(ctx context.Context) error {
@@ -268,7 +273,7 @@ func (s *Set) retry(now time.Time) {
 		return
 	}
 	for name, w := range s.waiting {
-		if !s.routesThere(w.plan) && now.Sub(w.since) < s.config.RoutesWait {
+		if s.waits(w, now) {
 			continue
 		}
 		err := s.enforce(w.plan)
@@ -298,11 +303,17 @@ func (s *Set) RouteNames() []string {
 	return slices.Compact(names)
 }
 
-// Pending is how many plans wait.
+// Pending is how many plans wait for what the xDS server has still to send; those whose address is taken are not among them.
 func (s *Set) Pending() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.waiting)
+	n := 0
+	for _, w := range s.waiting {
+		if w.err == nil {
+			n++
+		}
+	}
+	return n
 }
 
 // Drain stops accepting and drains what goes on, until nothing is left or ctx ends; then the rest is closed.

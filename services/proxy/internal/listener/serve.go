@@ -24,7 +24,6 @@ const (
 	CauseInspect   = "slow-client"
 	CauseHandshake = "tls-handshake"
 	CauseNoChain   = "no-filter-chain"
-	CauseRBAC      = "rbac"
 	CausePanic     = "panic"
 )
 

@@ -35,7 +35,8 @@ type Clusters interface {
 type Listeners interface {
 	Put(in *listenerv3.Listener) error
 	Remove(name string)
-	RoutesArrived()
+	// Arrived is called when routes, clusters or endpoints may have come that listeners wait for.
+	Arrived()
 	RouteNames() []string
 }
 
@@ -193,7 +194,6 @@ func (s *State[R]) put(typeURL string, in xds.Resource) (body proto.Message, err
 // Release puts routes into force whose clusters are there, or that have waited long enough.
 func (s *State[R]) Release(now time.Time) {
 	s.mu.Lock()
-	arrived := false
 	for name, h := range s.held {
 		ready := !slices.ContainsFunc(h.table.Clusters(), func(c string) bool { return !s.config.Clusters.Reachable(c) })
 		if !ready && now.Sub(h.since) < s.config.Hold {
@@ -201,12 +201,9 @@ func (s *State[R]) Release(now time.Time) {
 		}
 		s.routes[name], s.sources[name] = h.table, h.source
 		delete(s.held, name)
-		arrived = true
 	}
 	s.mu.Unlock()
-	if arrived {
-		s.config.Listeners.RoutesArrived()
-	}
+	s.config.Listeners.Arrived()
 }
 
 // keep undoes a removal that waits.
