@@ -180,7 +180,7 @@ func (s *Service) setUp() (_ *node, err error) {
 		StateFile: s.path("policy-state"), Store: n.store, Sink: n.sink(), Refusals: n.refusals, Changed: n.policyChanged, Now: time.Now, Log: s.log,
 	})
 	if n.slots.Known() {
-		n.reportSlots(n.slots.Used())
+		n.reportSlots(n.slots.Listed())
 	}
 	n.endpoints = endpoint.New(endpoint.Config{
 		Node: s.config.Node, StateFile: s.path("endpoints"), MTU: n.uplink.PodMTU, Store: n.store, Programs: programs{n.datapath}, Table: n.datapath.Endpoints(),

@@ -168,6 +168,7 @@ func (n *node) retry(ctx context.Context) error {
 			}
 			n.policy.RefusalsChanged()
 			n.slots.Proxy()
+			n.slots.Settle()
 			n.warnOfPressure()
 			if st, err := n.datapath.Services().Sweep(); err != nil {
 				n.log.Error("connections of services were not collected", "error", err)

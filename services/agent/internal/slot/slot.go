@@ -22,6 +22,8 @@ const (
 	defaultWait = 2 * time.Second
 	// pollInterval is how often it is looked for them. A look is one netlink call.
 	pollInterval = 10 * time.Millisecond
+	// linger is how long a listener stays when nothing leads to it any more: connections that have just begun there come to their first request.
+	linger = 10 * time.Second
 	// recently is how long a proxy that was seen is taken to be there: it may be restarting.
 	recently = 15 * time.Second
 )
@@ -42,7 +44,7 @@ type Config struct {
 	Listening func() (map[uint16]struct{}, error)
 	// DNSPort is weir-dns's. ProxyPort is one at which a proxy listens whatever its configuration; 0 = none is known.
 	DNSPort, ProxyPort uint16
-	// Report is told all slots that are in use, after each change.
+	// Report is told all slots that have a listener, after each change.
 	Report func([]Slot)
 	// Wait bounds how long one change waits for listeners; 0 = 2 s. Tick, for tests, replaces the time between two looks.
 	Wait time.Duration
@@ -59,6 +61,7 @@ type Slots struct {
 	mu     sync.Mutex
 	table  *table
 	rows   map[uint16]uint16 // as the kernel has them
+	told   []Slot            // last reported
 	seen   time.Time         // a proxy
 	missed uint64            // listeners that did not come in time
 }
@@ -228,7 +231,7 @@ func (s *Slots) Of(f Filter) (uint16, error) {
 func (s *Slots) Keep(used map[string]struct{}) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	rested := s.table.keep(used)
+	s.table.keep(used)
 	s.table.expire()
 	var errs []error
 	for number := range s.rows {
@@ -242,10 +245,17 @@ func (s *Slots) Keep(used map[string]struct{}) error {
 		delete(s.rows, number)
 	}
 	s.save()
-	if len(rested) > 0 {
+	s.report()
+	return errors.Join(errs...)
+}
+
+// Settle reports slots as gone whose listeners are not needed any more. Call it now and then.
+func (s *Slots) Settle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.told) > 0 {
 		s.report()
 	}
-	return errors.Join(errs...)
 }
 
 func (s *Slots) save() {
@@ -255,19 +265,28 @@ func (s *Slots) save() {
 	}
 }
 
+// report tells which slots have a listener, if others have than before.
 func (s *Slots) report() {
-	s.cfg.Report(s.usedLocked())
+	list := s.listedLocked()
+	same := slices.EqualFunc(list, s.told, func(a, b Slot) bool { return a.Number == b.Number && a.Key == b.Key })
+	if s.cfg.Report == nil || same {
+		return
+	}
+	s.told = list
+	s.cfg.Report(list)
 }
 
-func (s *Slots) usedLocked() []Slot {
-	return slices.DeleteFunc(s.table.list(), func(x Slot) bool { return !x.Since.IsZero() })
+func (s *Slots) listedLocked() []Slot {
+	now := s.cfg.Now()
+	return slices.DeleteFunc(s.table.list(), func(x Slot) bool { return x.Key == "" || !x.Since.IsZero() && now.Sub(x.Since) >= linger })
 }
 
-// Used lists the slots in use by number.
-func (s *Slots) Used() []Slot {
+// Listed lists the slots that have a listener, by number, as if they were reported.
+func (s *Slots) Listed() []Slot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.usedLocked()
+	s.told = s.listedLocked()
+	return s.told
 }
 
 // Known says that no slot of an earlier agent is forgotten: what is in use now is all that the kernel names.

@@ -172,17 +172,14 @@ func (t *table) expire() {
 	}
 }
 
-// keep begins the rest of all slots but those of these keys, and returns them.
-func (t *table) keep(used map[string]struct{}) []*Slot {
-	var rested []*Slot
+// keep begins the rest of all slots but those of these keys.
+func (t *table) keep(used map[string]struct{}) {
 	for key, s := range t.keys {
 		if _, ok := used[key]; ok || !s.Since.IsZero() {
 			continue
 		}
 		s.Since, t.dirty = t.now(), true
-		rested = append(rested, s)
 	}
-	return rested
 }
 
 func (t *table) used() int {
