@@ -62,6 +62,7 @@ type Conn struct {
 	cfg    Config
 	buf    []byte // what was read and not looked at
 	seen   int    // of buf, what End has seen
+	blank  int    // bytes of empty lines before the head
 	out    []byte // what the server gets before anything else
 	state  state
 	remain int64
@@ -223,7 +224,9 @@ func (c *Conn) fill() error {
 }
 
 func (c *Conn) readHead() error {
-	c.buf = c.buf[strict.Blank(c.buf):]
+	if n := strict.Blank(c.buf, strict.MaxBlank-c.blank); n > 0 {
+		c.buf, c.seen, c.blank = c.buf[n:], 0, c.blank+n
+	}
 	n, err := strict.End(c.buf, c.seen, c.cfg.Limits)
 	if err != nil {
 		return err
@@ -232,7 +235,7 @@ func (c *Conn) readHead() error {
 		c.seen = len(c.buf)
 		return c.fillHead()
 	}
-	c.seen = 0
+	c.seen, c.blank = 0, 0
 	c.disarm()
 	r, err := strict.Parse(c.buf[:n], c.cfg.Limits)
 	if err != nil {

@@ -70,6 +70,9 @@ func (s *source) reading() bool {
 
 // failed is the error of the client's side; nil = none.
 func (s *source) failed() error {
+	if s == nil {
+		return nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.err == io.EOF {
@@ -141,7 +144,9 @@ func (v *view) replay(p []byte) (n int, done bool, err error) {
 
 func (v *view) fetch(p []byte) (int, error) {
 	s := v.s
-	s.setWaiting(true)
+	if !s.wait() {
+		return 0, errClosed
+	}
 	n, err := s.body.Read(p)
 	s.touch()
 	if err == io.EOF {
@@ -169,10 +174,22 @@ func (v *view) fetch(p []byte) (int, error) {
 	return n, err
 }
 
-func (s *source) setWaiting(w bool) {
+func (s *source) wait() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.waiting = w
+	s.waiting = !s.closed
+	return s.waiting
+}
+
+// abort lets no attempt read any more; true = one is waiting for the client, and must be woken.
+func (s *source) abort() bool {
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	return s.waiting
 }
 
 func (v *view) copyTrailer() {

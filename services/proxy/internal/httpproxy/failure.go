@@ -32,8 +32,6 @@ func (w *forwarding) classify(err error, unsent bool) *failure {
 	var stream http2.StreamError
 	var goAway http2.GoAwayError
 	switch {
-	case w.x.body != nil && w.x.body.failed() != nil:
-		return bodyFailure(w.x.body.failed())
 	case errors.Is(err, errPerTry):
 		return &failure{route.PerTryTimeout, http.StatusGatewayTimeout, "UT", errTimeout.Error(), "upstream_per_try_timeout"}
 	case errors.Is(err, errTimeout):
@@ -44,6 +42,8 @@ func (w *forwarding) classify(err error, unsent bool) *failure {
 		return &failure{0, http.StatusRequestTimeout, "", errRequest.Error(), "request_overall_timeout"}
 	case errors.Is(err, errMaxStream):
 		return &failure{0, http.StatusGatewayTimeout, "UMSDR", errTimeout.Error(), "max_duration_timeout"}
+	case w.x.body.failed() != nil:
+		return bodyFailure(w.x.body.failed())
 	case w.x.r.Context().Err() != nil || errors.Is(err, context.Canceled):
 		return &failure{flag: "DC", details: "downstream_remote_disconnect"}
 	case errors.Is(err, model.ErrNoEndpoint):

@@ -67,8 +67,8 @@ func (x *exchange) forward() {
 	ctx, cancel := context.WithCancelCause(x.r.Context())
 	defer cancel(nil)
 	w := &forwarding{x: x, f: f, cluster: cluster, ctx: ctx}
-	w.watch(cancel)
 	w.openBody()
+	w.watch(cancel)
 	if a := w.attempts(); a != nil {
 		w.respond(a)
 	}
@@ -94,6 +94,10 @@ func (w *forwarding) watch(cancel context.CancelCauseFunc) {
 	}
 	x.timer.start(idle, func(cause error) {
 		cancel(cause)
+		// The library waits for whoever sends the body, and that one for the client.
+		if x.body.abort() {
+			x.stopReading()
+		}
 		if w.streaming.Load() {
 			http.NewResponseController(x.w).SetWriteDeadline(time.Unix(1, 0)) //nolint:errcheck // the write says it
 		}
@@ -106,6 +110,14 @@ func (w *forwarding) watch(cancel context.CancelCauseFunc) {
 	} else if x.m.cfg.request > 0 {
 		x.timer.deadline(deadlineRequest, x.m.cfg.request)
 	}
+}
+
+func (x *exchange) stopReading() {
+	if x.s.guard != nil {
+		x.s.guard.Abort()
+		return
+	}
+	x.r.Body.Close()
 }
 
 // bodyWhole starts the time that the answer may take.

@@ -373,3 +373,8 @@ func TestHTTP2OverTLS(t *testing.T) {
 		t.Errorf("got %s %q", resp.Proto, body)
 	}
 }
+
+func http2Headers(c *h2Client, path string) http2.HeadersFrameParam {
+	block := c.headers(":method", "GET", ":scheme", "http", ":path", path, ":authority", "h")
+	return http2.HeadersFrameParam{StreamID: 1, BlockFragment: block, EndHeaders: true, EndStream: true}
+}

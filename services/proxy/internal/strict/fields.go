@@ -19,7 +19,7 @@ type fields struct {
 
 // parse reads lines up to and with the empty one.
 func (f *fields) parse(text string) (http.Header, error) {
-	n := strings.Count(text, "\n") - 1
+	n := max(0, strings.Count(text, "\n")-1)
 	if n > f.count {
 		return nil, errHeadCount
 	}

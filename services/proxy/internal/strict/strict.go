@@ -53,13 +53,13 @@ type Request struct {
 	Bytes int
 }
 
-// maxBlank is the number of empty lines that may stand before a request: some old clients send one after a body.
-const maxBlank = 2
+// MaxBlank is the number of bytes of empty lines that may stand before a request: some old clients send one after a body.
+const MaxBlank = 4
 
-// Blank returns the number of bytes of empty lines at b's begin.
-func Blank(b []byte) int {
+// Blank returns the number of bytes of empty lines at b's begin, at most what is allowed.
+func Blank(b []byte, allowed int) int {
 	n := 0
-	for i := 0; i < maxBlank && len(b)-n >= 2 && b[n] == '\r' && b[n+1] == '\n'; i++ {
+	for n < allowed && len(b)-n >= 2 && b[n] == '\r' && b[n+1] == '\n' {
 		n += 2
 	}
 	return n
