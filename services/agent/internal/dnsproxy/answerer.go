@@ -32,6 +32,9 @@ func newAnswerer() (*answerer, error) {
 		return nil, fmt.Errorf("raw IPv4 socket: %w", err)
 	}
 	v6, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_RAW)
+	if errors.Is(err, unix.EAFNOSUPPORT) {
+		v6, err = noSocket, nil
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("raw IPv6 socket: %w", err), unix.Close(v4))
 	}
@@ -40,7 +43,16 @@ func newAnswerer() (*answerer, error) {
 	return a, nil
 }
 
-func (a *answerer) close() error { return errors.Join(unix.Close(a.v4), unix.Close(a.v6)) }
+// noSocket: the kernel has no IPv6.
+const noSocket = -1
+
+func (a *answerer) close() error {
+	err := unix.Close(a.v4)
+	if a.v6 != noSocket {
+		err = errors.Join(err, unix.Close(a.v6))
+	}
+	return err
+}
 
 // send sends a datagram. What does not fit into a packet is EMSGSIZE.
 func (a *answerer) send(from, to netip.AddrPort, msg []byte) error {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/services/agent/internal/dnswire"
 )
@@ -153,6 +154,10 @@ func (p *Proxy) Listen(ctx context.Context) error {
 	port := p.cfg.Port
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		udp, err := listenUDP(ctx, host, port)
+		if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT) {
+			p.log.Warn("this node has no such address; its family is not served", "address", host)
+			continue
+		}
 		if err != nil {
 			return errors.Join(err, p.closeListeners())
 		}
