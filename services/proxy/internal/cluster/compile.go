@@ -64,7 +64,7 @@ type config struct {
 
 // known are the fields that are done, and those that change nothing here: names of statistics, buffer sizes, what concerns DNS only.
 var known = []string{
-	"name", "alt_stat_name", "type", "eds_cluster_config", "connect_timeout", "lb_policy", "load_assignment", "circuit_breakers",
+	"name", "alt_stat_name", "type", "cluster_type", "eds_cluster_config", "connect_timeout", "lb_policy", "load_assignment", "circuit_breakers",
 	"common_http_protocol_options", "http_protocol_options", "http2_protocol_options", "typed_extension_protocol_options", "outlier_detection",
 	"cleanup_interval", "upstream_bind_config", "common_lb_config", "transport_socket", "metadata", "protocol_selection", "load_balancing_policy",
 	"least_request_lb_config", "round_robin_lb_config", "per_connection_buffer_limit_bytes", "dns_lookup_family", "upstream_connection_options",
