@@ -6,6 +6,9 @@
 // The way through it: Parse makes an Object of Rules. Rules that select a Subject are resolved into a Resolved policy of one direction, whose Terms
 // say how peers are told apart. All peers that the same terms match have one Class: what is decided for each protocol and port. Decide and Explain answer for
 // one peer and port from the same code that makes classes.
+//
+// What rules say of requests above L4 comes with the ranges that they allow, as a Filter, whose Accepts functions are what proxies must do. Peers by DNS name
+// are in no class: Names says what they add.
 package policy
 
 import (

@@ -117,7 +117,7 @@ var malformed = []struct {
 	{inPorts, `{ports: [` + strings.Repeat(`{port: "80"}, `, 41) + `]}`, "spec.egress[0].toPorts[0]", "too many ports, the max is 40"},
 	{inPorts, `{port: "80"}`, "spec.egress[0].toPorts[0].port", ""},
 
-	// L7: validated even though it is not enforced yet.
+	// L7.
 	{inPorts, `{ports: [{port: "80"}], rules: {http: [{}]}}`, "spec.egress[0].toPorts[0]", "L7 rules can only apply to TCP (not ANY) except for DNS rules"},
 	{inPorts, `{ports: [{port: "80", protocol: UDP}], rules: {http: [{}]}}`, "spec.egress[0].toPorts[0]", "L7 rules can only apply to TCP (not UDP) except for DNS rules"},
 	{inPorts, `{ports: [{port: "0", protocol: TCP}], rules: {http: [{}]}}`, "spec.egress[0].toPorts[0]", "L7 rules can not be used when a port is 0"},
@@ -126,6 +126,19 @@ var malformed = []struct {
 	{inPorts, `{ports: [{port: "443", protocol: TCP}], serverNames: [a.b], rules: {http: [{}]}}`, "spec.egress[0].toPorts[0]", "ServerNames are not allowed with L7 rules without TLS termination"},
 	{inPorts, `{ports: [{port: "443", protocol: TCP}], serverNames: [""]}`, "spec.egress[0].toPorts[0].serverNames[0]", "empty server name is not allowed"},
 	{inPorts, `{ports: [{port: "80", protocol: TCP}], rules: {l7: [{a: b}]}}`, "spec.egress[0].toPorts[0].rules", "'l7' may only be specified when a 'l7proto' is also specified"},
+	{inPorts, `{ports: [{port: "53", protocol: SCTP}], rules: {dns: [{matchName: a.b}]}}`, "spec.egress[0].toPorts[0].ports[0].protocol", "DNS rules can only apply to TCP and UDP (not SCTP)"},
+	{inPorts, `{ports: [{port: "0", protocol: UDP}], rules: {dns: [{matchName: a.b}]}}`, "spec.egress[0].toPorts[0]", "L7 rules can not be used when a port is 0"},
+	{inPorts, `{rules: {dns: [{matchName: a.b}]}}`, "spec.egress[0].toPorts[0].rules.dns", "port 53 must be specified for DNS rules"},
+	{inPorts, `{ports: [{port: "53"}], rules: {dns: [{matchName: "a*.b"}]}}`, "spec.egress[0].toPorts[0].rules.dns[0].matchName", "Invalid characters in MatchName"},
+	{inPorts, `{ports: [{port: "53"}], rules: {dns: [{matchPattern: "a b"}]}}`, "spec.egress[0].toPorts[0].rules.dns[0].matchPattern", "Invalid characters in MatchPattern"},
+	{inPorts, `{ports: [{port: "53"}], rules: {dns: [{matchPattern: "` + strings.Repeat("a", 256) + `"}]}}`, "spec.egress[0].toPorts[0].rules.dns[0].matchPattern", "longer than 255"},
+	{inPorts, `{ports: [{port: "443", protocol: TCP}], serverNames: ["a b"]}`, "spec.egress[0].toPorts[0].serverNames[0]", "Invalid characters"},
+	{inPorts, `{ports: [{port: "80", protocol: TCP}], listener: {name: l, envoyConfig: {name: c}}, rules: {http: [{}]}}`, "spec.egress[0].toPorts[0].listener", "Listener is not allowed with L7 rules (l)"},
+	{inCNP, `egress: [{toFQDNs: [{matchName: a.b, matchPattern: "*.b"}]}]`, "spec.egress[0].toFQDNs[0]", "only one of MatchName or MatchPattern is allowed in an FQDNSelector"},
+	{inCNP, `egress: [{toFQDNs: [{}]}]`, "spec.egress[0].toFQDNs[0]", "only one of MatchName or MatchPattern is allowed in an FQDNSelector"},
+	{inCNP, `egress: [{toFQDNs: [{matchName: a.b}], toEntities: [world]}]`, "spec.egress[0]", "is not supported yet"},
+	{inCNP, `egressDeny: [{toFQDNs: [{matchName: a.b}]}]`, "spec.egressDeny[0].toFQDNs", ""},
+	{inCNP, `ingress: [{fromFQDNs: [{matchName: a.b}]}]`, "spec.ingress[0]", ""},
 	{inHTTP, `{path: "*"}`, "spec.ingress[0].toPorts[0].rules.http[0]", "missing argument to repetition operator"},
 	{inHTTP, `{method: "("}`, "spec.ingress[0].toPorts[0].rules.http[0]", "error parsing regexp"},
 	{inHTTP, `{headerMatches: [{value: a}]}`, "spec.ingress[0].toPorts[0].rules.http[0]", "Header name missing"},

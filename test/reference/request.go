@@ -5,6 +5,7 @@ package reference
 import (
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -41,7 +42,11 @@ func Normalise(target string) (path string, redirected bool) {
 	}
 	for {
 		decoded := percentCode.ReplaceAllStringFunc(path, func(code string) string {
-			switch char := unhex[strings.ToLower(code[1:])]; {
+			n, err := strconv.ParseUint(code[1:], 16, 8)
+			if err != nil {
+				panic(err)
+			}
+			switch char := byte(n); {
 			case char == '/' || char == '\\':
 				redirected = true
 				return "/"
@@ -65,14 +70,6 @@ func Normalise(target string) (path string, redirected bool) {
 var (
 	percentCode   = regexp.MustCompile(`%[0-9A-Fa-f]{2}`)
 	repeatedSlash = regexp.MustCompile(`/+`)
-	unhex         = func() map[string]byte {
-		const digits = "0123456789abcdef"
-		m := map[string]byte{}
-		for i := range 256 {
-			m[string([]byte{digits[i>>4], digits[i&15]})] = byte(i)
-		}
-		return m
-	}()
 )
 
 // withoutDots is the algorithm of RFC 3986, 5.2.4, in its own words.
