@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"github.com/vishvananda/netlink"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -170,6 +171,10 @@ func TestCleanupLeavesPlainRouting(t *testing.T) {
 		}
 		if links, err := netdev.LinksWithPrefix("weir_"); err != nil || len(links) > 0 {
 			t.Errorf("left: %v, %v", links, err)
+		}
+		rules, err := netlink.RuleList(netlink.FAMILY_ALL)
+		if err != nil || slices.ContainsFunc(rules, func(r netlink.Rule) bool { return r.Table == 200 || r.Table == 201 }) {
+			t.Errorf("rules of the proxy are left: %v, %v", rules, err)
 		}
 		for _, want := range []string{"route to pod default/a (" + c.address["a"] + ")", "detach all programs", "done:"} {
 			if !strings.Contains(out.String(), want) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -90,6 +91,16 @@ func TestProxiesOfARunningAgent(t *testing.T) {
 		c.start()
 		c.plug("a")
 		c.plug("b")
+		err := c.pods["a"].Do(func() error {
+			b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_reserved_ports")
+			if text := strings.TrimSpace(string(b)); text != "52000-60999" {
+				t.Errorf("a pod has reserved %q: want the ports of upstream sockets", text)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 		ns := nodeNamespace(t)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
