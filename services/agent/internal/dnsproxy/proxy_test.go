@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -22,14 +23,20 @@ import (
 
 // fakeNames hold answers back until the test lets them go.
 type fakeNames struct {
-	mu   sync.Mutex
-	done []func(error)
+	mu     sync.Mutex
+	done   []func(error)
+	atOnce sync.WaitGroup // with early, done is called at once, by another goroutine
+	early  bool
 }
 
 func (f *fakeNames) Learn(_ uint16, _ string, _ []netip.Addr, _ time.Duration, done func(error)) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.done = append(f.done, done)
+	if f.early {
+		f.atOnce.Go(func() { done(nil) })
+		runtime.Gosched()
+	}
 	return false
 }
 
@@ -146,6 +153,21 @@ func TestAnswersWaitForTheMaps(t *testing.T) {
 				t.Errorf("records %+v", b.records)
 			}
 		})
+	}
+}
+
+// The maps may be written before Learn has returned.
+func TestWrittenAtOnce(t *testing.T) {
+	b := newBench(t)
+	b.names.early = true
+	for i := range uint16(200) {
+		q := b.query(t, i)
+		b.answered(q, b.answer(t, q))
+		got, err := b.client.ReadMsg()
+		if err != nil || got.Id != i || len(got.Answer) != 1 {
+			t.Fatalf("answer %v, %v", got, err)
+		}
+		b.names.atOnce.Wait()
 	}
 }
 

@@ -168,9 +168,9 @@ func (p *Proxy) answered(q *query, msg []byte) {
 	}
 	var kept []byte
 	p.waiting.mu.Lock()
-	// The lock keeps done from looking for the query before it is there.
+	// The lock keeps done from looking for the query and its message before they are there.
 	if p.cfg.Names.Learn(q.judgement.Endpoint, q.Name, answer.Addresses, time.Duration(answer.TTL)*time.Second, func(err error) {
-		p.learnt(q, kept, &answer, err)
+		p.learnt(q, &kept, &answer, err)
 	}) {
 		p.waiting.mu.Unlock()
 		p.release(q, msg, &answer)
@@ -181,10 +181,11 @@ func (p *Proxy) answered(q *query, msg []byte) {
 	p.waiting.mu.Unlock()
 }
 
-// learnt is called by whoever writes the maps.
-func (p *Proxy) learnt(q *query, msg []byte, answer *dnswire.Answer, err error) {
+// learnt is called by whoever writes the maps. kept is guarded by waiting.mu until then.
+func (p *Proxy) learnt(q *query, kept *[]byte, answer *dnswire.Answer, err error) {
 	p.waiting.mu.Lock()
 	delete(p.waiting.queries, q)
+	msg := *kept
 	p.waiting.mu.Unlock()
 	if err != nil {
 		p.counters.NamesFailed.Add(1)
