@@ -243,19 +243,19 @@ func (p *Pool) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			p.reap(time.Time{}, true)
+			p.reap(time.Time{}, true, true)
 			return nil
 		case now := <-tick.C:
-			p.reap(now.Add(-p.cfg.IdleTimeout), false)
+			p.reap(now.Add(-p.cfg.IdleTimeout), false, false)
 		}
 	}
 }
 
-// reap closes what has been idle since before a time, or everything that is idle.
-func (p *Pool) reap(before time.Time, all bool) {
+// reap closes what has been idle since before a time, or everything that is idle; last: nothing will be idle any more.
+func (p *Pool) reap(before time.Time, all, last bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.closed = p.closed || all
+	p.closed = p.closed || last
 	for e := p.idle.Front(); e != nil; {
 		conn, next := e.Value.(*Conn), e.Next()
 		if all || conn.since.Before(before) || conn.rt.dead() {
@@ -273,3 +273,6 @@ func (p *Pool) Idle() (idle, lanes int) {
 	defer p.mu.Unlock()
 	return p.idle.Len(), len(p.lanes)
 }
+
+// CloseIdle closes what is idle now. Connections that carry something live on.
+func (p *Pool) CloseIdle() { p.reap(time.Time{}, true, false) }
