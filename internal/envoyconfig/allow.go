@@ -84,8 +84,8 @@ var fields = map[protoreflect.FullName]string{
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": "codec_type stat_prefix rds route_config http_filters " +
 		"common_http_protocol_options http_protocol_options http2_protocol_options server_name server_header_transformation max_request_headers_kb " +
 		"stream_idle_timeout request_timeout request_headers_timeout drain_timeout delayed_close_timeout use_remote_address xff_num_trusted_hops " +
-		"skip_xff_append via generate_request_id preserve_external_request_id always_set_request_id_in_response upgrade_configs normalize_path " +
-		"merge_slashes path_with_escaped_slashes_action strip_matching_host_port strip_any_host_port strip_trailing_host_dot",
+		"skip_xff_append generate_request_id preserve_external_request_id upgrade_configs normalize_path merge_slashes " +
+		"path_with_escaped_slashes_action strip_matching_host_port strip_any_host_port",
 	"envoy.extensions.filters.network.http_connection_manager.v3.Rds":                                 "route_config_name config_source",
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter":                          "name typed_config disabled",
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig": "upgrade_type enabled",
@@ -93,7 +93,7 @@ var fields = map[protoreflect.FullName]string{
 	"envoy.config.core.v3.ConfigSource":           "ads resource_api_version initial_fetch_timeout",
 	"envoy.config.core.v3.AggregatedConfigSource": "",
 	"envoy.config.core.v3.HttpProtocolOptions": "idle_timeout max_connection_duration max_headers_count max_stream_duration " +
-		"headers_with_underscores_action max_requests_per_connection",
+		"max_requests_per_connection",
 	"envoy.config.core.v3.Http1ProtocolOptions": "allow_absolute_url accept_http_10 default_host_for_http_10 enable_trailers",
 	"envoy.config.core.v3.Http2ProtocolOptions": "max_concurrent_streams initial_stream_window_size initial_connection_window_size",
 	"envoy.config.core.v3.HeaderValueOption":    "header append append_action keep_empty_value",
@@ -135,7 +135,7 @@ var fields = map[protoreflect.FullName]string{
 	"envoy.config.route.v3.DirectResponseAction":         "status body",
 	"envoy.config.route.v3.RetryPolicy":                  "retry_on num_retries per_try_timeout retriable_status_codes retry_back_off retriable_request_headers host_selection_retry_max_attempts",
 	"envoy.config.route.v3.RetryPolicy.RetryBackOff":     "base_interval max_interval",
-	"envoy.extensions.filters.http.router.v3.Router":     "dynamic_stats suppress_envoy_headers strict_check_headers respect_expected_rq_timeout suppress_grpc_request_failure_code_stats",
+	"envoy.extensions.filters.http.router.v3.Router":     "dynamic_stats suppress_envoy_headers respect_expected_rq_timeout suppress_grpc_request_failure_code_stats",
 	"envoy.extensions.filters.http.rbac.v3.RBAC":         "rules shadow_rules rules_stat_prefix shadow_rules_stat_prefix",
 	"envoy.extensions.filters.network.rbac.v3.RBAC":      "rules shadow_rules stat_prefix shadow_rules_stat_prefix",
 	"envoy.extensions.filters.http.rbac.v3.RBACPerRoute": "rbac",
@@ -149,9 +149,8 @@ var fields = map[protoreflect.FullName]string{
 	"envoy.config.core.v3.CidrRange":      "address_prefix prefix_len",
 
 	"envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit": "stat_prefix status token_bucket filter_enabled filter_enforced " +
-		"request_headers_to_add_when_not_enforced response_headers_to_add local_rate_limit_per_downstream_connection " +
-		"rate_limited_as_resource_exhausted enable_x_ratelimit_headers",
-	"envoy.extensions.filters.http.header_mutation.v3.HeaderMutation":         "mutations most_specific_header_mutations_wins",
+		"response_headers_to_add",
+	"envoy.extensions.filters.http.header_mutation.v3.HeaderMutation":         "mutations",
 	"envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute": "mutations",
 	"envoy.extensions.filters.http.header_mutation.v3.Mutations":              "request_mutations response_mutations",
 	"envoy.config.common.mutation_rules.v3.HeaderMutation":                    "remove append",

@@ -104,7 +104,7 @@ type Service struct {
 	log       *slog.Logger
 	registry  *prometheus.Registry
 	reporter  *status.Reporter
-	policy    *grpc.ClientConn
+	policy    []*grpc.ClientConn
 	hub       *ads.Hub
 	feed      *feed.Feed
 	server    *server.Server
@@ -126,22 +126,43 @@ func New(config Config, log *slog.Logger) (*Service, error) {
 	s := &Service{config: config, log: log, registry: prometheus.NewRegistry(), reporter: status.New("xds", config.Instance)}
 	s.streams, s.endStreams = context.WithCancel(context.Background())
 	s.reporter.Waiting(waitState)
-	s.policy, err = client.New(client.Config{
-		Addresses: config.Policy, TLS: source, Service: "policy",
-		Options: []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxState))},
-	})
-	if err != nil {
-		s.endStreams()
-		return nil, fmt.Errorf("xds: %w", err)
-	}
 	if err := s.wire(source); err != nil {
 		s.endStreams()
-		return nil, errors.Join(fmt.Errorf("xds: %w", err), s.policy.Close())
+		return nil, errors.Join(fmt.Errorf("xds: %w", err), s.hangUp())
 	}
 	return s, nil
 }
 
+// connect opens a connection to each replica of the policy service: all of them want to hear what proxies refuse.
+func (s *Service) connect(source *spiffe.Source) ([]policyv1.RenderServiceClient, error) {
+	var clients []policyv1.RenderServiceClient
+	for _, address := range s.config.Policy {
+		conn, err := client.New(client.Config{
+			Addresses: []string{address}, TLS: source, Service: "policy",
+			Options: []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxState))},
+		})
+		if err != nil {
+			return nil, err
+		}
+		s.policy = append(s.policy, conn)
+		clients = append(clients, policyv1.NewRenderServiceClient(conn))
+	}
+	return clients, nil
+}
+
+func (s *Service) hangUp() error {
+	var errs []error
+	for _, conn := range s.policy {
+		errs = append(errs, conn.Close())
+	}
+	return errors.Join(errs...)
+}
+
 func (s *Service) wire(source *spiffe.Source) error {
+	clients, err := s.connect(source)
+	if err != nil {
+		return err
+	}
 	reports := feed.NewReports()
 	s.hub = ads.New(ads.Config{
 		NodeStreams: s.config.NodeStreams, Patience: s.config.Patience, Report: reports.Set, Log: s.log.With("component", "ads"),
@@ -151,8 +172,9 @@ func (s *Service) wire(source *spiffe.Source) error {
 		return err
 	}
 	s.feed = feed.New(feed.Config{
-		Client: policyv1.NewRenderServiceClient(s.policy), Publisher: s.hub, Reports: reports, State: state, Instance: s.config.Instance,
-		OnSynced: s.synced, Log: s.log.With("component", "feed"),
+		Clients: clients, Publisher: s.hub, Reports: reports, State: state, Instance: s.config.Instance,
+		// Once there was a state the server stays ready: what it has is better than nothing.
+		OnSynced: func() { s.reporter.Done(waitState) }, Log: s.log.With("component", "feed"),
 	})
 	s.server = server.New(server.Config{
 		Name: "xds", Log: s.log, TLS: source, Metrics: s.registry,
@@ -168,13 +190,6 @@ func (s *Service) wire(source *spiffe.Source) error {
 	s.reporter.Details(s.details)
 	s.registry.MustRegister(s.reporter)
 	return s.listen()
-}
-
-// synced: once there was a state the server stays ready; what it has is better than nothing.
-func (s *Service) synced(ok bool) {
-	if ok {
-		s.reporter.Done(waitState)
-	}
 }
 
 func (s *Service) listen() error {
@@ -216,7 +231,7 @@ func (s *Service) Ready() bool { return s.reporter.Ready() }
 
 // Run serves until ctx ends. Then streams end at once: proxies keep what they have and go to another replica.
 func (s *Service) Run(ctx context.Context) error {
-	defer func() { _ = s.policy.Close() }() // nothing is left to be sent
+	defer func() { _ = s.hangUp() }() // nothing is left to be sent
 	defer s.endStreams()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.server.Serve(ctx, s.listeners...) })

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,13 +28,14 @@ type Publisher interface {
 
 // Config connects a feed.
 type Config struct {
-	Client    policyv1.RenderServiceClient
+	// Clients are the policy service's replicas. Each is watched, since each wants the reports; one at a time gives the state.
+	Clients   []policyv1.RenderServiceClient
 	Publisher Publisher
 	Reports   *Reports
 	State     *render.State
 	Instance  string
-	// OnSynced is told when the state is complete, and when the stream to the policy service is lost.
-	OnSynced func(bool)
+	// OnSynced is told when a state is complete.
+	OnSynced func()
 	Log      *slog.Logger
 }
 
@@ -41,10 +43,31 @@ type Config struct {
 type Feed struct {
 	config   Config
 	revision atomic.Uint64
+
+	mu       sync.Mutex
+	replicas []*replica
+	// source is the replica whose state is in force; nil = none.
+	source *replica
+}
+
+// replica is what one replica of the policy service says. Guarded by the feed's lock.
+type replica struct {
+	client   policyv1.RenderServiceClient
+	number   int
+	synced   bool
+	revision uint64
+	// mirror is its whole state, so that it can take another replica's place at once.
+	mirror map[string]*policyv1.RenderResource
 }
 
 // New returns a feed; Run does the work.
-func New(config Config) *Feed { return &Feed{config: config} }
+func New(config Config) *Feed {
+	f := &Feed{config: config}
+	for i, client := range config.Clients {
+		f.replicas = append(f.replicas, &replica{client: client, number: i})
+	}
+	return f
+}
 
 // Revision is that of the last published state.
 func (f *Feed) Revision() uint64 { return f.revision.Load() }
@@ -58,15 +81,23 @@ const (
 
 // Run follows the policy service until ctx ends.
 func (f *Feed) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, r := range f.replicas {
+		group.Go(func() error { return f.follow(ctx, r) })
+	}
+	return group.Wait()
+}
+
+func (f *Feed) follow(ctx context.Context, r *replica) error {
 	retry := firstRetry
 	for {
 		began := time.Now()
-		err := f.watch(ctx)
+		err := f.watch(ctx, r)
+		f.lost(r)
 		if ctx.Err() != nil {
 			return nil
 		}
-		f.config.OnSynced(false)
-		f.config.Log.Warn("the stream of the policy service ended", "error", err)
+		f.config.Log.Warn("the stream of a policy service ended", "replica", r.number, "error", err)
 		if time.Since(began) > lastRetry {
 			retry = firstRetry
 		}
@@ -79,9 +110,9 @@ func (f *Feed) Run(ctx context.Context) error {
 	}
 }
 
-func (f *Feed) watch(ctx context.Context) error {
+func (f *Feed) watch(ctx context.Context, r *replica) error {
 	group, ctx := errgroup.WithContext(ctx)
-	stream, err := f.config.Client.Watch(ctx)
+	stream, err := r.client.Watch(ctx)
 	if err != nil {
 		return fmt.Errorf("watch: %w", err)
 	}
@@ -103,7 +134,7 @@ func (f *Feed) watch(ctx context.Context) error {
 			}
 		}
 	})
-	group.Go(func() error { return f.apply(ctx, responses) })
+	group.Go(func() error { return f.apply(ctx, r, responses) })
 	group.Go(func() error {
 		return f.config.Reports.send(ctx, func(report *policyv1.ProxyReport) error {
 			return stream.Send(&policyv1.WatchRequest{Message: &policyv1.WatchRequest_Report{Report: report}})
@@ -112,9 +143,8 @@ func (f *Feed) watch(ctx context.Context) error {
 	return group.Wait()
 }
 
-// apply takes responses: first a whole state, then changes.
-func (f *Feed) apply(ctx context.Context, responses <-chan *policyv1.WatchResponse) error {
-	sync := &firstState{seen: map[string]bool{}}
+// apply takes responses, all that are there at once.
+func (f *Feed) apply(ctx context.Context, r *replica, responses <-chan *policyv1.WatchResponse) error {
 	for {
 		var batch []*policyv1.WatchResponse
 		select {
@@ -131,14 +161,8 @@ func (f *Feed) apply(ctx context.Context, responses <-chan *policyv1.WatchRespon
 				more = false
 			}
 		}
-		f.take(batch, sync)
+		f.take(r, batch)
 	}
-}
-
-// firstState is what a new stream has sent so far.
-type firstState struct {
-	complete bool
-	seen     map[string]bool
 }
 
 func keyText(k *policyv1.RenderKey) string {
@@ -146,59 +170,94 @@ func keyText(k *policyv1.RenderKey) string {
 	return string(text)
 }
 
-func (f *Feed) take(batch []*policyv1.WatchResponse, sync *firstState) {
-	affected, gone := map[string]bool{}, map[string]bool{}
-	state := f.config.State
-	var revision uint64
-	for _, r := range batch {
-		state.Apply(r.GetUpserts(), r.GetRemovals())
-		revision = r.GetRevision()
-		switch {
-		case !sync.complete:
-			for _, u := range r.GetUpserts() {
-				sync.seen[keyText(render.KeyOf(u))] = true
-			}
-			for _, k := range r.GetRemovals() {
-				delete(sync.seen, keyText(k))
-			}
-			if r.GetSynced() {
-				f.sweep(sync, gone)
-				for _, name := range state.Nodes() {
-					affected[name] = true
-				}
-			}
-		default:
-			for _, name := range state.Affected(r.GetUpserts(), r.GetRemovals()) {
-				affected[name] = true
-			}
-			for _, k := range r.GetRemovals() {
-				if name := k.GetNode(); name != "" {
-					gone[name] = true
-				}
-			}
+// take notes what a replica said; if it is the source, that is put in force.
+func (f *Feed) take(r *replica, batch []*policyv1.WatchResponse) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if r.mirror == nil {
+		r.mirror = map[string]*policyv1.RenderResource{}
+	}
+	for _, response := range batch {
+		for _, u := range response.GetUpserts() {
+			r.mirror[keyText(render.KeyOf(u))] = u
 		}
+		for _, k := range response.GetRemovals() {
+			delete(r.mirror, keyText(k))
+		}
+		r.revision = response.GetRevision()
+		r.synced = r.synced || response.GetSynced()
 	}
-	if !sync.complete {
-		return
+	switch {
+	case f.source == r:
+		f.change(batch)
+		f.revision.Store(r.revision)
+	case f.source == nil && r.synced:
+		f.choose(r)
 	}
-	f.publish(affected, gone)
-	f.revision.Store(revision)
-	f.config.OnSynced(true)
 }
 
-// sweep drops what is from before the stream and was not sent.
-func (f *Feed) sweep(sync *firstState, gone map[string]bool) {
+// lost forgets what a replica said. If it was the source another one takes its place, or what is in force stays.
+func (f *Feed) lost(r *replica) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r.synced, r.mirror = false, nil
+	if f.source != r {
+		return
+	}
+	f.source = nil
+	for _, other := range f.replicas {
+		if other.synced {
+			f.choose(other)
+			return
+		}
+	}
+}
+
+// choose puts the whole state of a replica in force.
+func (f *Feed) choose(r *replica) {
+	f.source = r
+	state := f.config.State
+	upserts := make([]*policyv1.RenderResource, 0, len(r.mirror))
+	for _, u := range r.mirror {
+		upserts = append(upserts, u)
+	}
 	var removals []*policyv1.RenderKey
-	for _, k := range f.config.State.Keys() {
-		if !sync.seen[keyText(k)] {
+	gone := map[string]bool{}
+	for _, k := range state.Keys() {
+		if _, sent := r.mirror[keyText(k)]; !sent {
 			removals = append(removals, k)
 			if k.GetNode() != "" {
 				gone[k.GetNode()] = true
 			}
 		}
 	}
-	f.config.State.Apply(nil, removals)
-	sync.complete, sync.seen = true, nil
+	state.Apply(upserts, removals)
+	affected := map[string]bool{}
+	for _, name := range state.Nodes() {
+		affected[name] = true
+	}
+	f.publish(affected, gone)
+	f.revision.Store(r.revision)
+	f.config.Log.Info("the state of a policy service is in force", "replica", r.number, "revision", r.revision, "resources", len(r.mirror))
+	f.config.OnSynced()
+}
+
+// change puts the source's changes in force.
+func (f *Feed) change(batch []*policyv1.WatchResponse) {
+	affected, gone := map[string]bool{}, map[string]bool{}
+	state := f.config.State
+	for _, r := range batch {
+		state.Apply(r.GetUpserts(), r.GetRemovals())
+		for _, name := range state.Affected(r.GetUpserts(), r.GetRemovals()) {
+			affected[name] = true
+		}
+		for _, k := range r.GetRemovals() {
+			if name := k.GetNode(); name != "" {
+				gone[name] = true
+			}
+		}
+	}
+	f.publish(affected, gone)
 }
 
 func (f *Feed) publish(affected, gone map[string]bool) {

@@ -10,21 +10,25 @@ import (
 	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
 )
 
-// Reports are the errors of nodes, by the filter or configuration that they are about, on their way to the policy service. Of several changes of one
-// only the last is sent, so that there are never more than there are errors.
+// Reports are the errors of nodes, by the filter or configuration that they are about, on their way to every replica of the policy service. Of several
+// changes of one only the last is sent, so that no more wait than were ever wrong at once.
 type Reports struct {
-	changed chan struct{}
-
 	mu      sync.Mutex
 	current map[subject]string
-	pending map[subject]string
+	readers map[*reader]bool
 }
 
 type subject struct{ node, resource string }
 
+// reader is one stream.
+type reader struct {
+	pending map[subject]string
+	changed chan struct{}
+}
+
 // NewReports returns an empty set.
 func NewReports() *Reports {
-	return &Reports{changed: make(chan struct{}, 1), current: map[subject]string{}, pending: map[subject]string{}}
+	return &Reports{current: map[subject]string{}, readers: map[*reader]bool{}}
 }
 
 // maxError is what of an error is told.
@@ -37,7 +41,7 @@ func (r *Reports) Set(node string, errors map[string]string) {
 	for s := range r.current {
 		if _, still := errors[s.resource]; s.node == node && !still {
 			delete(r.current, s)
-			r.pending[s] = ""
+			r.tell(s, "")
 		}
 	}
 	for resource, text := range errors {
@@ -45,16 +49,21 @@ func (r *Reports) Set(node string, errors map[string]string) {
 		if len(text) > maxError {
 			text = text[:maxError] + "..."
 		}
-		if r.current[s] != text {
-			r.current[s], r.pending[s] = text, text
+		if resource != "" && r.current[s] != text {
+			r.current[s] = text
+			r.tell(s, text)
 		}
-	}
-	if len(r.pending) > 0 {
-		r.wake()
 	}
 }
 
-func (r *Reports) wake() {
+func (r *Reports) tell(s subject, text string) {
+	for reader := range r.readers {
+		reader.pending[s] = text
+		reader.wake()
+	}
+}
+
+func (r *reader) wake() {
 	select {
 	case r.changed <- struct{}{}:
 	default:
@@ -63,18 +72,25 @@ func (r *Reports) wake() {
 
 // send sends all errors, then changes, until ctx ends or a send fails.
 func (r *Reports) send(ctx context.Context, send func(*policyv1.ProxyReport) error) error {
+	in := &reader{changed: make(chan struct{}, 1)}
 	r.mu.Lock()
-	r.pending = maps.Clone(r.current)
+	in.pending = maps.Clone(r.current)
+	r.readers[in] = true
 	r.mu.Unlock()
-	r.wake()
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.readers, in)
+	}()
+	in.wake()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-r.changed:
+		case <-in.changed:
 		}
 		for {
-			report, ok := r.next()
+			report, ok := r.next(in)
 			if !ok {
 				break
 			}
@@ -85,11 +101,11 @@ func (r *Reports) send(ctx context.Context, send func(*policyv1.ProxyReport) err
 	}
 }
 
-func (r *Reports) next() (*policyv1.ProxyReport, bool) {
+func (r *Reports) next(in *reader) (*policyv1.ProxyReport, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for s, text := range r.pending {
-		delete(r.pending, s)
+	for s, text := range in.pending {
+		delete(in.pending, s)
 		return &policyv1.ProxyReport{Node: s.node, Resource: s.resource, Error: text}, true
 	}
 	return nil, false

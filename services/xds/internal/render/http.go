@@ -12,6 +12,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	httprbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	httpinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -31,22 +32,38 @@ const (
 // httpListener is the listener of an HTTP filter. It says nothing of the rules, which are in the route configuration named as the filter: an edit of
 // them meets the next request of live connections. TLS items are the exception: those connections pass unread or not at all.
 func httpListener(s slot, f *policyv1.Filter, o Options) *listenerv3.Listener {
-	tls := len(f.GetTls()) > 0 || f.GetVisibility()
-	l := s.frame(f, tls)
-	l.FilterChains = []*listenerv3.FilterChain{{Name: "http", Filters: []*listenerv3.Filter{networkFilter(httpName, httpManager(s, f, o))}}}
-	if !tls {
-		return l
-	}
-	l.FilterChains = append([]*listenerv3.FilterChain{{
-		Name:             "tls",
-		FilterChainMatch: &listenerv3.FilterChainMatch{TransportProtocol: "tls"},
-		Filters:          tlsFilters(s, f),
-	}}, l.FilterChains...)
 	if f.GetVisibility() {
-		// Protocols in which the server speaks first wait for nobody.
-		l.ListenerFiltersTimeout = durationpb.New(time.Second)
-		l.ContinueOnListenerFiltersTimeout = true
+		return seenListener(s, f, o)
 	}
+	l := s.frame(f, len(f.GetTls()) > 0)
+	l.FilterChains = []*listenerv3.FilterChain{{Name: "http", Filters: []*listenerv3.Filter{networkFilter(httpName, httpManager(s, f, o))}}}
+	if len(f.GetTls()) > 0 {
+		l.FilterChains = append([]*listenerv3.FilterChain{{
+			Name:             "tls",
+			FilterChainMatch: &listenerv3.FilterChainMatch{TransportProtocol: "tls"},
+			Filters:          tlsFilters(s, f),
+		}}, l.FilterChains...)
+	}
+	return l
+}
+
+// seenListener is the listener of what is only seen: it refuses and changes nothing, and what is no HTTP goes on unread.
+func seenListener(s slot, f *policyv1.Filter, o Options) *listenerv3.Listener {
+	l := s.frame(f, true)
+	l.ListenerFilters = append(l.ListenerFilters, listenerFilter("envoy.filters.listener.http_inspector", &httpinspectorv3.HttpInspector{}))
+	manager := httpManager(s, f, o)
+	manager.NormalizePath, manager.MergeSlashes = wrapperspb.Bool(false), false
+	manager.PathWithEscapedSlashesAction = hcmv3.HttpConnectionManager_KEEP_UNCHANGED
+	l.FilterChains = []*listenerv3.FilterChain{{
+		Name: "http",
+		// TLS may name these protocols too.
+		FilterChainMatch: &listenerv3.FilterChainMatch{TransportProtocol: "raw_buffer", ApplicationProtocols: []string{"http/1.0", "http/1.1", "h2c"}},
+		Filters:          []*listenerv3.Filter{networkFilter(httpName, manager)},
+	}}
+	l.DefaultFilterChain = &listenerv3.FilterChain{Name: "unread", Filters: tlsFilters(s, f)}
+	// Protocols in which the server speaks first wait for nobody.
+	l.ListenerFiltersTimeout = durationpb.New(time.Second)
+	l.ContinueOnListenerFiltersTimeout = true
 	return l
 }
 

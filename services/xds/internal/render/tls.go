@@ -3,6 +3,8 @@
 package render
 
 import (
+	"time"
+
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	networkrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
@@ -15,6 +17,10 @@ import (
 // tlsListener is the listener of a TLS filter: the server name decides, the rest passes unread.
 func tlsListener(s slot, f *policyv1.Filter) *listenerv3.Listener {
 	l := s.frame(f, true)
+	if f.GetVisibility() {
+		l.ListenerFiltersTimeout = durationpb.New(time.Second)
+		l.ContinueOnListenerFiltersTimeout = true
+	}
 	l.FilterChains = []*listenerv3.FilterChain{{Name: "tls", Filters: tlsFilters(s, f)}}
 	return l
 }
