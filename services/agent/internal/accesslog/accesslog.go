@@ -66,7 +66,7 @@ type Server struct {
 
 	mu    sync.Mutex
 	rules map[string]ruleSet // by key of a filter
-	next  map[string]uint64  // sequence number that follows, by log name
+	books map[string]book    // by log name
 	stats Stats
 }
 
@@ -84,7 +84,7 @@ type Stats struct {
 
 // New makes a server.
 func New(cfg Config) *Server {
-	return &Server{cfg: cfg, log: cfg.Log.With("component", "accesslog"), rules: map[string]ruleSet{}, next: map[string]uint64{}}
+	return &Server{cfg: cfg, log: cfg.Log.With("component", "accesslog"), rules: map[string]ruleSet{}, books: map[string]book{}}
 }
 
 // Stats returns the counts of now.
@@ -209,20 +209,26 @@ func numberOf(name string) uint16 {
 	return uint16(n)
 }
 
-// account counts what a proxy of ours says that it has lost, and what a hole in its numbers says.
+// book is what is known of the numbers of a log: the one that follows the last message, less those that the message said were lost and that may lie behind
+// it, which are told.
+type book struct{ next, told uint64 }
+
+// account counts what a proxy of ours says that it has lost, and what a hole in its numbers says beyond that: what a broken stream swallowed.
 func (st *stream) account(tags map[string]string, count int) {
 	lost, _ := strconv.ParseUint(tags["weir.lost"], 10, 32)
-	sequence, err := strconv.ParseUint(tags["weir.sequence"], 10, 63)
+	sequence, err := strconv.ParseUint(tags["weir.sequence"], 10, 62)
 	if err == nil && sequence > 0 {
 		st.mu.Lock()
-		expected := st.next[st.logName]
-		if _, known := st.next[st.logName]; known || len(st.next) <= slot.Max {
-			st.next[st.logName] = sequence + uint64(count)
+		b, known := st.books[st.logName]
+		covered, hole := b.told+lost, uint64(0)
+		if known && sequence > b.next && sequence-b.next < 1<<32 {
+			hole = sequence - b.next
+		}
+		if known || len(st.books) <= slot.Max {
+			st.books[st.logName] = book{sequence + uint64(count), min(lost, covered-min(covered, hole))}
 		}
 		st.mu.Unlock()
-		if expected != 0 && sequence > expected && sequence-expected < 1<<32 {
-			lost = max(lost, sequence-expected)
-		}
+		lost += hole - min(hole, covered)
 	}
 	if lost > 0 {
 		st.cfg.Lost(lost)

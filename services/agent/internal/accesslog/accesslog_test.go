@@ -295,6 +295,8 @@ func TestLost(t *testing.T) {
 		want           uint64
 	}{
 		{"101", "", 2, 0}, {"103", "", 1, 0}, {"110", "6", 1, 6}, {"114", "1", 1, 9}, {"1", "", 1, 9}, {"nonsense", "-1", 1, 9}, {"2", "3", 1, 12},
+		{"6", "", 1, 12}, // those three, behind the message that told them
+		{"7", "590", 1, 602}, {"598", "", 1, 602}, {"600", "", 1, 603}, {"605", "4", 1, 607}, {"608", "", 1, 609},
 	} {
 		send(st, tt.sequence, tt.lost, tt.n)
 		if f.lost != tt.want {
