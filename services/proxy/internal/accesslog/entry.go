@@ -39,19 +39,20 @@ func (a *address) set(from netip.AddrPort) *corev3.Address {
 
 // commonParts is what each entry has.
 type commonParts struct {
-	common                         datav3.AccessLogCommon
-	remote, direct, local, far     address
-	start                          timestamppb.Timestamp
-	duration                       durationpb.Duration
-	flags                          datav3.ResponseFlags
-	tls                            datav3.TLSProperties
-	request                        datav3.HTTPRequestProperties
-	response                       datav3.HTTPResponseProperties
-	code                           wrapperspb.UInt32Value
-	http                           datav3.HTTPAccessLogEntry
-	tcp                            datav3.TCPAccessLogEntry
-	connection                     datav3.ConnectionProperties
-	requestHeaders, responseValues map[string]string
+	common                     datav3.AccessLogCommon
+	remote, direct, local, far address
+	start                      timestamppb.Timestamp
+	duration                   durationpb.Duration
+	flags                      datav3.ResponseFlags
+	tls                        datav3.TLSProperties
+	request                    datav3.HTTPRequestProperties
+	response                   datav3.HTTPResponseProperties
+	code                       wrapperspb.UInt32Value
+	http                       datav3.HTTPAccessLogEntry
+	tcp                        datav3.TCPAccessLogEntry
+	connection                 datav3.ConnectionProperties
+	size                       int64
+	number                     uint64
 }
 
 // What RBAC filters leave in an entry's metadata.

@@ -78,8 +78,7 @@ type sink struct {
 	mu      sync.Mutex
 	entries []*commonParts
 	bytes   int64
-	first   uint64 // number of entries[0]
-	next    uint64 // number of the next one
+	next    uint64 // number of the newest one
 	lost    uint64 // since last told
 	flush   time.Duration
 	batch   int
@@ -103,9 +102,7 @@ func (s *Service) put(l *logger, e *model.Entry) {
 		s.config.Lost(1)
 		return
 	}
-	if len(k.entries) == 0 {
-		k.first = k.next
-	}
+	parts.size, parts.number = n, k.next
 	k.entries = append(k.entries, parts)
 	k.bytes += n
 	k.flush, k.batch = l.flush, l.batch
@@ -184,12 +181,12 @@ func (s *Service) Waiting() int64 { return s.bytes.Load() }
 
 // taken is a message's worth of entries.
 type taken struct {
-	entries     []*commonParts
-	bytes       int64
-	first, lost uint64
+	entries []*commonParts
+	bytes   int64
+	lost    uint64
 }
 
-// take empties a sink. none = it has been idle, and its sender ends.
+// take takes a message's worth out of a sink. none = it has been idle, and its sender ends.
 func (k *sink) take(idle bool) (t taken, none bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -199,13 +196,28 @@ func (k *sink) take(idle bool) (t taken, none bool) {
 		}
 		return taken{}, true
 	}
-	t = taken{entries: k.entries, bytes: k.bytes, first: k.first, lost: k.lost}
+	n := min(len(k.entries), maxEntries)
+	t = taken{entries: k.entries[:n:n], lost: k.lost}
+	for _, e := range t.entries {
+		t.bytes += e.size
+	}
 	// What it holds stays counted until it is sent: a server that does not read makes the sink full.
-	k.entries, k.lost = nil, 0
+	k.entries, k.lost = k.entries[n:], 0
+	if len(k.entries) == 0 {
+		k.entries = nil
+		return t, false
+	}
+	select {
+	case k.kick <- struct{}{}:
+	default:
+	}
 	return t, false
 }
 
-// sent gives back the room of what was sent.
+// maxEntries of one message: a server takes 4 MiB at once.
+const maxEntries = 1000
+
+// delivered gives back the room of what was sent.
 func (s *Service) delivered(k *sink, t taken) {
 	k.mu.Lock()
 	k.bytes -= t.bytes
@@ -347,7 +359,7 @@ func (o *outgoing) message(t taken) *alsv3.StreamAccessLogsMessage {
 	if head.CustomTags == nil {
 		head.CustomTags = map[string]string{}
 	}
-	head.CustomTags[TagSequence] = strconv.FormatUint(t.first, 10)
+	head.CustomTags[TagSequence] = strconv.FormatUint(t.entries[0].number, 10)
 	if t.lost > 0 {
 		head.CustomTags[TagLost] = strconv.FormatUint(t.lost, 10)
 	}
