@@ -34,6 +34,8 @@ type cluster struct {
 	dir    string
 	policy *fakePolicy
 	addr   string // of the policy service
+
+	stopPolicy func()
 }
 
 func newCluster(t *testing.T, resources ...*policyv1.RenderResource) *cluster {
@@ -42,20 +44,44 @@ func newCluster(t *testing.T, resources ...*policyv1.RenderResource) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{t: t, ca: ca, dir: t.TempDir(), policy: newFakePolicy(resources)}
+	c := &cluster{t: t, ca: ca, dir: t.TempDir()}
+	c.policy, c.addr, c.stopPolicy = c.another(resources...)
+	return c
+}
+
+// another starts a second replica of the policy service.
+func (c *cluster) another(resources ...*policyv1.RenderResource) (policy *fakePolicy, addr string, stop func()) {
+	c.t.Helper()
+	addr = freeAddr(c.t)
+	policy, stop = c.anotherAt(addr, resources...)
+	return policy, addr, stop
+}
+
+// freeAddr is an address that nobody listens on.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+func (c *cluster) anotherAt(addr string, resources ...*policyv1.RenderResource) (policy *fakePolicy, stop func()) {
+	c.t.Helper()
+	policy = newFakePolicy(resources)
 	s := server.New(server.Config{
 		Name: "policy", TLS: c.source(spiffe.ID{Service: "policy"}),
 		Authorize: server.Table{"/" + policyv1.RenderService_ServiceDesc.ServiceName + "/": {"xds"}},
 		Drain:     time.Millisecond,
 	})
-	policyv1.RegisterRenderServiceServer(s.GRPC(), c.policy)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	policyv1.RegisterRenderServiceServer(s.GRPC(), policy)
+	ln, err := net.Listen("tcp", addr)
 	if err != nil {
-		t.Fatal(err)
+		c.t.Fatal(err)
 	}
-	c.addr = ln.Addr().String()
-	run(t, func(ctx context.Context) error { return s.Serve(ctx, ln) })
-	return c
+	return policy, run(c.t, func(ctx context.Context) error { return s.Serve(ctx, ln) })
 }
 
 // run runs something until the test ends, or stop is called.
@@ -121,6 +147,7 @@ func (c *cluster) xds(change func(*xds.Config)) (addr string, stop func()) {
 type fakePolicy struct {
 	policyv1.UnimplementedRenderServiceServer
 	reports chan *policyv1.ProxyReport
+	synced  chan struct{} // once for each stream that got the whole state
 
 	mu       sync.Mutex
 	state    map[string]*policyv1.RenderResource
@@ -130,7 +157,7 @@ type fakePolicy struct {
 }
 
 func newFakePolicy(resources []*policyv1.RenderResource) *fakePolicy {
-	p := &fakePolicy{reports: make(chan *policyv1.ProxyReport, 1000), state: map[string]*policyv1.RenderResource{}, changed: make(chan struct{})}
+	p := &fakePolicy{reports: make(chan *policyv1.ProxyReport, 1000), synced: make(chan struct{}, 1000), state: map[string]*policyv1.RenderResource{}, changed: make(chan struct{})}
 	for _, r := range resources {
 		p.state[keyOf(r)] = r
 	}
@@ -187,6 +214,7 @@ func (p *fakePolicy) Watch(stream policyv1.RenderService_WatchServer) error {
 	if err := stream.Send(whole); err != nil {
 		return err
 	}
+	p.synced <- struct{}{}
 	for {
 		p.mu.Lock()
 		changes, changed := p.changes[next:], p.changed
@@ -202,6 +230,16 @@ func (p *fakePolicy) Watch(stream policyv1.RenderService_WatchServer) error {
 		case <-stream.Context().Done():
 			return nil
 		}
+	}
+}
+
+// watched waits until a stream got the whole state.
+func (p *fakePolicy) watched(t *testing.T) {
+	t.Helper()
+	select {
+	case <-p.synced:
+	case <-time.After(deadline):
+		t.Fatal("nobody watches")
 	}
 }
 
