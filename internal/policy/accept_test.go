@@ -229,6 +229,24 @@ func FuzzMatchName(f *testing.F) {
 	})
 }
 
+// FuzzCovers: a wider selector matches whatever name the narrower one does.
+func FuzzCovers(f *testing.F) {
+	for _, c := range []struct{ wide, narrow, name string }{
+		{"**.a", "*.a", "x.a"}, {"*.a", "x*.a", "xy.a"}, {"*", "**.a", "b.a"}, {"**.b.a", "x*.b.a", "x.b.a"}, {"*.a", "**.a", "b.b.a"},
+	} {
+		f.Add(c.wide, c.narrow, c.name)
+	}
+	f.Fuzz(func(t *testing.T, wide, narrow, name string) {
+		if strings.HasPrefix(name, ".") || strings.Contains(name, "..") {
+			return // no name
+		}
+		w, n := NameSelector{MatchPattern: canonicalName(wide)}, NameSelector{MatchPattern: canonicalName(narrow)}
+		if w.covers(n) && MatchName(n, name) && !MatchName(w, name) {
+			t.Errorf("%q covers %q, but does not match %q", wide, narrow, name)
+		}
+	})
+}
+
 func TestNormalizePath(t *testing.T) {
 	for _, c := range []struct {
 		target, want string

@@ -388,6 +388,41 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// Of two selectors of one name the narrower has what both say.
+func TestNamesWithin(t *testing.T) {
+	doc := out(`{toFQDNs: [{matchPattern: "*.c"}], toPorts: [` + onTCP("80", get) + `]}, {toFQDNs: [{matchName: a.c}], toPorts: [` + onTCP("80", put) + `]}`)
+	r, err := Resolve(Options{}, &Subject{Labels: podLabels("shop", "web")}, Egress, parsed(t, Options{}, doc), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range r.Names() {
+		want := map[string]string{"*.c": "http: p:GET", "a.c": "http: p:GET, p:PUT"}[n.MatchName+n.MatchPattern]
+		if got := r.show(n.Ranges[0].Filter); got != want {
+			t.Errorf("%s%s: %s, want %s", n.MatchName, n.MatchPattern, got, want)
+		}
+	}
+	for _, c := range []struct {
+		wide, narrow string
+		want         bool
+	}{
+		{"*", "*.a", true}, {"**", "**.a", true}, {"*.a", "x.a", true}, {"*.a", "x*.a", true}, {"*.a", "*.a", true}, {"**.a", "*.a", true}, {"**.a", "*.b.a", true},
+		{"**.a", "**.b.a", true}, {"**.a", "x-*.a", true}, {"*.a", "**.a", false}, {"*.a", "*.b.a", false}, {"**.b.a", "*.a", false}, {"**.a", "*a", false},
+		{"*.b.a", "*.c.a", false}, {"x*.a", "*.a", false}, {"x.a", "x.a", false},
+	} {
+		wide := NameSelector{MatchPattern: c.wide}
+		if !strings.Contains(c.wide, "*") {
+			wide = NameSelector{MatchName: c.wide}
+		}
+		narrow := NameSelector{MatchPattern: c.narrow}
+		if !strings.Contains(c.narrow, "*") {
+			narrow = NameSelector{MatchName: c.narrow}
+		}
+		if got := wide.covers(narrow); got != c.want {
+			t.Errorf("%s covers %s: %t", c.wide, c.narrow, got)
+		}
+	}
+}
+
 func TestExplainFilters(t *testing.T) {
 	doc := in("{" + cli + "toPorts: [" + onTCP("80", get) + "]}, {" + everyone + "toPorts: [" + onTCP("80", "") + "]}, {" + cli + "toPorts: [" + onTCP("80", noHTTP) + "]}")
 	r, err := Resolve(Options{}, &Subject{Labels: podLabels("shop", "web")}, Ingress, parsed(t, Options{}, doc), nil)

@@ -17,23 +17,43 @@ type Name struct {
 	Ranges []Range
 }
 
-// Names returns what is allowed by DNS names, in the order of the terms: together with what rules for any peer and for the entity `world` say of the same
-// ports, since every address with a name is a peer of these too.
+// Names returns what is allowed by DNS names, in the order of the terms: together with what rules for any peer, for the entity `world` and for wider names
+// say of the same ports, since every address with the name is a peer of these too. So of two selectors of one name the narrower has all that both say; of two
+// that only happen to share an address neither does, and requests that just one of them accepts may be refused.
 func (r *Resolved) Names() []Name {
 	var all []Name
 	for i, t := range r.Terms {
 		if t.kind != termName {
 			continue
 		}
-		terms := []int{i}
-		if world := slices.IndexFunc(r.Terms, func(t *Term) bool { return t.Key == entityWorld }); world >= 0 {
-			terms = append(terms, world)
-			slices.Sort(terms)
+		var terms []int
+		for j, other := range r.Terms {
+			if i == j || other.Key == entityWorld || other.kind == termName && other.name.covers(t.name) {
+				terms = append(terms, j)
+			}
 		}
 		ranges := slices.DeleteFunc(r.Class(terms), func(x Range) bool { return x.Verdict != Allow })
 		all = append(all, Name{NameSelector: t.name, Term: i, Ranges: ranges})
 	}
 	return all
+}
+
+// covers reports whether a canonical selector matches every name that another one does, as far as can be told from their form.
+func (s NameSelector) covers(o NameSelector) bool {
+	switch {
+	case s.MatchPattern == "":
+		return false
+	case o.MatchName != "":
+		return MatchName(s, o.MatchName)
+	case strings.Trim(s.MatchPattern, "*") == "" && len(s.MatchPattern) < 3:
+		return true
+	}
+	if rest, ok := strings.CutPrefix(s.MatchPattern, "**."); ok {
+		return !strings.Contains(rest, "*") && strings.HasSuffix(o.MatchPattern, "."+rest) // no name begins with a dot
+	}
+	rest, ok := strings.CutPrefix(s.MatchPattern, "*.")
+	label, same := strings.CutSuffix(o.MatchPattern, "."+rest)
+	return ok && same && !strings.Contains(rest, "*") && !strings.Contains(label, ".") && label != "**"
 }
 
 // canonicalName is a name or pattern in the form in which it is compared; the root keeps its dot.
