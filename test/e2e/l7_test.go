@@ -134,6 +134,15 @@ func TestTodoArticle(t *testing.T) {
 	_, addresses := podAddresses(ctx, t, lab, "default", "todoui-")
 	balancer := serviceAddress(ctx, t, lab, "todoui")
 
+	// The published pods have no readiness probe.
+	cluster.Eventually(t, 20*time.Second, func() error {
+		client := l7Everywhere[0].web(ctx, lab, netip.AddrPortFrom(addresses[0], 8090), web.Options{Fresh: true})
+		a, err := client.Do(ctx, http.MethodGet, "http://todoui:8090/")
+		if err == nil && a.Status != http.StatusOK {
+			err = fmt.Errorf("status %d", a.Status)
+		}
+		return err
+	})
 	t.Run("visible", func(t *testing.T) {
 		lab := lab.For(t)
 		for _, c := range l7Everywhere {
