@@ -413,7 +413,7 @@ func TestBadResourceIsRefusedAlone(t *testing.T) {
 	b.answers(other, "one")
 	until(t, "a NACK that names the listener and the filter", func() bool {
 		for _, n := range b.xds.Nacks() {
-			if strings.Contains(n, "slot-1: ") && strings.Contains(n, "envoy.filters.network.wasm") {
+			if strings.Contains(n, `"slot-1": `) && strings.Contains(n, "envoy.filters.network.wasm") {
 				return true
 			}
 		}

@@ -11,18 +11,23 @@ import (
 	"sync/atomic"
 	"time"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+
 	"github.com/weirmesh/weir/services/proxy/internal/model"
 	"github.com/weirmesh/weir/services/proxy/internal/sockets"
 )
 
 // Cluster implements model.Cluster.
 type Cluster struct {
-	config    *config
-	counters  *Counters
-	dialer    *sockets.Dialer
-	now       func() time.Time
-	endpoints atomic.Pointer[set]
-	ejecting  sync.Mutex
+	config   *config
+	source   *clusterv3.Cluster
+	counters *Counters
+	dialer   *sockets.Dialer
+	now      func() time.Time
+	// generation changes with what connections are made of.
+	generation uint64
+	endpoints  atomic.Pointer[set]
+	ejecting   sync.Mutex
 }
 
 // Name implements model.Cluster.
@@ -30,6 +35,9 @@ func (c *Cluster) Name() string { return c.config.name }
 
 // Protocol implements model.Cluster.
 func (c *Cluster) Protocol() model.Protocol { return c.config.protocol }
+
+// Generation changes when connections that were made before should not be used any more: with TLS, or with how sockets are bound.
+func (c *Cluster) Generation() uint64 { return c.generation }
 
 // ConnectTimeout implements model.Cluster.
 func (c *Cluster) ConnectTimeout() time.Duration { return c.config.connectTimeout }
@@ -50,6 +58,9 @@ func (c *Cluster) Acquire(conn *model.Conn, avoid []netip.AddrPort) (model.Endpo
 	} else {
 		choice := chooser{
 			policy: c.config.policy, choices: c.config.choices, avoid: avoid, outlier: c.config.outlier != nil,
+		}
+		if conn.Source != nil {
+			choice.family = familyOf(conn.Remote.Addr())
 		}
 		if choice.outlier {
 			choice.now = c.now()

@@ -5,8 +5,10 @@ package cluster
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -111,6 +113,40 @@ func TestChoice(t *testing.T) {
 				t.Errorf("unhealthy endpoints only: %v", err)
 			}
 		})
+	}
+}
+
+// TestFamilies: a socket in the client's name reaches only servers of the client's family.
+func TestFamilies(t *testing.T) {
+	tb := table(t, fmt.Sprintf(edsCluster, "ROUND_ROBIN", ""))
+	assign(t, tb, "10.0.0.1 1 HEALTHY 0", "fd00::1 1 HEALTHY 0", "10.0.0.2 1 HEALTHY 1")
+	for _, tc := range []struct {
+		client string
+		source *model.Source
+		want   []string
+	}{
+		{"10.9.9.9:1", &model.Source{}, []string{"10.0.0.1"}},
+		{"[::ffff:10.9.9.9]:1", &model.Source{}, []string{"10.0.0.1"}},
+		{"[fd00::9]:1", &model.Source{}, []string{"fd00::1"}},
+		{"[fd00::9]:1", nil, []string{"10.0.0.1", "fd00::1"}},
+	} {
+		got := map[string]bool{}
+		for range 20 {
+			e, release, err := tb.Cluster("c").Acquire(&model.Conn{Remote: netip.MustParseAddrPort(tc.client), Source: tc.source}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			release(true)
+			got[e.Address.Addr().String()] = true
+		}
+		if keys := slices.Sorted(maps.Keys(got)); !slices.Equal(keys, tc.want) {
+			t.Errorf("%s: %v, want %v", tc.client, keys, tc.want)
+		}
+	}
+	assign(t, tb, "fd00::1 1 HEALTHY 0")
+	c := &model.Conn{Remote: netip.MustParseAddrPort("10.9.9.9:1"), Source: &model.Source{}}
+	if _, _, err := tb.Cluster("c").Acquire(c, nil); !errors.Is(err, model.ErrNoEndpoint) {
+		t.Errorf("no server of the family: %v", err)
 	}
 }
 

@@ -54,8 +54,43 @@ type set struct{ tiers []tier }
 // tier are the endpoints of one priority.
 type tier struct {
 	hosts []*host
-	up    group // the healthy ones
-	all   group // in panic
+	up    [families]group // the healthy ones
+	all   [families]group // in panic
+}
+
+// family is what kind of addresses will do: a socket in the client's name reaches only servers of the client's family.
+type family uint8
+
+const (
+	anyFamily family = iota
+	v4
+	v6
+	families
+)
+
+func familyOf(a netip.Addr) family {
+	switch {
+	case !a.IsValid():
+		return anyFamily
+	case a.Unmap().Is4():
+		return v4
+	}
+	return v6
+}
+
+// groups makes the group of each family.
+func groups(hosts []*host) (all [families]group) {
+	var of [families][]*host
+	for _, h := range hosts {
+		of[anyFamily] = append(of[anyFamily], h)
+		if f := familyOf(h.address.Addr()); f != anyFamily {
+			of[f] = append(of[f], h)
+		}
+	}
+	for f := range of {
+		all[f] = newGroup(of[f])
+	}
+	return all
 }
 
 // group is what a policy chooses among.
@@ -151,7 +186,7 @@ func newSet(byPriority map[uint32][]*host) *set {
 				up = append(up, h)
 			}
 		}
-		s.tiers = append(s.tiers, tier{hosts: hosts, up: newGroup(up), all: newGroup(hosts)})
+		s.tiers = append(s.tiers, tier{hosts: hosts, up: groups(up), all: groups(hosts)})
 	}
 	return s
 }
@@ -215,6 +250,7 @@ type chooser struct {
 	now     time.Time
 	avoid   []netip.AddrPort
 	outlier bool
+	family  family
 }
 
 // allowed reports whether a host may be chosen at all.
@@ -230,9 +266,9 @@ func (c *chooser) choose(s *set, panicPercent float64) *host {
 	for _, last := range []bool{false, true} {
 		for i := range s.tiers {
 			t := &s.tiers[i]
-			g := &t.up
-			if panicPercent > 0 && float64(len(t.up.hosts))*100 < panicPercent*float64(len(t.hosts)) {
-				g = &t.all
+			g, everyone := &t.up[c.family], &t.all[c.family]
+			if panicPercent > 0 && float64(len(g.hosts))*100 < panicPercent*float64(len(everyone.hosts)) {
+				g = everyone
 			}
 			if h := c.among(g, last); h != nil {
 				return h

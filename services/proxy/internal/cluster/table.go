@@ -51,12 +51,17 @@ func (t *Table) Put(in *clusterv3.Cluster) error {
 	if err != nil {
 		return err
 	}
-	c := &Cluster{config: compiled, dialer: t.dialer, now: t.now}
+	c := &Cluster{config: compiled, source: in, dialer: t.dialer, now: t.now}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var before map[place]*counts
 	if old := t.clusters[compiled.name]; old != nil {
 		before = old.endpoints.Load().counts()
+		c.generation = old.generation
+		if !proto.Equal(old.source.GetTransportSocket(), in.GetTransportSocket()) ||
+			!proto.Equal(old.source.GetUpstreamBindConfig(), in.GetUpstreamBindConfig()) {
+			c.generation++
+		}
 	}
 	assignment := in.GetLoadAssignment()
 	if compiled.kind == eds {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/weirmesh/weir/services/proxy/internal/model"
@@ -68,6 +69,9 @@ type Listener struct {
 	plan  atomic.Pointer[plan]
 	count atomic.Int64
 	total atomic.Uint64
+
+	accepting sync.WaitGroup
+	ending    sync.Once
 
 	mu    sync.Mutex
 	socks map[netip.AddrPort]*net.TCPListener
@@ -175,15 +179,50 @@ func (s *Set) enforce(p *plan) error {
 	defer l.mu.Unlock()
 	for address, ln := range l.socks {
 		if !slices.Contains(p.addresses, address) {
-			s.closeSocket(ln)
+			s.retire(ln)
 			delete(l.socks, address)
 		}
 	}
 	for address, ln := range opened {
 		l.socks[address] = ln
-		s.active.Go(func() { l.accept(ln) })
+		l.accepting.Add(1)
+		s.active.Go(func() {
+			defer l.accepting.Done()
+			l.accept(ln)
+		})
 	}
 	return nil
+}
+
+// retire makes the loop of a socket take what is queued, and close it.
+func (s *Set) retire(ln *net.TCPListener) {
+	if err := ln.SetDeadline(time.Unix(1, 0)); err != nil {
+		s.config.Log.Warn("listening socket does not end", "address", ln.Addr().String(), "error", err)
+	}
+}
+
+// find returns a socket that is there already: of the process before, or of a listener that was removed just now.
+func (s *Set) find(address netip.AddrPort, spec socketSpec) (*net.TCPListener, error) {
+	if ln, ok := s.inherited[address]; ok {
+		delete(s.inherited, address)
+		return ln, nil
+	}
+	for l := range s.removed {
+		l.mu.Lock()
+		ln := l.socks[address]
+		l.mu.Unlock()
+		if ln == nil || !reflect.DeepEqual(l.plan.Load().socket, spec) {
+			continue
+		}
+		file, err := ln.File()
+		if err != nil {
+			return nil, err
+		}
+		again, err := adopt(file)
+		l.finish()
+		return again, err
+	}
+	return nil, nil //nolint:nilnil // there is none
 }
 
 // openAll opens the sockets that a listener lacks, all or none.
@@ -202,17 +241,15 @@ func (s *Set) openAll(l *Listener, p, old *plan) (map[netip.AddrPort]*net.TCPLis
 		if l.socks[address] != nil || opened[address] != nil {
 			continue
 		}
-		ln, ok := s.inherited[address]
-		if ok {
-			delete(s.inherited, address)
-		} else {
-			var err error
-			if ln, err = open(address, p.socket); err != nil {
-				for _, o := range opened {
-					s.closeSocket(o)
-				}
-				return nil, err
+		ln, err := s.find(address, p.socket)
+		if ln == nil && err == nil {
+			ln, err = open(address, p.socket)
+		}
+		if err != nil {
+			for _, o := range opened {
+				s.closeSocket(o)
 			}
+			return nil, err
 		}
 		// Port 0 is the kernel's choice: the plan's address stays what was asked for.
 		opened[address] = ln
@@ -226,7 +263,10 @@ func (s *Set) closeSocket(ln net.Listener) {
 	}
 }
 
-// Remove takes a listener out of force: it stops accepting, HTTP is drained, and after DrainTime what is left is closed.
+// lastCall is how long a removed listener still accepts: what was on the way to it when the kernel's tables changed is served.
+const lastCall = time.Second
+
+// Remove takes a listener out of force: after a last call it stops accepting and HTTP is drained, and after DrainTime what is left is closed.
 func (s *Set) Remove(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -236,12 +276,9 @@ func (s *Set) Remove(name string) {
 		return
 	}
 	delete(s.listeners, name)
-	l.stop()
-	if l.count.Load() == 0 {
-		return
-	}
 	s.removed[l] = struct{}{}
-	time.AfterFunc(s.config.DrainTime, func() {
+	time.AfterFunc(lastCall, l.finish)
+	time.AfterFunc(lastCall+s.config.DrainTime, func() {
 		l.cut()
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -322,11 +359,13 @@ func (s *Set) Drain(ctx context.Context) error {
 	s.draining = true
 	all := make([]*Listener, 0, len(s.listeners)+len(s.removed))
 	for _, l := range s.listeners {
-		l.stop()
 		all = append(all, l)
 	}
 	for l := range s.removed {
 		all = append(all, l)
+	}
+	for _, l := range all {
+		l.finish()
 	}
 	s.mu.Unlock()
 	forgotten := s.ForgetInherited()
@@ -351,17 +390,22 @@ func (s *Set) Drain(ctx context.Context) error {
 	return forgotten
 }
 
-// stop closes the sockets and drains the chains.
-func (l *Listener) stop() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for address, ln := range l.socks {
-		l.set.closeSocket(ln)
-		delete(l.socks, address)
-	}
-	for _, c := range l.plan.Load().all() {
-		c.end()
-	}
+// finish stops accepting, when what is queued was taken, and then drains the chains.
+func (l *Listener) finish() {
+	l.ending.Do(func() {
+		l.mu.Lock()
+		for address, ln := range l.socks {
+			l.set.retire(ln)
+			delete(l.socks, address)
+		}
+		l.mu.Unlock()
+		l.set.active.Go(func() {
+			l.accepting.Wait()
+			for _, c := range l.plan.Load().all() {
+				c.end()
+			}
+		})
+	})
 }
 
 // cut closes the connections that are left.
@@ -389,6 +433,11 @@ func (l *Listener) accept(ln *net.TCPListener) {
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				l.takeQueued(ln, own)
+				l.set.closeSocket(ln)
+				return
+			}
 			l.set.config.Log.Warn("listener does not accept", "listener", l.name, "error", err)
 			time.Sleep(pause)
 			pause = min(2*pause, maxPause)
@@ -396,6 +445,29 @@ func (l *Listener) accept(ln *net.TCPListener) {
 		}
 		pause = minPause
 		l.admit(conn, own)
+	}
+}
+
+// maxQueued is how many connections are taken from a socket that is about to be closed.
+const maxQueued = 4096
+
+// takeQueued accepts what is in a socket's queue, without waiting for more. The runtime would not accept at all after the deadline.
+func (l *Listener) takeQueued(ln *net.TCPListener, own netip.AddrPort) {
+	raw, err := ln.SyscallConn()
+	if err != nil {
+		return
+	}
+	for range maxQueued {
+		fd := -1
+		if err := raw.Control(func(s uintptr) { fd, _, err = unix.Accept4(int(s), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC) }); err != nil || fd < 0 {
+			return
+		}
+		file := os.NewFile(uintptr(fd), "accepted")
+		conn, err := net.FileConn(file)
+		_ = file.Close() // the connection has a copy
+		if tcp, ok := conn.(*net.TCPConn); ok && err == nil {
+			l.admit(tcp, own)
+		}
 	}
 }
 

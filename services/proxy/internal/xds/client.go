@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -323,7 +324,7 @@ func nack(refused map[string]error) *rpcstatus.Status {
 	var reasons []string
 	size := 0
 	for i, name := range names {
-		text := name + ": " + refused[name].Error()
+		text := strconv.Quote(name) + ": " + refused[name].Error()
 		if size += len(text); size > maxReason {
 			if i == 0 {
 				reasons = append(reasons, strings.ToValidUTF8(text[:maxReason], ""))
