@@ -100,21 +100,25 @@ func (s sink) retry() error {
 	errs := []error{s.mirror.Retry()}
 	s.policies.Place(placing(s.mirror.Unplaced()))
 	errs = append(errs, s.policies.Switch())
-	s.names.Flush(0)
 	if s.mirror.TakeChanged() {
 		errs = append(errs, s.policies.AddressesChanged())
 	}
-	return errors.Join(append(errs, s.policies.Retry())...)
+	errs = append(errs, s.policies.Retry())
+	s.names.Flush(0)
+	return errors.Join(errs...)
 }
 
 // Prune implements policysync.Sink.
 func (s sink) Prune() error {
-	if err := s.policies.Prune(); err != nil {
+	err := s.policies.Prune(func() {
+		s.names.Complete()
+		s.names.Flush(namerules.DefaultWait)
+	})
+	s.names.Flush(0)
+	if err != nil {
 		return fmt.Errorf("write policies: %w", err)
 	}
-	s.names.Complete()
-	s.names.Flush(0)
-	err := s.mirror.Prune()
+	err = s.mirror.Prune()
 	if s.mirror.TakeChanged() {
 		err = errors.Join(err, s.policies.AddressesChanged())
 	}

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -119,6 +120,7 @@ func TestAnswerOpensItsAddress(t *testing.T) {
 	w := newWorld(t)
 	z := &zone{records: web("web.example.", 1)}
 	z.records["alias.example."] = []string{"alias.example. 1 IN CNAME web.elsewhere.", "web.elsewhere. 1 IN A 172.30.0.81", "web.elsewhere. 1 IN AAAA fd30::81"}
+	z.records["web.org."] = []string{"web.org. 60 IN A 172.30.0.81"}
 	w.zone(w.server, z)
 	w.agent.set(allow("*"), toNames(8080, "*.example"))
 	for kind, to := range targets {
@@ -138,7 +140,7 @@ func TestAnswerOpensItsAddress(t *testing.T) {
 			}
 			w.alive(c, "connected")
 			// Its time is over, and it stays for its connection.
-			time.Sleep(3 * time.Second) // longer than the answer's life and two looks at it
+			w.until("its connection alone keeps it", func() bool { return strings.Contains(w.details()["names"], " 1 kept by live") })
 			if _, ok := w.addresses()[to.Addr()]; !ok {
 				t.Errorf("%v is gone under a live connection", to)
 			}
@@ -148,7 +150,6 @@ func TestAnswerOpensItsAddress(t *testing.T) {
 		}
 	}
 	// Another name of that server, which no policy selects, opens nothing.
-	z.records["web.org."] = []string{"web.org. 60 IN A 172.30.0.81"}
 	w.ask("udp", w.server.v4, "web.org.", mdns.TypeA)
 	w.denied(targets[mdns.TypeA])
 }

@@ -61,13 +61,14 @@ func TestMain(m *testing.M) {
 type world struct {
 	testing.TB
 	*datapath.Datapath
-	pin, dir string
-	node     netns.NsHandle
-	client   *host // a pod
-	server   *host // a pod
-	outside  *host
-	agent    *fakeAgent
-	dns      *process
+	pin, dir   string
+	namespaces []netns.NsHandle
+	node       netns.NsHandle
+	client     *host // a pod
+	server     *host // a pod
+	outside    *host
+	agent      *fakeAgent
+	dns        *process
 }
 
 type host struct {
@@ -106,6 +107,10 @@ func newWorld(t testing.TB) *world {
 	home, err := netns.Get()
 	w.do(err)
 	t.Cleanup(func() {
+		// After the datapath: devices that vanish would get in its way.
+		for _, ns := range w.namespaces {
+			w.do(ns.Close())
+		}
 		w.do(netns.Set(home), home.Close())
 		runtime.UnlockOSThread()
 	})
@@ -175,7 +180,7 @@ func (w *world) namespace() netns.NsHandle {
 	w.Helper()
 	ns, err := netns.New()
 	w.do(err)
-	w.Cleanup(func() { w.do(ns.Close()) })
+	w.namespaces = append(w.namespaces, ns)
 	return ns
 }
 

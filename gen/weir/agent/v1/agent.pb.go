@@ -1225,8 +1225,10 @@ type DumpConntrackResponse struct {
 	HandshakeRttUs  *uint32 `protobuf:"varint,13,opt,name=handshake_rtt_us,json=handshakeRttUs,proto3,oneof" json:"handshake_rtt_us,omitempty"`
 	SrttUs          *uint32 `protobuf:"varint,14,opt,name=srtt_us,json=srttUs,proto3,oneof" json:"srtt_us,omitempty"`
 	Retransmissions *uint32 `protobuf:"varint,15,opt,name=retransmissions,proto3,oneof" json:"retransmissions,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// It goes through this slot of the node's proxy; 0 = it does not.
+	Slot          uint32 `protobuf:"varint,16,opt,name=slot,proto3" json:"slot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DumpConntrackResponse) Reset() {
@@ -1360,6 +1362,13 @@ func (x *DumpConntrackResponse) GetSrttUs() uint32 {
 func (x *DumpConntrackResponse) GetRetransmissions() uint32 {
 	if x != nil && x.Retransmissions != nil {
 		return *x.Retransmissions
+	}
+	return 0
+}
+
+func (x *DumpConntrackResponse) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
 	}
 	return 0
 }
@@ -2619,7 +2628,7 @@ const file_weir_agent_v1_agent_proto_rawDesc = "" +
 	"\bfrontend\x18\x05 \x01(\tR\bfrontend\x12\x1a\n" +
 	"\bprotocol\x18\x06 \x01(\tR\bprotocol\x12\x1a\n" +
 	"\bbackends\x18\a \x03(\tR\bbackends\"\x16\n" +
-	"\x14DumpConntrackRequest\"\xd3\x04\n" +
+	"\x14DumpConntrackRequest\"\xe7\x04\n" +
 	"\x15DumpConntrackResponse\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12 \n" +
@@ -2638,7 +2647,8 @@ const file_weir_agent_v1_agent_proto_rawDesc = "" +
 	"expires_in\x18\f \x01(\x01R\texpiresIn\x12-\n" +
 	"\x10handshake_rtt_us\x18\r \x01(\rH\x00R\x0ehandshakeRttUs\x88\x01\x01\x12\x1c\n" +
 	"\asrtt_us\x18\x0e \x01(\rH\x01R\x06srttUs\x88\x01\x01\x12-\n" +
-	"\x0fretransmissions\x18\x0f \x01(\rH\x02R\x0fretransmissions\x88\x01\x01B\x13\n" +
+	"\x0fretransmissions\x18\x0f \x01(\rH\x02R\x0fretransmissions\x88\x01\x01\x12\x12\n" +
+	"\x04slot\x18\x10 \x01(\rR\x04slotB\x13\n" +
 	"\x11_handshake_rtt_usB\n" +
 	"\n" +
 	"\b_srtt_usB\x12\n" +

@@ -114,7 +114,7 @@ func (f *fixture) common(kind datav3.AccessLogType, policy string) *datav3.Acces
 
 func (f *fixture) entry(kind datav3.AccessLogType, code uint32, policy string) *datav3.HTTPAccessLogEntry {
 	e := &datav3.HTTPAccessLogEntry{CommonProperties: f.common(kind, policy), ProtocolVersion: datav3.HTTPAccessLogEntry_HTTP2,
-		Request: &datav3.HTTPRequestProperties{RequestMethod: corev3.RequestMethod_GET, Authority: "web", Path: "/a?key=secret", UserAgent: "curl",
+		Request: &datav3.HTTPRequestProperties{RequestMethod: corev3.RequestMethod_GET, Authority: "me:secret@web", Path: "/a?key=secret", UserAgent: "curl",
 			RequestHeaders: map[string]string{"authorization": "Bearer x", "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", ":method": "GET"}}}
 	if kind != datav3.AccessLogType_DownstreamStart {
 		e.Response = &datav3.HTTPResponseProperties{ResponseCode: wrapperspb.UInt32(code), ResponseHeaders: map[string]string{"content-length": "5"},

@@ -130,9 +130,12 @@ func (st *stream) describe(r *flow.Request, e *datav3.HTTPAccessLogEntry) {
 	if q.GetRequestMethod() != corev3.RequestMethod_METHOD_UNSPECIFIED {
 		method = q.GetRequestMethod().String()
 	}
-	r.HTTP = &flow.HTTP{Method: text(method, maxName), URL: text(scheme+"://"+q.GetAuthority()+path, maxURL), Protocol: protocolOf(e.GetProtocolVersion()),
+	r.HTTP = &flow.HTTP{Method: text(method, maxName), URL: text(scheme+"://"+hostOf(q.GetAuthority())+path, maxURL), Protocol: protocolOf(e.GetProtocolVersion()),
 		Headers: st.cfg.Headers.pick(headers)}
 }
+
+// hostOf is an authority without user and password.
+func hostOf(authority string) string { return authority[strings.LastIndexByte(authority, '@')+1:] }
 
 // requestHeaders are a request's headers, those that have fields of their own included.
 func requestHeaders(q *datav3.HTTPRequestProperties) map[string]string {

@@ -137,7 +137,7 @@ func (s *Server) DumpConntrack(_ *agentv1.DumpConntrackRequest, stream grpc.Serv
 			Protocol: protoName(c.Proto), Source: c.Source.String(), Destination: c.Destination.String(), EndpointId: uint32(c.Endpoint),
 			Direction: "ingress", State: c.State.String(), PeerIdentity: c.PeerIdentity,
 			ForwardPackets: c.Forward.Packets, ForwardBytes: c.Forward.Bytes, ReversePackets: c.Reverse.Packets, ReverseBytes: c.Reverse.Bytes,
-			ExpiresIn: time.Duration(int64(c.Expires - now)).Seconds(),
+			ExpiresIn: time.Duration(int64(c.Expires - now)).Seconds(), Slot: uint32(c.Slot),
 		}
 		if c.Direction == datapath.DirectionEgress {
 			r.Direction = "egress"

@@ -48,7 +48,8 @@ type Server struct {
 	log *slog.Logger
 
 	mu       sync.Mutex
-	complete bool
+	known    bool // all rules are
+	complete bool // and are told
 	revision uint64
 	filters  map[uint16]*agentv1.DNSFilter
 	policies map[uint32]*agentv1.DNSPolicy
@@ -137,21 +138,11 @@ func ruleOf(r desired.PolicyRule) *policyv1.PolicyRule {
 		Implicit: r.Implicit}
 }
 
-// Complete says that all rules are known: from now on weir-dns is told.
+// Complete says that all rules are known: with the next Flush weir-dns is told.
 func (s *Server) Complete() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.complete {
-		return
-	}
-	s.complete = true
-	s.revision++
-	clear(s.touchedFilters)
-	clear(s.touchedPolicies)
-	for st := range s.streams {
-		st.whole = true
-		st.signal()
-	}
+	s.known = true
 }
 
 // Flush tells weir-dns what changed, and returns when it holds that, or after a while. A weir-dns that did not answer in time is not waited for again
@@ -174,15 +165,18 @@ func (s *Server) Flush(wait time.Duration) {
 	}
 }
 
-// commit makes a revision of what changed.
+// commit makes a revision of what changed. The first one has all.
 func (s *Server) commit() (uint64, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.complete || len(s.touchedFilters)+len(s.touchedPolicies) == 0 {
+	first := s.known && !s.complete
+	if !s.known || !first && len(s.touchedFilters)+len(s.touchedPolicies) == 0 {
 		return 0, false
 	}
+	s.complete = true
 	s.revision++
 	for st := range s.streams {
+		st.whole = st.whole || first
 		maps.Copy(st.filters, s.touchedFilters)
 		maps.Copy(st.policies, s.touchedPolicies)
 		st.signal()

@@ -155,6 +155,7 @@ func TestSync(t *testing.T) {
 	f.Flush(patience) // held back: nothing to wait for
 	f.Complete()
 	f.Complete()
+	f.Flush(0)
 	d.ack(d.expect("first", "filter 3 1 policy 2 *.test"+ranges+" synced"))
 	f.until("acknowledged", func(s namerules.Status) bool { return s.Acked == s.Revision })
 

@@ -242,7 +242,7 @@ func (f *fixture) apply(quiet bool, resources []desired.Resource, removals ...de
 
 func (f *fixture) prune() {
 	f.t.Helper()
-	if err := f.Prune(); err != nil {
+	if err := f.Prune(nil); err != nil {
 		f.t.Fatal(err)
 	}
 }

@@ -125,3 +125,22 @@ func TestFiltersInAFullMap(t *testing.T) {
 		f.expect("others pass "+tt.rest, 7, map[string]string{"300:80": tt.want})
 	}
 }
+
+// After a restart, too, all rows are written and weir-dns can be told before an endpoint gets its policy.
+func TestPruneStopsBeforeEndpoints(t *testing.T) {
+	f := start(t)
+	f.apply(false, state())
+	f.prune()
+	f.bind("pod", 7)
+	f.restart()
+	f.apply(true, state())
+	must(t, f.Adopt("pod", 7))
+	f.apply(false, []desired.Resource{apiPolicy("q"), &desired.Subject{Key: "pod", Ingress: "q"}})
+	before := f.kernel.endpoints[7]
+	must(t, f.Prune(func() {
+		if f.kernel.endpoints[7] != before || len(f.rules.policies) != 1 {
+			t.Errorf("endpoint %+v, was %+v; weir-dns is told of %d policies", f.kernel.endpoints[7], before, len(f.rules.policies))
+		}
+	}))
+	f.expect("after", 7, map[string]string{"300:80": "redirect http-a api"})
+}

@@ -444,19 +444,18 @@ func (e *Engine) AddressesChanged() error {
 	return e.bump()
 }
 
-// Prune says that the state is complete and current: the kernel is made to hold it, and what is not part of it goes.
-func (e *Engine) Prune() error {
+// Prune says that the state is complete and current: the kernel is made to hold it, and what is not part of it goes. between, if set, is called when all
+// policies are written and no endpoint has got one yet.
+func (e *Engine) Prune(between func()) error {
+	thawed, err := e.thaw()
+	errs := []error{err}
+	if between != nil {
+		between()
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.complete = true
-	var errs []error
-	if e.frozen {
-		e.frozen = false
+	if thawed {
 		clear(e.adopted)
-		e.leaving = nil
-		for _, p := range e.policies {
-			errs = append(errs, e.writePolicy(p, true))
-		}
 		for key := range e.bound {
 			errs = append(errs, e.applySubject(key))
 		}
@@ -464,6 +463,23 @@ func (e *Engine) Prune() error {
 	errs = append(errs, e.bump(), e.collectPolicies(), e.collectStrays())
 	e.wake()
 	return errors.Join(errs...)
+}
+
+// thaw writes all policies, if they were left as they were pinned.
+func (e *Engine) thaw() (bool, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.complete = true
+	if !e.frozen {
+		return false, nil
+	}
+	e.frozen = false
+	e.leaving = nil
+	var errs []error
+	for _, p := range e.policies {
+		errs = append(errs, e.writePolicy(p, true))
+	}
+	return true, errors.Join(errs...)
 }
 
 // Retry tries again what did not fit, and forgets numbers that nothing has used for long.
