@@ -19,11 +19,14 @@ type Filter struct {
 	Key       string
 	Kind      FilterKind
 	Direction Direction
-	// Visibility: only to be seen; everything passes.
+	// Visibility: only to be seen; everything passes, and there are no items.
 	Visibility bool
-	HTTP       []HTTPItem
-	DNS        []DNSItem
-	TLS        []TLSItem
+	// HTTP of a FilterHTTP. No items at all, here and in DNS, let nothing pass.
+	HTTP []HTTPItem
+	// DNS of a FilterDNS.
+	DNS []DNSItem
+	// TLS of a FilterTLS. A FilterHTTP may have them, too: they are for connections with TLS, which pass unread.
+	TLS []TLSItem
 }
 
 // HTTPItem is one item; Rule is a position in Resolved.Rules. The zero HTTPRule accepts every request.

@@ -37,10 +37,10 @@ func NewRequests(seed uint64, packets int) *World {
 // request draws one that goes with a port, mostly.
 func (g *generator) request(p reference.Packet) reference.Request {
 	kind := "http"
-	switch {
-	case p.Port == 53:
+	switch p.Port {
+	case 53:
 		kind = "dns"
-	case p.Port == 443:
+	case 443:
 		kind = "tls"
 	}
 	if g.chance(10) {
@@ -65,7 +65,8 @@ func (g *generator) annotations() {
 		}
 		g.c.Pods[i].Annotations = map[string]string{
 			pick(g, "policy.cilium.io/proxy-visibility", "io.cilium.proxy-visibility"): pick(g,
-				"<egress/53/UDP/DNS>,<ingress/80/TCP/HTTP>", "<egress/53/UDP/DNS>,<ingress/8080/TCP/HTTP>,<egress/8081/TCP/HTTP>", "<Ingress/80/ANY/HTTP>", "<Egress/53/ANY/dns>, <Egress/80/TCP/HTTP>", "<ingress/443/TCP/HTTP>,<ingress/443/TCP/Kafka>",
+				"<egress/53/UDP/DNS>,<ingress/80/TCP/HTTP>", "<egress/53/UDP/DNS>,<ingress/8080/TCP/HTTP>,<egress/8081/TCP/HTTP>",
+				"<Ingress/80/ANY/HTTP>", "<Egress/53/ANY/dns>, <Egress/80/TCP/HTTP>", "<ingress/443/TCP/HTTP>,<ingress/443/TCP/Kafka>",
 				"<ingress/53/UDP/DNS>", "<ingress/8080/TCP/Kafka>", "<egress/443/tcp/http>,<egress/8080/UDP/HTTP>", "true", ""),
 		}
 	}

@@ -31,6 +31,8 @@ type HTTPAsk struct {
 }
 
 // RandomHTTP makes the trial of a seed, always the same.
+//
+//nolint:revive // the name that those who ask real proxies know
 func RandomHTTP(seed uint64) HTTPTrial {
 	g := trialGenerator(seed, 1)
 	t := HTTPTrial{}
@@ -60,6 +62,8 @@ type DNSAsk struct {
 }
 
 // RandomDNS makes the trial of a seed, always the same.
+//
+//nolint:revive // the name that those who ask real proxies know
 func RandomDNS(seed uint64) DNSTrial {
 	g := trialGenerator(seed, 2)
 	t := DNSTrial{}
@@ -87,6 +91,8 @@ type SNIAsk struct {
 }
 
 // RandomSNI makes the trial of a seed, always the same.
+//
+//nolint:revive // the name that those who ask real proxies know
 func RandomSNI(seed uint64) SNITrial {
 	g := trialGenerator(seed, 3)
 	t := SNITrial{}
