@@ -183,6 +183,51 @@ func TestUpdateInPlace(t *testing.T) {
 	}
 }
 
+// TestLastCall: who connected before a listener was removed is served, and a listener that comes back has its address.
+func TestLastCall(t *testing.T) {
+	s, _ := newSet(t, Config{DrainTime: time.Minute}, limit.Config{})
+	addr := free(t)
+	for i := range 3 {
+		if err := s.Put(simple(t, "a", addr, "one")); err != nil {
+			t.Fatalf("round %d: %v", i, err)
+		}
+		var conns []net.Conn
+		for range 50 {
+			conns = append(conns, dial(t, addr))
+		}
+		s.Remove("a")
+		for j, conn := range conns {
+			if got := exchange(conn); got != "one" {
+				t.Fatalf("round %d: connection %d got %q", i, j, got)
+			}
+		}
+	}
+}
+
+// TestQueueIsTaken: at the end of a process, too.
+func TestQueueIsTaken(t *testing.T) {
+	s, _ := newSet(t, Config{}, limit.Config{})
+	addr := free(t)
+	if err := s.Put(simple(t, "a", addr, "one")); err != nil {
+		t.Fatal(err)
+	}
+	var conns []net.Conn
+	for range 200 {
+		conns = append(conns, dial(t, addr))
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := s.Drain(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for i, conn := range conns {
+		// Accepted and drained is an ordinary end; a connection that nobody took is reset.
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+	}
+}
+
 func TestAddressTaken(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -236,7 +281,14 @@ func TestLimits(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	open := func(addr netip.AddrPort) string { return exchange(dial(t, addr)) }
+	open := func(addr netip.AddrPort) string {
+		conn, err := net.Dial("tcp", addr.String())
+		if err != nil {
+			return "" // the reset came while it connected
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		return exchange(conn)
+	}
 	if got := open(a) + open(a); got != "oneone" {
 		t.Fatalf("got %q", got)
 	}

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
@@ -160,7 +161,7 @@ func (p *TCPProxy) connect(ctx context.Context, c *model.Conn, entry *model.Entr
 		up, err := cluster.Dial(ctx, c, e)
 		if err == nil {
 			entry.Flags = nil
-			return &releasing{Conn: up, release: func() { release(true) }}, nil
+			return &releasing{Conn: up, release: sync.OnceFunc(func() { release(true) })}, nil
 		}
 		release(false)
 		entry.Flags = flagOf(err)
