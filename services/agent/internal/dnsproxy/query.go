@@ -122,9 +122,9 @@ func (p *Proxy) settle(q *query) bool {
 // fail ends a query with an answer of the proxy's own.
 func (p *Proxy) fail(q *query, rcode int) {
 	if p.settle(q) {
+		p.record(q, &dnswire.Answer{RCode: rcode}, false)
 		p.reply(q, rcode)
 		q.ended()
-		p.record(q, &dnswire.Answer{RCode: rcode}, false)
 	}
 }
 
@@ -200,18 +200,19 @@ func (p *Proxy) release(q *query, msg []byte, answer *dnswire.Answer) {
 	if !p.settle(q) {
 		return
 	}
+	// Told first: the client's next query is not to be told before it.
+	p.count(q, answer)
 	p.send(q, msg)
 	q.ended()
-	p.count(q, answer)
 }
 
 // transferred passes on a message of a zone transfer, of which nothing is learnt. The query ends with its connection, or when nothing comes any more.
 func (p *Proxy) transferred(q *query, msg []byte, answer *dnswire.Answer) {
-	q.stream.sendAll(msg)
 	if !q.told {
 		q.told = true
 		p.count(q, answer)
 	}
+	q.stream.sendAll(msg)
 }
 
 func (p *Proxy) count(q *query, answer *dnswire.Answer) {
