@@ -11,9 +11,10 @@ CLANG   := clang-19
 
 SOAK_CASES ?= 100000
 SOAK_LABS ?= 100
+SOAK_REQUESTS ?= 50000
 SOAK_SEED ?= $(shell date +%s)
 
-.PHONY: help build generate generate-proto generate-bpf tools deps test policy-cases lint bench demo clean check-stale soak
+.PHONY: help build generate generate-proto generate-bpf tools deps test policy-cases lint bench envoy-check demo clean check-stale soak
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -45,10 +46,12 @@ test: build ## run every test, end-to-end ones on the lab included (root)
 	@[ "$$(id -u)" = 0 ] || { echo "make test: needs root: namespaces and eBPF" >&2; exit 1; }
 	@scripts/install-deps race
 	@set -e; for m in $(filter-out test/e2e,$(PRESENT)); do echo "== $$m"; (cd $$m && go test -race -count=1 ./...); done
+	@echo "== services/proxy, a tenth of the soak"; cd services/proxy && WEIR_SOAK_REQUESTS=360000 go test -count=1 -run '^TestSoak$$' ./internal/httpproxy
 	@echo "== test/e2e"; cd test/e2e && go test -count=1 -timeout 20m -v ./... 2>&1 | $(CURDIR)/scripts/failed-tests; exit $${PIPESTATUS[0]}
 
-soak: build ## policy against the reference evaluator, SOAK_CASES packets from world SOAK_SEED on, SOAK_LABS worlds on labs; 1,000 changes of policy under traffic (root)
-	cd test/differential && go test -count=1 -timeout 120m -v -run '^(TestCompiler|TestDatapath|TestLab)$$' . -args -cases $(SOAK_CASES) -seed $(SOAK_SEED) -labs $(SOAK_LABS)
+soak: build ## policy against the reference evaluator, SOAK_CASES packets from world SOAK_SEED on, SOAK_LABS worlds on labs, SOAK_REQUESTS requests; 1,000 changes of policy under traffic; 3.6 million requests through the proxy (root)
+	cd test/differential && go test -count=1 -timeout 120m -v -run '^(TestCompiler|TestDatapath|TestRequests|TestLab|TestLiveRequests)$$' . -args -cases $(SOAK_CASES) -seed $(SOAK_SEED) -labs $(SOAK_LABS) -requests $(SOAK_REQUESTS)
+	cd services/proxy && WEIR_SOAK_REQUESTS=3600000 go test -count=1 -timeout 120m -v -run '^TestSoak$$' ./internal/httpproxy
 	cd test/e2e && WEIR_SOAK_CHANGES=1000 go test -count=1 -timeout 60m -v -run '^TestPolicyChanges$$' .
 
 policy-cases: build ## play the policy cases of a folder on live labs (root): make policy-cases CASES=DIR [CASES_FLAGS='-v --only PATTERN']
@@ -71,6 +74,10 @@ check-stale: generate ## fail when a generated file, a go.mod or a lone module i
 	@git diff --exit-code --stat -- gen bpf || { echo "check-stale: run make generate and commit" >&2; exit 1; }
 	@[ -z "$$(git status --porcelain -- gen bpf)" ] || { git status --short -- gen bpf; echo "check-stale: generated files are not committed" >&2; exit 1; }
 	@set -e; for m in $(PRESENT); do (cd $$m && GOWORK=off go mod tidy -diff && GOWORK=off go build -o /dev/null ./...) || { echo "check-stale: module $$m" >&2; exit 1; }; done
+
+envoy-check: build ## the L7 configuration, and its scenes, on a given Envoy binary: make envoy-check ENVOY=path (root)
+	@[ -n "$(ENVOY)" ] || { echo "make envoy-check: give ENVOY=path of an Envoy binary" >&2; exit 2; }
+	scripts/envoy-check "$(ENVOY)"
 
 bench: build ## benchmarks as ratios against baselines of the same run (docs/BENCHMARKS.md)
 	scripts/bench
