@@ -71,6 +71,8 @@ func SetupNode(u Uplink) error {
 	}
 	err := setSysctls(
 		"ipv4/ip_forward=1",
+		// The proxy's upstream sockets share some 9,000 ports for each client and server.
+		"ipv4/tcp_tw_reuse=1",
 		"ipv6/conf/all/disable_ipv6=0",
 		"ipv6/conf/all/forwarding=1",
 		// The higher of "all" and the interface's own value counts.
