@@ -28,12 +28,6 @@ type Config struct {
 	Refused func(cause string)
 }
 
-// Request is what the guard read, or why it refused.
-type Request struct {
-	*strict.Request
-	Err *strict.Error
-}
-
 type state uint8
 
 const (
@@ -68,7 +62,7 @@ type Conn struct {
 	remain int64
 
 	mu       sync.Mutex
-	requests []Request
+	requests []strict.Message
 	active   bool // a request is being answered
 	began    bool // a head has begun, and its deadline runs
 	armed    bool // a deadline of the guard's own is set
@@ -84,7 +78,7 @@ func New(c net.Conn, first []byte, cfg Config) *Conn {
 }
 
 // Next is the request whose head the server has just read.
-func (c *Conn) Next() Request {
+func (c *Conn) Next() strict.Message {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.requests[0]
@@ -171,12 +165,12 @@ func (c *Conn) fail(err error) error {
 		c.state = ended
 		return err
 	}
-	c.push(Request{Err: bad})
+	c.push(strict.Message{Err: bad})
 	c.state, c.out = ended, []byte("GET / HTTP/1.1\r\nHost: refused\r\nConnection: close\r\n\r\n")
 	return nil
 }
 
-func (c *Conn) push(r Request) {
+func (c *Conn) push(r strict.Message) {
 	c.mu.Lock()
 	c.requests = append(c.requests, r)
 	c.mu.Unlock()
@@ -246,7 +240,7 @@ func (c *Conn) readHead() error {
 		r.Upgrade = ""
 		delete(r.Header, "Upgrade")
 	}
-	c.push(Request{Request: r})
+	c.push(strict.Message{Request: r})
 	c.out = appendHead(c.out[:0], r)
 	switch {
 	case r.Upgrade != "":

@@ -112,11 +112,17 @@ func BenchmarkProxy(b *testing.B) {
 	c := staticBackend(b)
 	b.Run("direct", func(b *testing.B) { drive(b, c.endpoints[0].String()) })
 	b.Run("relay", func(b *testing.B) { drive(b, relay(b, c.endpoints[0].String())) })
-	b.Run("proxy", func(b *testing.B) {
-		p := newBench(b, strings.Replace(plainManager(rbacFilter), `"flush_access_log_on_new_request":true`, "", 1), rule, c)
-		p.m.env.Logger = nil
-		drive(b, p.addr)
-	})
+	proxied := func(lib bool) func(*testing.B) {
+		return func(b *testing.B) {
+			library = lib
+			defer func() { library = false }()
+			p := newBench(b, strings.Replace(plainManager(rbacFilter), `"flush_access_log_on_new_request":true`, "", 1), rule, c)
+			p.m.env.Logger = nil
+			drive(b, p.addr)
+		}
+	}
+	b.Run("library", proxied(true))
+	b.Run("proxy", proxied(false))
 }
 
 // relay copies bytes, as the cheapest proxy there is.

@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/weirmesh/weir/services/proxy/internal/guard"
 	"github.com/weirmesh/weir/services/proxy/internal/match"
 	"github.com/weirmesh/weir/services/proxy/internal/model"
 	"github.com/weirmesh/weir/services/proxy/internal/mutation"
@@ -28,11 +27,23 @@ type session struct {
 	conn  *model.Conn
 	drain context.Context
 	// guard of HTTP/1 connections; nil = HTTP/2.
-	guard    *guard.Conn
+	guard    http1
 	began    time.Time
 	requests atomic.Uint64
 	// hijacked is called when a tunnel has ended.
 	hijacked func() error
+}
+
+// http1 is who reads an HTTP/1 connection.
+type http1 interface {
+	// Next is the request that the handler was called for, Done its end.
+	Next() strict.Message
+	Done()
+	// Opaque makes the rest of the connection pass as it comes.
+	Opaque()
+	// Abort ends all reads, Drain the connection when it is idle.
+	Abort()
+	Drain()
 }
 
 // exchange is one request and its answer.
@@ -346,7 +357,8 @@ func (x *exchange) ending() bool {
 	if x.close || c.maxRequests > 0 && x.s.guard != nil && x.s.requests.Load() >= c.maxRequests || c.maxConn > 0 && time.Since(x.s.began) > c.maxConn {
 		return true
 	}
-	return x.s.drain.Err() != nil
+	// A client that still waits to be asked for its body is not; what it sends next would be no request.
+	return x.s.drain.Err() != nil || x.expect && !x.body.started()
 }
 
 // finish ends an exchange: what was left of the body, the log.
@@ -381,7 +393,7 @@ const (
 	drainTime  = 5 * time.Second
 )
 
-func (x *exchange) drainBody(g *guard.Conn) {
+func (x *exchange) drainBody(g http1) {
 	if x.length == 0 || x.r.Body == nil || x.body != nil && x.body.ended() {
 		return
 	}

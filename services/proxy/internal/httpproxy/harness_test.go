@@ -5,6 +5,7 @@ package httpproxy
 import (
 	"bufio"
 	"context"
+	"flag"
 	"io"
 	"log/slog"
 	"maps"
@@ -12,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,6 +32,20 @@ import (
 	"github.com/weirmesh/weir/services/proxy/internal/model"
 	"github.com/weirmesh/weir/services/proxy/internal/upstream"
 )
+
+// library: this run is the library's, which is the oracle of package h1.
+var library bool
+
+// TestMain runs all tests over both.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	code := m.Run()
+	if f := flag.Lookup("test.bench"); f.Value.String() == "" {
+		library = true
+		code = max(code, m.Run())
+	}
+	os.Exit(code)
+}
 
 // cluster is a fake of model.Cluster with fixed endpoints, taken in turn.
 type cluster struct {
@@ -202,7 +218,7 @@ const toBackend = `{"name":"r","virtual_hosts":[{"name":"v","domains":["*"],"rou
 func newBench(t testing.TB, manager, routes string, cs ...*cluster) *bench {
 	t.Helper()
 	b := &bench{t: t, clusters: &clusters{m: map[string]*cluster{}}, limits: &limits{refused: map[string]int{}},
-		log: &entries{ends: make(chan model.Entry, 1024)}, pool: upstream.NewPool(upstream.Config{})}
+		log: &entries{ends: make(chan model.Entry, 1024)}, pool: upstream.NewPool(upstream.Config{Library: library})}
 	for _, c := range cs {
 		b.clusters.m[c.name] = c
 	}
@@ -254,7 +270,7 @@ func (b *bench) compile(manager string) *Manager {
 		b.t.Fatal(err)
 	}
 	m, err := Compile(&h, Env{Clusters: b.clusters, Logger: b.log, Limits: b.limits, Routes: func(string) *Routes { return b.routes.Load() },
-		Upstreams: b.pool, Log: slog.New(slog.DiscardHandler)})
+		Upstreams: b.pool, Library: library, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		b.t.Fatal(err)
 	}

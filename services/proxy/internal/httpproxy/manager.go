@@ -32,6 +32,8 @@ type Env struct {
 	// Upstreams is shared by all managers, so that a newer manager keeps the connections of the one before it.
 	Upstreams *upstream.Pool
 	Log       *slog.Logger
+	// Library serves HTTP/1 by the library's server, behind the guard: the oracle of tests.
+	Library bool
 }
 
 // Manager serves HTTP connections as one HttpConnectionManager says. Safe for concurrent use.

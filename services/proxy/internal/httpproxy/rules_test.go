@@ -30,7 +30,9 @@ func allow(permission string) string {
 }
 
 func TestPermissions(t *testing.T) {
-	path := func(re string) string { return `{"header":{"name":":path","string_match":{"safe_regex":{"regex":"` + re + `"}}}}` }
+	path := func(re string) string {
+		return `{"header":{"name":":path","string_match":{"safe_regex":{"regex":"` + re + `"}}}}`
+	}
 	tests := []struct {
 		permission, request string
 		want                int

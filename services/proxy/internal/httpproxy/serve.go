@@ -17,6 +17,7 @@ import (
 
 	"github.com/weirmesh/weir/services/proxy/internal/flood"
 	"github.com/weirmesh/weir/services/proxy/internal/guard"
+	"github.com/weirmesh/weir/services/proxy/internal/h1"
 	"github.com/weirmesh/weir/services/proxy/internal/model"
 )
 
@@ -77,11 +78,29 @@ func (m *Manager) sniff(ctx context.Context, nc net.Conn) (first []byte, isHTTP2
 }
 
 func (s *session) serveHTTP1(ctx context.Context, nc net.Conn, first []byte) {
+	if s.m.env.Library {
+		s.serveLibrary(ctx, nc, first)
+		return
+	}
+	cfg := s.m.cfg
+	c := h1.NewConn(nc, first, h1.Config{Limits: cfg.limits, Idle: cfg.idle, Header: cfg.headers, Upgrades: s.upgrades, Refused: s.refused})
+	s.guard, s.hijacked = c, func() error { return nil }
+	stop := context.AfterFunc(ctx, c.Drain)
+	defer stop()
+	c.Serve(ctx, s)
+}
+
+func (s *session) upgrades(protocol string) bool {
+	return protocol != "h2c" && s.m.current().knowsUpgrade(protocol)
+}
+
+func (s *session) refused(cause string) { s.m.current().env.Limits.Refused(s.conn.Namespace, cause) }
+
+func (s *session) serveLibrary(ctx context.Context, nc net.Conn, first []byte) {
 	cfg := s.m.cfg
 	g := guard.New(nc, first, guard.Config{
 		Limits: cfg.limits, Idle: cfg.idle, Header: cfg.headers,
-		Upgrades: func(protocol string) bool { return protocol != "h2c" && s.m.current().knowsUpgrade(protocol) },
-		Refused:  func(cause string) { s.m.current().env.Limits.Refused(s.conn.Namespace, cause) },
+		Upgrades: s.upgrades, Refused: s.refused,
 	})
 	s.guard = g
 	stop := context.AfterFunc(ctx, g.Drain)
@@ -135,7 +154,7 @@ func (s *session) serveHTTP2(ctx context.Context, nc net.Conn) {
 	// Shutdown of a server that listens on nothing only tells its connections.
 	stop := context.AfterFunc(ctx, func() { base.Shutdown(context.WithoutCancel(ctx)) }) //nolint:errcheck // there is no listener
 	defer stop()
-	nc = flood.New(nc, time.Now, func(cause string) { s.m.current().env.Limits.Refused(s.conn.Namespace, cause) })
+	nc = flood.New(nc, time.Now, s.refused)
 	h2.ServeConn(nc, &http2.ServeConnOpts{BaseConfig: base, Handler: s})
 }
 

@@ -65,9 +65,9 @@ func (w *forwarding) tunnel(client net.Conn, server io.ReadWriteCloser) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		n, _ := x.pipe(server, client)
+		n, err := x.pipe(server, client)
 		x.tunnelled = n
-		server.Close()
+		endDirection(server, err)
 	}()
 	// A drain leaves tunnels alone: they have no request that could be finished, and last until their connection is closed.
 	stop := context.AfterFunc(w.ctx, func() {
@@ -75,10 +75,18 @@ func (w *forwarding) tunnel(client net.Conn, server io.ReadWriteCloser) {
 		server.Close()
 	})
 	defer stop()
-	n, _ := x.pipe(client, server)
+	n, err := x.pipe(client, server)
 	x.sent += n
-	client.Close()
+	endDirection(client, err)
 	<-ended
+}
+
+// endDirection passes an end on: what comes the other way may still matter.
+func endDirection(to io.Closer, err error) {
+	if cw, ok := to.(interface{ CloseWrite() error }); ok && err == io.EOF && cw.CloseWrite() == nil {
+		return
+	}
+	to.Close()
 }
 
 // pipe copies one way.

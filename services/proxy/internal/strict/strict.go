@@ -53,6 +53,12 @@ type Request struct {
 	Bytes int
 }
 
+// Message is a request, or why it was refused.
+type Message struct {
+	*Request
+	Err *Error
+}
+
 // MaxBlank is the number of bytes of empty lines that may stand before a request: some old clients send one after a body.
 const MaxBlank = 4
 

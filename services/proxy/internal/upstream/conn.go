@@ -13,7 +13,9 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/weirmesh/weir/services/proxy/internal/h1"
 	"github.com/weirmesh/weir/services/proxy/internal/model"
+	"github.com/weirmesh/weir/services/proxy/internal/strict"
 )
 
 // ConnectError is a connection that could not be made: nothing was sent.
@@ -60,13 +62,15 @@ func (c *Conn) Release(reuse bool) { c.pool.put(c, reuse) }
 
 // connector makes connections by the library.
 type connector struct {
-	h1 *http.Transport
-	h2 *http2.Transport
+	h1      *http.Transport
+	h2      *http2.Transport
+	limits  strict.Limits
+	library bool
 }
 
 type dialKey struct{}
 
-func newConnector(maxHeader int64) connector {
+func newConnector(maxHeader int64, library bool) connector {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		d, ok := ctx.Value(dialKey{}).(func(context.Context) (net.Conn, error))
 		if !ok {
@@ -75,8 +79,9 @@ func newConnector(maxHeader int64) connector {
 		return d(ctx)
 	}
 	return connector{
+		library: library, limits: strict.Limits{Bytes: int(maxHeader), Count: maxHeaders},
 		h1: &http.Transport{
-			DialContext: dial, DisableCompression: true, MaxResponseHeaderBytes: maxHeader, ExpectContinueTimeout: time.Hour,
+			DialContext: dial, DisableCompression: true, MaxResponseHeaderBytes: maxHeader, ExpectContinueTimeout: time.Second,
 			ReadBufferSize: 4 << 10, WriteBufferSize: 4 << 10,
 		},
 		h2: &http2.Transport{
@@ -100,13 +105,32 @@ func (t connector) connect(ctx context.Context, p model.Protocol, dial func(cont
 		cc.ReserveNewRequest()
 		return &Conn{rt: &h2Conn{ClientConn: cc}, inUse: 1}, nil
 	}
-	// The library counts the time of the dial only; the connection outlives the request.
-	cc, err := t.h1.NewClientConn(context.WithValue(ctx, dialKey{}, dial), "http", "upstream:80")
+	nc, err := dial(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if c := h1.NewClientConn(nc, t.limits); !t.library && c.Looks() {
+		return &Conn{rt: ownConn{c}, inUse: 1}, nil
+	}
+	made := func(context.Context) (net.Conn, error) { return nc, nil }
+	// The library counts the time of the dial only; the connection outlives the request.
+	cc, err := t.h1.NewClientConn(context.WithValue(ctx, dialKey{}, made), "http", "upstream:80")
+	if err != nil {
+		nc.Close()
 		return nil, err
 	}
 	return &Conn{rt: h1Conn{cc}, inUse: 1}, nil
 }
+
+// maxHeaders of an answer.
+const maxHeaders = 1000
+
+// ownConn is a connection that can be looked at; TLS cannot.
+type ownConn struct{ *h1.ClientConn }
+
+func (c ownConn) reserve() bool { return c.Usable() }
+func (c ownConn) dead() bool    { return c.Broken() }
+func (c ownConn) close()        { c.Close() }
 
 type h1Conn struct{ *http.ClientConn }
 

@@ -21,6 +21,8 @@ type Config struct {
 	IdleTimeout time.Duration
 	// MaxHeaderBytes of a response.
 	MaxHeaderBytes int64
+	// Library makes all connections the library's: the oracle of tests.
+	Library bool
 }
 
 func (c Config) withDefaults() Config {
@@ -71,7 +73,7 @@ type conns struct {
 // NewPool makes a pool; zero fields of the configuration have defaults.
 func NewPool(cfg Config) *Pool {
 	cfg = cfg.withDefaults()
-	return &Pool{cfg: cfg, conns: newConnector(cfg.MaxHeaderBytes), lanes: map[lane]*conns{}, idle: list.New()}
+	return &Pool{cfg: cfg, conns: newConnector(cfg.MaxHeaderBytes, cfg.Library), lanes: map[lane]*conns{}, idle: list.New()}
 }
 
 // generation distinguishes configurations of a cluster whose connections differ.

@@ -1,0 +1,389 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package h1
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/weirmesh/weir/services/proxy/internal/strict"
+)
+
+// Config of a server's connections.
+type Config struct {
+	Limits strict.Limits
+	// Idle between requests, Header from a request's first byte to its head's last; 0 = no limit.
+	Idle, Header time.Duration
+	// Upgrades reports whether a protocol may be switched to.
+	Upgrades func(protocol string) bool
+	// Refused hears of what was refused.
+	Refused func(cause string)
+}
+
+// Conn is a server's connection.
+type Conn struct {
+	nc  net.Conn
+	cfg Config
+	buf buffer
+	msg strict.Message
+	in  body
+	w   response
+	// ctx of all requests: it ends when the client has gone.
+	ctx    context.Context
+	cancel context.CancelFunc
+	// continued: the client was told to send its body, or did not ask.
+	continued bool
+	hijacked  bool
+
+	mu       sync.Mutex
+	draining bool
+	aborted  bool
+	idle     bool
+	handling bool
+	whole    bool          // the request's body has been read
+	watching chan struct{} // closed when the watch has ended; nil = nobody watches
+	timer    *time.Timer
+}
+
+// watchAfter: most requests are answered sooner, and nobody needs to know whether their clients are still there.
+const watchAfter = 100 * time.Millisecond
+
+// lingering is how long a client may take to read an answer that ends the connection.
+const lingering = 500 * time.Millisecond
+
+var past = time.Unix(1, 0)
+
+// NewConn makes a connection of which first was read already.
+func NewConn(nc net.Conn, first []byte, cfg Config) *Conn {
+	c := &Conn{nc: nc, cfg: cfg, buf: buffer{r: nc, b: first[:cap(first)], j: len(first)}}
+	if cap(first) == 0 {
+		c.buf.b = nil
+	}
+	c.in = body{src: &c.buf, limits: cfg.Limits}
+	c.w.c = c
+	return c
+}
+
+// Next is the request that the handler was called for.
+func (c *Conn) Next() strict.Message { return c.msg }
+
+// Done is for the library's server, which does not know when a request has ended.
+func (c *Conn) Done() {}
+
+// Opaque is for the guard, which reads for somebody else.
+func (c *Conn) Opaque() {}
+
+// Drain ends the connection when it is idle, or becomes so.
+func (c *Conn) Drain() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.draining = true
+	if c.idle {
+		c.nc.SetReadDeadline(past) //nolint:errcheck // a closed connection has no reader to wake
+	}
+}
+
+// Abort makes the read under way and all others end.
+func (c *Conn) Abort() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.aborted = true
+	c.nc.SetReadDeadline(past) //nolint:errcheck // a closed connection has no reader to wake
+}
+
+// Serve serves the connection's requests one after the other and returns when it has ended, or a tunnel that the handler made of it has. It does not close it.
+func (c *Conn) Serve(ctx context.Context, h http.Handler) {
+	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	defer c.cancel()
+	c.timer = time.AfterFunc(time.Hour, c.watch)
+	defer c.timer.Stop()
+	for {
+		r, err := c.next()
+		if err != nil {
+			return
+		}
+		if !c.serve(h, r) {
+			return
+		}
+	}
+}
+
+// serve calls the handler; false = the connection ends.
+func (c *Conn) serve(h http.Handler, r *http.Request) (again bool) {
+	c.w.begin(r)
+	c.setHandling(true)
+	defer func() {
+		if p := recover(); p != nil {
+			c.setHandling(false)
+			again = false
+			if !errors.Is(asError(p), http.ErrAbortHandler) {
+				panic(p)
+			}
+		}
+	}()
+	h.ServeHTTP(&c.w, r)
+	c.setHandling(false)
+	if c.hijacked || c.w.finish() != nil {
+		return false
+	}
+	// After Abort somebody may still be in a read of the body: nothing of it is looked at.
+	if aborted := c.isAborted(); aborted || c.w.closing || !c.in.ended() {
+		c.linger(aborted || !c.in.ended() || c.buf.i < c.buf.j || c.msg.Err != nil)
+		return false
+	}
+	c.buf.shrink()
+	return true
+}
+
+func asError(p any) error {
+	err, _ := p.(error)
+	return err
+}
+
+// linger lets the client read the answer: closing while it still sends would reset the connection, and the answer with it.
+func (c *Conn) linger(sending bool) {
+	cw, ok := c.nc.(interface{ CloseWrite() error })
+	if !ok || cw.CloseWrite() != nil || !sending {
+		return
+	}
+	if c.nc.SetReadDeadline(time.Now().Add(lingering)) != nil {
+		return
+	}
+	var rest [1024]byte
+	for {
+		if _, err := c.nc.Read(rest[:]); err != nil {
+			return
+		}
+	}
+}
+
+// next reads a request's head. What is refused is a request too, which the handler answers.
+func (c *Conn) next() (*http.Request, error) {
+	c.msg = strict.Message{}
+	r, err := c.head()
+	var bad *strict.Error
+	switch {
+	case errors.As(err, &bad):
+		c.cfg.Refused(bad.Cause)
+		c.msg.Err = bad
+		r = &strict.Request{Method: http.MethodGet, Minor: 1, Close: true, Header: http.Header{}}
+		c.in.begin(0)
+	case err != nil:
+		return nil, err
+	default:
+		c.msg.Request = r
+		c.in.begin(r.Length)
+	}
+	c.continued = !r.Expect
+	c.mu.Lock()
+	c.whole = r.Length == 0
+	c.mu.Unlock()
+	req := &http.Request{Method: r.Method, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: r.Minor, Header: r.Header, Host: r.Host, Body: http.NoBody,
+		ContentLength: r.Length, RequestURI: r.Target}
+	if r.Length != 0 {
+		b := &requestBody{c: c}
+		req.Body = b
+		req = req.WithContext(c.ctx)
+		b.r = req
+		return req, nil
+	}
+	return req.WithContext(c.ctx), nil
+}
+
+// head reads a head, with the deadline of idle connections before its first byte and that of heads after it.
+func (c *Conn) head() (*strict.Request, error) {
+	seen, blank, began, armed := 0, 0, false, false
+	defer func() {
+		if armed {
+			c.disarm()
+		}
+	}()
+	for {
+		if n := strict.Blank(c.buf.data(), strict.MaxBlank-blank); n > 0 {
+			c.buf.i += n
+			seen, blank = 0, blank+n
+		}
+		data := c.buf.data()
+		n, err := strict.End(data, seen, c.cfg.Limits)
+		if err != nil {
+			return nil, err
+		}
+		if n > 0 {
+			r, err := strict.Parse(data[:n], c.cfg.Limits)
+			if err != nil {
+				return nil, err
+			}
+			c.buf.i += n
+			if r.Upgrade != "" && (r.Length != 0 || !c.cfg.Upgrades(r.Upgrade)) {
+				r.Upgrade = ""
+				delete(r.Header, "Upgrade")
+			}
+			return r, nil
+		}
+		seen = len(data)
+		limit := c.cfg.Idle
+		if seen > 0 {
+			limit = c.cfg.Header
+		}
+		if seen == 0 || !began {
+			if err := c.arm(limit, seen == 0); err != nil {
+				return nil, err
+			}
+			armed, began = true, seen > 0
+		}
+		if err := c.fillHead(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (c *Conn) arm(limit time.Duration, idle bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.aborted || idle && c.draining {
+		return io.EOF
+	}
+	c.idle = idle
+	if limit <= 0 {
+		return nil
+	}
+	return c.nc.SetReadDeadline(time.Now().Add(limit))
+}
+
+func (c *Conn) disarm() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.idle = false
+	if !c.aborted {
+		c.nc.SetReadDeadline(time.Time{}) //nolint:errcheck // the next read says it
+	}
+}
+
+func (c *Conn) fillHead() error {
+	err := c.buf.fill()
+	if err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.buf.i < c.buf.j && !c.aborted {
+		return &strict.Error{Status: http.StatusRequestTimeout, Cause: "header-timeout"}
+	}
+	return io.EOF
+}
+
+func (c *Conn) isAborted() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.aborted
+}
+
+// setHandling begins and ends the time in which the client's going away matters.
+func (c *Conn) setHandling(on bool) {
+	if on {
+		c.mu.Lock()
+		c.handling = true
+		c.mu.Unlock()
+		c.timer.Reset(watchAfter)
+		return
+	}
+	c.timer.Stop()
+	c.mu.Lock()
+	c.handling = false
+	watching := c.watching
+	if watching != nil {
+		c.nc.SetReadDeadline(past) //nolint:errcheck // a closed connection has no reader to wake
+	}
+	c.mu.Unlock()
+	if watching == nil {
+		return
+	}
+	<-watching
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.watching = nil
+	if !c.aborted {
+		c.nc.SetReadDeadline(time.Time{}) //nolint:errcheck // the next read says it
+	}
+}
+
+// watch reads while the handler works: the client's going away ends the requests' context, what it sends is kept.
+func (c *Conn) watch() {
+	c.mu.Lock()
+	if !c.handling || c.watching != nil || c.aborted {
+		c.mu.Unlock()
+		return
+	}
+	if !c.whole {
+		c.mu.Unlock()
+		c.timer.Reset(watchAfter)
+		return
+	}
+	if c.buf.i < c.buf.j {
+		c.mu.Unlock() // the next request is there already: reading on would not end
+		return
+	}
+	done := make(chan struct{})
+	c.watching = done
+	c.mu.Unlock()
+	defer close(done)
+	if err := c.buf.fill(); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.cancel()
+	}
+}
+
+// requestBody is a request's body.
+type requestBody struct {
+	c      *Conn
+	r      *http.Request
+	mu     sync.Mutex
+	closed bool
+}
+
+// Read implements io.Reader.
+func (b *requestBody) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return 0, http.ErrBodyReadAfterClose
+	}
+	if err := b.c.continueBody(); err != nil {
+		return 0, err
+	}
+	n, err := b.c.in.Read(p)
+	if err == io.EOF {
+		b.r.Trailer = b.c.in.trailer
+		b.c.mu.Lock()
+		b.c.whole = true
+		b.c.mu.Unlock()
+	}
+	var bad *strict.Error
+	if errors.As(err, &bad) {
+		b.closed = true
+		b.c.cfg.Refused(bad.Cause)
+	}
+	return n, err
+}
+
+// Close implements io.Closer.
+func (b *requestBody) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+	return nil
+}
+
+// continueBody tells a client that waits for it to send its body.
+func (c *Conn) continueBody() error {
+	if c.continued {
+		return nil
+	}
+	c.continued = true
+	return c.w.writeContinue()
+}
