@@ -189,7 +189,7 @@ func (h *Hub) pump(s *stream) {
 	for _, t := range render.Types() {
 		h.serve(s, t)
 	}
-	if s.settled() && len(s.retired[render.Cluster])+len(s.retired[render.Endpoint]) > 0 {
+	if len(s.retired[render.Cluster])+len(s.retired[render.Endpoint]) > 0 && s.settled() {
 		s.retired = [4]render.Set{}
 		h.serve(s, render.Cluster)
 		h.serve(s, render.Endpoint)
