@@ -97,7 +97,8 @@ func (c *Config) Add(set *pflag.FlagSet) {
 	set.IntVar(&c.BackendsMax, "backends-max", c.BackendsMax, "`number` of backends of all frontends that differ")
 	set.BoolVar(&c.Masquerade, "masquerade", c.Masquerade, "give packets of pods that leave the cluster the node's address")
 	set.Uint16Var(&c.DNSPort, "dns-port", c.DNSPort, "`port` of weir-dns on 127.0.0.1 and ::1")
-	set.Uint16Var(&c.ProxyAdminPort, "proxy-admin-port", c.ProxyAdminPort, "`port` of the proxy's admin interface on 127.0.0.1, by which it is known to be there; 0 = by its listeners alone")
+	set.Uint16Var(&c.ProxyAdminPort, "proxy-admin-port", c.ProxyAdminPort,
+		"`port` of the proxy's admin interface on 127.0.0.1, by which it is known to be there; 0 = by its listeners alone")
 	set.StringVar(&c.AccessLogSocket, "access-log-socket", c.AccessLogSocket, "unix `socket` for the proxy's access log; empty = accesslog.sock beside --socket")
 	set.StringSliceVar(&c.L7Headers, "l7-headers", c.L7Headers, "`names` of the headers that flows show; * = all that the proxy tells")
 	set.StringSliceVar(&c.L7RedactHeaders, "l7-redact-headers", c.L7RedactHeaders, "`names` of headers whose values flows do not show")

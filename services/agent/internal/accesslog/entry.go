@@ -140,7 +140,9 @@ func hostOf(authority string) string { return authority[strings.LastIndexByte(au
 // requestHeaders are a request's headers, those that have fields of their own included.
 func requestHeaders(q *datav3.HTTPRequestProperties) map[string]string {
 	all := make(map[string]string, len(q.GetRequestHeaders())+4)
-	for name, value := range map[string]string{"user-agent": q.GetUserAgent(), "referer": q.GetReferer(), "x-request-id": q.GetRequestId(), "x-forwarded-for": q.GetForwardedFor()} {
+	for name, value := range map[string]string{
+		"user-agent": q.GetUserAgent(), "referer": q.GetReferer(), "x-request-id": q.GetRequestId(), "x-forwarded-for": q.GetForwardedFor(),
+	} {
 		if value != "" {
 			all[name] = value
 		}
