@@ -75,6 +75,7 @@ type Listener struct {
 
 	mu    sync.Mutex
 	socks map[netip.AddrPort]*net.TCPListener
+	given map[*net.TCPListener]struct{} // whose queue another listener has now
 	conns map[*net.TCPConn]struct{}
 }
 
@@ -163,7 +164,9 @@ func (s *Set) waits(w *waiting, now time.Time) bool {
 func (s *Set) enforce(p *plan) error {
 	l := s.listeners[p.name]
 	if l == nil {
-		l = &Listener{set: s, name: p.name, socks: map[netip.AddrPort]*net.TCPListener{}, conns: map[*net.TCPConn]struct{}{}}
+		l = &Listener{
+			set: s, name: p.name, socks: map[netip.AddrPort]*net.TCPListener{}, given: map[*net.TCPListener]struct{}{}, conns: map[*net.TCPConn]struct{}{},
+		}
 	}
 	old := l.plan.Load()
 	opened, err := s.openAll(l, p, old)
@@ -219,6 +222,11 @@ func (s *Set) find(address netip.AddrPort, spec socketSpec) (*net.TCPListener, e
 			return nil, err
 		}
 		again, err := adopt(file)
+		if err == nil {
+			l.mu.Lock()
+			l.given[ln] = struct{}{}
+			l.mu.Unlock()
+		}
 		l.finish()
 		return again, err
 	}
@@ -434,7 +442,12 @@ func (l *Listener) accept(ln *net.TCPListener) {
 				return
 			}
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				l.takeQueued(ln, own)
+				l.mu.Lock()
+				_, given := l.given[ln]
+				l.mu.Unlock()
+				if !given {
+					l.takeQueued(ln, own)
+				}
 				l.set.closeSocket(ln)
 				return
 			}

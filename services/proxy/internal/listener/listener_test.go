@@ -31,7 +31,7 @@ type silent struct{}
 
 func (silent) Log(*model.Entry) {}
 
-// fakeHTTP answers with its prefix and holds the connection until it is drained.
+// fakeHTTP answers each byte with its prefix until it is drained; a connection's first byte it waits for, as the real one does.
 type fakeHTTP struct {
 	prefix, routes string
 	next           atomic.Pointer[fakeHTTP]
@@ -47,10 +47,12 @@ func (f *fakeHTTP) Adopt(next HTTP) {
 
 func (f *fakeHTTP) Serve(ctx context.Context, conn net.Conn, _ *model.Conn) {
 	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) }) // ends the read below
-	defer stop()
 	b := make([]byte, 1)
-	for {
+	for i := 0; ; i++ {
+		if i == 1 {
+			stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) }) // ends the read below
+			defer stop()
+		}
 		if _, err := conn.Read(b); err != nil {
 			return
 		}
@@ -174,6 +176,14 @@ func TestUpdateInPlace(t *testing.T) {
 	if got := exchange(conn) + exchange(dial(t, other)); got != "twotwo" {
 		t.Fatalf("after the address changed, got %q", got)
 	}
+	for range 1000 {
+		c, err := net.Dial("tcp", addr.String())
+		if err != nil {
+			break
+		}
+		_ = c.Close() // not yet
+		time.Sleep(time.Millisecond)
+	}
 	if _, err := net.Dial("tcp", addr.String()); err == nil {
 		t.Fatal("the old address is still open")
 	}
@@ -217,14 +227,17 @@ func TestQueueIsTaken(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	if err := s.Drain(ctx); err != nil {
-		t.Fatal(err)
-	}
+	drained := make(chan error, 1)
+	go func() { drained <- s.Drain(ctx) }()
 	for i, conn := range conns {
-		// Accepted and drained is an ordinary end; a connection that nobody took is reset.
-		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
-			t.Fatalf("connection %d: %v", i, err)
+		// A connection that nobody took is reset.
+		if got := exchange(conn); got != "one" {
+			t.Fatalf("connection %d: %q", i, got)
 		}
+		_ = conn.Close() // of the test
+	}
+	if err := <-drained; err != nil {
+		t.Fatal(err)
 	}
 }
 
