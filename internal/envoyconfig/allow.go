@@ -132,8 +132,9 @@ var fields = map[protoreflect.FullName]string{
 	"envoy.config.route.v3.WeightedCluster.ClusterWeight": "name weight host_rewrite_literal typed_per_filter_config" + headerEdits,
 	"envoy.config.route.v3.RedirectAction": "https_redirect scheme_redirect host_redirect port_redirect path_redirect prefix_rewrite " +
 		"regex_rewrite response_code strip_query",
-	"envoy.config.route.v3.DirectResponseAction":         "status body",
-	"envoy.config.route.v3.RetryPolicy":                  "retry_on num_retries per_try_timeout retriable_status_codes retry_back_off retriable_request_headers host_selection_retry_max_attempts",
+	"envoy.config.route.v3.DirectResponseAction": "status body",
+	"envoy.config.route.v3.RetryPolicy": "retry_on num_retries per_try_timeout retriable_status_codes retry_back_off retriable_request_headers " +
+		"host_selection_retry_max_attempts",
 	"envoy.config.route.v3.RetryPolicy.RetryBackOff":     "base_interval max_interval",
 	"envoy.extensions.filters.http.router.v3.Router":     "dynamic_stats suppress_envoy_headers respect_expected_rq_timeout suppress_grpc_request_failure_code_stats",
 	"envoy.extensions.filters.http.rbac.v3.RBAC":         "rules shadow_rules rules_stat_prefix shadow_rules_stat_prefix",
@@ -163,14 +164,17 @@ var fields = map[protoreflect.FullName]string{
 	"envoy.config.cluster.v3.Cluster": "name type eds_cluster_config connect_timeout per_connection_buffer_limit_bytes lb_policy " +
 		"circuit_breakers max_requests_per_connection common_http_protocol_options http2_protocol_options typed_extension_protocol_options " +
 		"outlier_detection common_lb_config least_request_lb_config round_robin_lb_config alt_stat_name",
-	"envoy.config.cluster.v3.Cluster.EdsClusterConfig":                               "service_name eds_config",
-	"envoy.config.cluster.v3.Cluster.CommonLbConfig":                                 "healthy_panic_threshold update_merge_window close_connections_on_host_set_change",
-	"envoy.config.cluster.v3.Cluster.LeastRequestLbConfig":                           "choice_count",
-	"envoy.config.cluster.v3.Cluster.RoundRobinLbConfig":                             "",
-	"envoy.config.cluster.v3.CircuitBreakers":                                        "thresholds",
-	"envoy.config.cluster.v3.CircuitBreakers.Thresholds":                             "priority max_connections max_pending_requests max_requests max_retries retry_budget track_remaining",
-	"envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget":                 "budget_percent min_retry_concurrency",
-	"envoy.config.cluster.v3.OutlierDetection":                                       "consecutive_5xx interval base_ejection_time max_ejection_percent enforcing_consecutive_5xx consecutive_gateway_failure enforcing_consecutive_gateway_failure split_external_local_origin_errors consecutive_local_origin_failure enforcing_consecutive_local_origin_failure enforcing_success_rate success_rate_minimum_hosts success_rate_request_volume success_rate_stdev_factor max_ejection_time",
+	"envoy.config.cluster.v3.Cluster.EdsClusterConfig":               "service_name eds_config",
+	"envoy.config.cluster.v3.Cluster.CommonLbConfig":                 "healthy_panic_threshold update_merge_window close_connections_on_host_set_change",
+	"envoy.config.cluster.v3.Cluster.LeastRequestLbConfig":           "choice_count",
+	"envoy.config.cluster.v3.Cluster.RoundRobinLbConfig":             "",
+	"envoy.config.cluster.v3.CircuitBreakers":                        "thresholds",
+	"envoy.config.cluster.v3.CircuitBreakers.Thresholds":             "priority max_connections max_pending_requests max_requests max_retries retry_budget track_remaining",
+	"envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget": "budget_percent min_retry_concurrency",
+	"envoy.config.cluster.v3.OutlierDetection": "consecutive_5xx interval base_ejection_time max_ejection_percent enforcing_consecutive_5xx consecutive_gateway_failure " +
+		"enforcing_consecutive_gateway_failure split_external_local_origin_errors consecutive_local_origin_failure " +
+		"enforcing_consecutive_local_origin_failure enforcing_success_rate success_rate_minimum_hosts success_rate_request_volume " +
+		"success_rate_stdev_factor max_ejection_time",
 	"envoy.extensions.upstreams.http.v3.HttpProtocolOptions":                         "common_http_protocol_options explicit_http_config use_downstream_protocol_config",
 	"envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig":      "http_protocol_options http2_protocol_options",
 	"envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig": "http_protocol_options http2_protocol_options",

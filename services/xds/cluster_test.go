@@ -157,7 +157,10 @@ type fakePolicy struct {
 }
 
 func newFakePolicy(resources []*policyv1.RenderResource) *fakePolicy {
-	p := &fakePolicy{reports: make(chan *policyv1.ProxyReport, 1000), synced: make(chan struct{}, 1000), state: map[string]*policyv1.RenderResource{}, changed: make(chan struct{})}
+	p := &fakePolicy{
+		reports: make(chan *policyv1.ProxyReport, 1000), synced: make(chan struct{}, 1000),
+		state: map[string]*policyv1.RenderResource{}, changed: make(chan struct{}),
+	}
 	for _, r := range resources {
 		p.state[keyOf(r)] = r
 	}

@@ -178,7 +178,10 @@ func TestVariants(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4))
 	names, values := []string{"a", "b", "c"}, []string{"", "1", "2"}
 	pick := func(list []string) string { return list[random.IntN(len(list))] }
-	kinds := []policyv1.Mismatch{0, policyv1.Mismatch_MISMATCH_ADD, policyv1.Mismatch_MISMATCH_REPLACE, policyv1.Mismatch_MISMATCH_DELETE, policyv1.Mismatch_MISMATCH_LOG}
+	kinds := []policyv1.Mismatch{
+		policyv1.Mismatch_MISMATCH_UNSPECIFIED, policyv1.Mismatch_MISMATCH_ADD, policyv1.Mismatch_MISMATCH_REPLACE,
+		policyv1.Mismatch_MISMATCH_DELETE, policyv1.Mismatch_MISMATCH_LOG,
+	}
 	for range 3000 {
 		var items []*policyv1.HTTPRule
 		for range 1 + random.IntN(3) {
