@@ -55,7 +55,7 @@ func (p *parts) details() []status.Detail {
 		out = append(out, status.Detail{Name: "maps of names", Value: text})
 	}
 	if n.Conflicts > 0 {
-		out = append(out, status.Detail{Name: "conflicts", Value: fmt.Sprintf("%d times two filters had one port of a name: the lower slot won", n.Conflicts)})
+		out = append(out, status.Detail{Name: "conflicts", Value: fmt.Sprintf("%d times two patterns had a filter each for one port of a name: the longer one won", n.Conflicts)})
 	}
 	return out
 }

@@ -6,6 +6,8 @@ import (
 	"cmp"
 	"math"
 	"slices"
+
+	"github.com/weirmesh/weir/internal/policy"
 )
 
 // Range is allowed: plainly, or through a slot.
@@ -27,22 +29,51 @@ func (r Range) rank() int {
 	case r.Slot == 0:
 		return 1
 	}
-	return 2
+	return filtered
 }
 
-func better(a, b Range) int {
-	return cmp.Or(cmp.Compare(a.rank(), b.rank()), cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.Rule, b.Rule))
+// filtered is the rank of ranges whose filter decides.
+const filtered = 2
+
+// claim is a range and the selector that it comes from.
+type claim struct {
+	Range
+	by policy.NameSelector
 }
 
-// merge joins what several selectors of a policy allow. conflicts counts stretches of ports for which two filters contend: the lower slot wins.
-func merge(lists ...[]Range) (merged []Range, conflicts int) {
-	byProto := map[uint8][]Range{}
-	for _, list := range lists {
-		for _, r := range list {
+func better(a, b claim) int {
+	if c := cmp.Compare(a.rank(), b.rank()); c != 0 {
+		return c
+	}
+	if a.rank() == filtered {
+		if c := narrower(a.by, b.by); c != 0 {
+			return c
+		}
+	}
+	return cmp.Or(cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.Rule, b.Rule))
+}
+
+// narrower orders selectors: names before patterns, longer patterns first.
+func narrower(a, b policy.NameSelector) int {
+	isPattern := func(s policy.NameSelector) int {
+		if s.MatchName != "" {
+			return 0
+		}
+		return 1
+	}
+	return cmp.Or(cmp.Compare(isPattern(a), isPattern(b)), cmp.Compare(len(b.MatchPattern), len(a.MatchPattern)))
+}
+
+// merge joins what several selectors of a policy allow. Where filters contend for a port, the narrowest selector's wins: by the policy's making it has
+// what wider ones say as well. conflicts counts stretches of ports where that is not sure, between patterns.
+func merge(selectors ...Selector) (merged []Range, conflicts int) {
+	byProto := map[uint8][]claim{}
+	for _, s := range selectors {
+		for _, r := range s.Ranges {
 			if r.Proto == 0 {
 				r.First, r.Last = 0, math.MaxUint16
 			}
-			byProto[r.Proto] = append(byProto[r.Proto], r)
+			byProto[r.Proto] = append(byProto[r.Proto], claim{r, s.NameSelector})
 		}
 	}
 	for proto, ranges := range byProto {
@@ -60,7 +91,7 @@ func merge(lists ...[]Range) (merged []Range, conflicts int) {
 }
 
 // mergePorts joins ranges of one protocol.
-func mergePorts(ranges []Range) (merged []Range, conflicts int) {
+func mergePorts(ranges []claim) (merged []Range, conflicts int) {
 	starts := make([]int, 0, 2*len(ranges))
 	for _, r := range ranges {
 		starts = append(starts, int(r.First), int(r.Last)+1)
@@ -71,13 +102,13 @@ func mergePorts(ranges []Range) (merged []Range, conflicts int) {
 		if i+1 == len(starts) {
 			break
 		}
-		var best Range
+		var best claim
 		slots, found := map[uint16]struct{}{}, false
 		for _, r := range ranges {
 			if start < int(r.First) || start > int(r.Last) {
 				continue
 			}
-			if r.rank() == 2 {
+			if r.rank() == filtered {
 				slots[r.Slot] = struct{}{}
 			}
 			if !found || better(r, best) < 0 {
@@ -87,15 +118,15 @@ func mergePorts(ranges []Range) (merged []Range, conflicts int) {
 		if !found {
 			continue
 		}
-		if best.rank() == 2 && len(slots) > 1 {
+		if best.rank() == filtered && len(slots) > 1 && best.by.MatchName == "" {
 			conflicts++
 		}
 		best.First, best.Last = uint16(start), uint16(starts[i+1]-1)
-		if n := len(merged); n > 0 && joins(merged[n-1], best) {
+		if n := len(merged); n > 0 && joins(merged[n-1], best.Range) {
 			merged[n-1].Last = best.Last
 			continue
 		}
-		merged = append(merged, best)
+		merged = append(merged, best.Range)
 	}
 	return merged, conflicts
 }

@@ -529,16 +529,16 @@ func random(t *testing.T, r *rand.Rand) {
 		for i := range 8 {
 			addr := netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})
 			for number := uint32(1); number <= 4; number++ {
-				var lists [][]Range
+				var matching []Selector
 				for _, s := range policies[number] {
 					if slices.ContainsFunc(texts, func(text string) bool {
 						_, known := model[fact{text, addr}]
 						return known && policy.MatchName(s.NameSelector, text)
 					}) {
-						lists = append(lists, s.Ranges)
+						matching = append(matching, s)
 					}
 				}
-				want, _ := merge(lists...)
+				want, _ := merge(matching...)
 				if diff := cmp.Diff(want, b.maps.allows(number, addr.String())); diff != "" {
 					t.Fatalf("policy %d, %v: %s", number, addr, diff)
 				}
@@ -582,29 +582,43 @@ func TestMerge(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name      string
-		lists     [][]Range
+		selectors []Selector
 		want      []Range
 		conflicts int
 	}{
-		{"one", [][]Range{{r(6, 1, 2, 0, false, 1)}}, []Range{r(6, 1, 2, 0, false, 1)}, 0},
-		{"plain beats a filter", [][]Range{{r(6, 80, 80, 5, false, 1)}, {r(6, 1, 100, 0, false, 2)}}, []Range{r(6, 1, 100, 0, false, 2)}, 0},
-		{"a filter beside plain", [][]Range{{r(6, 80, 90, 5, false, 1)}, {r(6, 85, 100, 0, false, 2)}},
+		{"one", []Selector{byName("a", r(6, 1, 2, 0, false, 1))}, []Range{r(6, 1, 2, 0, false, 1)}, 0},
+		{"none", nil, nil, 0},
+		{"plain beats a filter", []Selector{byName("a", r(6, 80, 80, 5, false, 1)), byPattern("*", r(6, 1, 100, 0, false, 2))},
+			[]Range{r(6, 1, 100, 0, false, 2)}, 0},
+		{"a filter beside plain", []Selector{byPattern("*", r(6, 80, 90, 5, false, 1)), byPattern("*a", r(6, 85, 100, 0, false, 2))},
 			[]Range{r(6, 80, 84, 5, false, 1), r(6, 85, 100, 0, false, 2)}, 0},
-		{"the lower slot", [][]Range{{r(6, 80, 90, 5, false, 1)}, {r(6, 85, 85, 4, false, 2)}},
+		{"the name before the pattern", []Selector{byPattern("*.a.example", r(6, 80, 80, 4, false, 1)), byName("b.a", r(6, 80, 80, 5, false, 2))},
+			[]Range{r(6, 80, 80, 5, false, 2)}, 0},
+		{"the longer pattern", []Selector{byPattern("*", r(6, 80, 80, 4, false, 1)), byPattern("*.a", r(6, 80, 80, 5, false, 2))},
+			[]Range{r(6, 80, 80, 5, false, 2)}, 1},
+		{"the lower slot", []Selector{byPattern("*a", r(6, 80, 90, 5, false, 1)), byPattern("a*", r(6, 85, 85, 4, false, 2))},
 			[]Range{r(6, 80, 84, 5, false, 1), r(6, 85, 85, 4, false, 2), r(6, 86, 90, 5, false, 1)}, 1},
-		{"seen beats plain", [][]Range{{r(6, 80, 80, 5, true, 1)}, {r(6, 80, 80, 0, false, 2)}, {r(6, 80, 80, 3, false, 2)}},
+		{"seen beats plain", []Selector{byName("a", r(6, 80, 80, 5, true, 1)), byName("a", r(6, 80, 80, 0, false, 2), r(6, 80, 80, 3, false, 2))},
 			[]Range{r(6, 80, 80, 5, true, 1)}, 0},
-		{"all protocols, and a port", [][]Range{{r(0, 0, 65535, 0, false, 1)}, {r(6, 80, 80, 5, false, 2)}, {r(17, 53, 53, 0, false, 3)}},
+		{"all protocols, and a port", []Selector{byName("a", r(0, 0, 65535, 0, false, 1)), byName("b", r(6, 80, 80, 5, false, 2)), byName("c", r(17, 53, 53, 0, false, 3))},
 			[]Range{r(0, 0, 65535, 0, false, 1), r(6, 0, 65535, 0, false, 1), r(17, 0, 65535, 0, false, 1)}, 0},
-		{"top port", [][]Range{{r(6, 65535, 65535, 0, false, 1)}, {r(6, 0, 65534, 0, false, 1)}}, []Range{r(6, 0, 65535, 0, false, 1)}, 0},
+		{"top port", []Selector{byName("a", r(6, 65535, 65535, 0, false, 1)), byName("b", r(6, 0, 65534, 0, false, 1))}, []Range{r(6, 0, 65535, 0, false, 1)}, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, conflicts := merge(c.lists...)
-			if diff := cmp.Diff(c.want, got); diff != "" || conflicts != c.conflicts {
-				t.Errorf("%d conflicts, want %d; %s", conflicts, c.conflicts, diff)
+			for _, order := range [][]Selector{c.selectors, reversed(c.selectors)} {
+				got, conflicts := merge(order...)
+				if diff := cmp.Diff(c.want, got); diff != "" || conflicts != c.conflicts {
+					t.Errorf("%d conflicts, want %d; %s", conflicts, c.conflicts, diff)
+				}
 			}
 		})
 	}
+}
+
+func reversed(s []Selector) []Selector {
+	out := slices.Clone(s)
+	slices.Reverse(out)
+	return out
 }
 
 // FuzzParseLine reads what may be on disk.

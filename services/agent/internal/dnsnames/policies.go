@@ -30,7 +30,7 @@ type selector struct {
 
 type namePolicy struct {
 	number uint32
-	ranges map[uint32][]Range // by selector
+	names  map[uint32]Selector // by the selector's number
 	keys   []policy.NameSelector
 }
 
@@ -61,7 +61,7 @@ func (e *Engine) Update(upserts []Policy, removed []uint32, done func()) {
 	created := map[uint32]policy.NameSelector{}
 	for _, u := range upserts {
 		drop(u.Number)
-		p := &namePolicy{number: u.Number, ranges: map[uint32][]Range{}}
+		p := &namePolicy{number: u.Number, names: map[uint32]Selector{}}
 		for _, s := range u.Names {
 			sel := e.selectors[s.NameSelector]
 			if sel == nil {
@@ -72,7 +72,8 @@ func (e *Engine) Update(upserts []Policy, removed []uint32, done func()) {
 			}
 			sel.refs++
 			p.keys = append(p.keys, s.NameSelector)
-			p.ranges[sel.id] = append(p.ranges[sel.id], s.Ranges...)
+			s.Ranges = slices.Concat(p.names[sel.id].Ranges, s.Ranges)
+			p.names[sel.id] = s
 		}
 		if len(p.keys) > 0 {
 			e.policies[u.Number] = p
@@ -199,16 +200,13 @@ func (e *Engine) dropSetLocked(s *set) {
 
 // rowLocked is what a policy allows to addresses of a set.
 func (e *Engine) rowLocked(p *namePolicy, s *set) (ranges []Range, conflicts int) {
-	var lists [][]Range
+	var matching []Selector
 	for _, id := range s.selectors {
-		if r := p.ranges[id]; len(r) > 0 {
-			lists = append(lists, r)
+		if x, ok := p.names[id]; ok {
+			matching = append(matching, x)
 		}
 	}
-	if len(lists) == 0 {
-		return nil, 0
-	}
-	return merge(lists...)
+	return merge(matching...)
 }
 
 // Range returns what a policy allows by name to an address, as the kernel has it.
