@@ -235,7 +235,8 @@ func connOf(k *tcCtKey, e *tcCtConn) Conn {
 	c := Conn{
 		ID: e.Connection, Endpoint: k.Endpoint, Direction: e.Direction, Proto: k.Proto, State: ConnState(e.State),
 		PeerIdentity: e.PeerIdentity, Service: e.Service,
-		Verdict: PolicyVerdict(e.Verdict &^ ctAudited), Audited: e.Verdict&ctAudited != 0, Rule: ruleOf(e.Rule), Slot: slotOf(e.Rule), Forward: e.Dir[0], Reverse: e.Dir[1], Expires: e.Expires,
+		Verdict: PolicyVerdict(e.Verdict &^ ctAudited), Audited: e.Verdict&ctAudited != 0, Rule: ruleOf(e.Rule), Slot: slotOf(e.Rule),
+		Forward: e.Dir[0], Reverse: e.Dir[1], Expires: e.Expires,
 		Known: e.Known, HandshakeUs: e.HandshakeUs, SRTTUs: e.SrttUs, Retransmissions: e.Retransmissions,
 		Source: hi, Destination: lo,
 	}

@@ -132,6 +132,7 @@ func (w *world) plug(name string, id uint16, identity uint32, v4, v6 netip.Addr)
 			return err
 		}
 		sysctl(w, "net/ipv6/conf/default/accept_dad", "0")
+		sysctl(w, "net/ipv4/ip_local_reserved_ports", fmt.Sprintf("%d-%d", UpstreamPortMin, UpstreamPortMax))
 		l, err := netlink.LinkByName("tmp" + name)
 		if err != nil {
 			return err

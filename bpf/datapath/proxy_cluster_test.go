@@ -5,7 +5,10 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
+	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -184,5 +187,43 @@ func (c *cluster) balanced(client, to netip.AddrPort) {
 			w.do(err)
 		}
 		w.records()
+	}
+}
+
+// A connection between nodes that gets a slot is reset at both ends, whoever meets the change.
+func TestProxySlotChangesAcrossNodes(t *testing.T) {
+	for _, routing := range []Routing{RoutingNative, RoutingVXLAN} {
+		c := newCluster(t, routing)
+		two := newProxy(c.two)
+		two.listen(6, MarkIngressPassed)
+		c.two.do(c.two.Policies().SetEndpoint(epB, EndpointPolicy{Ingress: 6}))
+		for _, f := range []struct {
+			name string
+			serv netip.Addr
+		}{{"IPv4", remote4}, {"IPv6", remote6}} {
+			to := at(f.serv, 8080)
+			accepted := acceptOne(c.two, c.b, to)
+			for _, first := range []string{"client", "server"} {
+				t.Run(fmt.Sprintf("%v %s %s", routing, f.name, first), func(t *testing.T) {
+					c.two.setPolicy(6, rows{0: {allowPort(unix.IPPROTO_TCP, 8080, 1)}})
+					client := c.one.dial(c.a, to)
+					server := <-accepted
+					go func() { _, _ = server.Write([]byte("hello")) }()
+					if _, err := io.ReadFull(client, make([]byte, 5)); err != nil {
+						t.Fatal(err)
+					}
+					c.two.setPolicy(6, rows{0: {redirectPort(unix.IPPROTO_TCP, 8080, 6, 2)}})
+					from := map[string]net.Conn{"client": client, "server": server}[first]
+					if _, err := from.Write(make([]byte, 5000)); err != nil {
+						t.Fatal(err)
+					}
+					for end, conn := range map[string]net.Conn{"client": client, "server": server} {
+						if _, err := io.Copy(io.Discard, conn); !errors.Is(err, syscall.ECONNRESET) {
+							t.Errorf("%s: %v, want a reset", end, err)
+						}
+					}
+				})
+			}
+		}
 	}
 }

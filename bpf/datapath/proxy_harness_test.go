@@ -5,7 +5,6 @@ package datapath
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -276,12 +275,13 @@ func (w *world) settled() {
 	w.records()
 }
 
-// reject fails on every drop that the test did not want.
+// rejectDrops fails on every drop: the test did not want one.
 func (w *world) rejectDrops(what string) {
 	w.Helper()
 	for _, r := range w.records() {
 		if r.Type == RecordDrop && !r.DstAddr().IsMulticast() {
-			w.Errorf("%s: dropped %v:%d -> %v:%d flags %02x for reason %d, endpoint %d", what, r.SrcAddr(), r.Sport, r.DstAddr(), r.Dport, r.TcpFlags, r.Reason, r.Endpoint)
+			w.Errorf("%s: dropped %v -> %v flags %02x for reason %d, endpoint %d", what, at(r.SrcAddr(), r.Sport), at(r.DstAddr(), r.Dport),
+				r.TcpFlags, r.Reason, r.Endpoint)
 		}
 	}
 }
@@ -293,5 +293,3 @@ func redirectPort(proto uint8, port uint16, slot uint16, rule uint32) PolicyRang
 func visiblePort(proto uint8, port uint16, slot uint16, rule uint32) PolicyRange {
 	return PolicyRange{Proto: proto, First: port, Last: port, Verdict: PolicyVisible, Slot: slot, Rule: rule}
 }
-
-func (f family) String() string { return fmt.Sprint(f.name) }

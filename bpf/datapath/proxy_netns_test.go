@@ -3,7 +3,6 @@
 package datapath
 
 import (
-	"net/netip"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -54,5 +53,3 @@ func TestProxyOnOneNode(t *testing.T) {
 		}
 	}
 }
-
-var _ = netip.Addr{}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -226,6 +227,99 @@ func TestProxyPortUsedAgain(t *testing.T) {
 		if n := len(p.next(len(p.seen))); n != 3 {
 			t.Errorf("%s: the proxy had %d connections, want 3", f.name, n)
 		}
+	}
+}
+
+// A pod's connection to the node passes its slot, and the node's own rules.
+func TestProxyToTheNode(t *testing.T) {
+	w, a, _, p := lives(t, nil)
+	w.setPolicy(5, rows{0: {redirectPort(6, 8080, 5, 1)}})
+	w.setPolicy(8, rows{0: nothing, idA: {allowPort(6, 8080, 2)}})
+	for _, f := range families {
+		to := at(f.node, 8080)
+		seen := server(w, w.onNode, to)
+		for _, host := range []EndpointPolicy{{}, {Ingress: 8}} {
+			w.do(w.Policies().SetEndpoint(HostEndpoint, host), w.Policies().Bump())
+			if _, err := talk(in(a), "tcp", to); err != nil {
+				w.rejectDrops("to the node")
+				t.Fatalf("%s, host %+v: %v", f.name, host, err)
+			}
+			if got := <-seen; got.Addr() != f.podA {
+				t.Errorf("the node sees %v, want %v", got, f.podA)
+			}
+			p.expectSeen("to the node", f.podA, to, 5)
+			w.settled()
+		}
+	}
+	w.setPolicy(8, rows{idA: nothing})
+	err := inside(a.ns, func() error {
+		c, err := net.DialTimeout("tcp", at(node4, 8080).String(), 300*time.Millisecond)
+		if err == nil {
+			c.Close()
+		}
+		return err
+	})
+	if err == nil || len(p.seen) != 0 {
+		t.Error("the proxy had a connection that the node's rules refuse")
+	}
+	r := w.waitRecord("the refusal", func(r *Record) bool { return r.Type == RecordDrop })
+	if r.Reason != DropPolicy || r.Endpoint != HostEndpoint || r.Direction != DirectionIngress {
+		t.Errorf("drop %+v, want by the node's rules", r)
+	}
+}
+
+// A process of the node whose port is one of those that the proxy uses is none of the proxy's: the node's rules and counts hold for it.
+func TestProxyPortsOfTheNode(t *testing.T) {
+	w := newWorld(t, nil)
+	a := w.plug("a", epA, idA, podA4, podA6)
+	newProxy(w)
+	w.setPolicy(8, rows{0: nothing, idA: {allowPort(6, 8080, 2)}})
+	w.do(w.Policies().SetEndpoint(HostEndpoint, EndpointPolicy{Ingress: 8, Egress: 8}), w.Policies().Bump())
+	for _, f := range families {
+		server(w, in(a), at(f.podA, 8080))
+		w.do(w.onNode(func() error {
+			d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(at(f.node, UpstreamPortMin)), Timeout: 5 * time.Second, Control: reuse}
+			c, err := d.Dial("tcp", at(f.podA, 8080).String())
+			if err != nil {
+				return err
+			}
+			return errors.Join(line{w, c}.say("hello"), c.Close())
+		}))
+		w.settled()
+	}
+	n := 0
+	w.do(w.Conntrack().List(func(c Conn) bool {
+		if n++; c.Forward.Packets == 0 || c.Reverse.Packets < 3 {
+			t.Errorf("entry %+v counts not all", c)
+		}
+		return true
+	}))
+	if n != 4 {
+		t.Errorf("%d entries, want one at each end of 2 connections", n)
+	}
+}
+
+// A packet of an upstream socket that is too big for the way is told to the socket, not to the pod that it speaks for.
+func TestProxyTooBig(t *testing.T) {
+	w, a := masqueradeWorld(t)
+	p := newProxy(w)
+	p.listen(5, MarkEgressPassed)
+	w.setPolicy(5, rows{0: {redirectPort(6, 9000, 5, 1)}})
+	w.do(w.Policies().SetEndpoint(epA, EndpointPolicy{Egress: 5}), w.Policies().Bump())
+	w.do(inside(w.node, func() error {
+		l, err := netlink.LinkByName("eth0")
+		return errors.Join(err, netlink.LinkSetMTU(l, 1400))
+	}))
+	for _, out := range []netip.Addr{w.out.v4, w.out.v6} {
+		seenBy(w, "tcp", at(out, 9000))
+		if _, err := talk(in(a), "tcp", at(out, 9000)); err != nil {
+			w.rejectDrops("too big")
+			t.Errorf("%v: %v", out, err)
+		}
+	}
+	w.rejectDrops("too big")
+	if c := w.proxyCounts(); c.Redirected != 2 {
+		t.Errorf("counted %+v, want 2 connections", c)
 	}
 }
 

@@ -101,6 +101,9 @@ func (p *udpProxy) answer(client, original netip.AddrPort, query []byte) error {
 	}
 	defer up.Close()
 	defer down.Close()
+	if string(query) == "long" {
+		query = []byte(strings.Repeat("long ", 600))
+	}
 	if _, err := up.WriteTo(query, net.UDPAddrFromAddrPort(original)); err != nil {
 		return err
 	}
@@ -175,9 +178,14 @@ func TestProxyUDP(t *testing.T) {
 			}
 		}
 	}
+	// What the proxy sends and gets may come in fragments, towards the server and towards the client; a query in fragments is refused.
+	for _, to := range []netip.AddrPort{at(podB4, 53), at(podB6, 53), at(w.out.v4, 53), at(w.out.v6, 53)} {
+		answer, _, err := ask(a, to, "long")
+		if want := "answer to " + strings.Repeat("long ", 600); err != nil || answer != want {
+			t.Errorf("%v: %d bytes, %v; want %d", to, len(answer), err, len(want))
+		}
+	}
 	w.rejectDrops("queries")
-
-	// An answer that is longer than the wire comes in fragments; a query in fragments is refused.
 	long := strings.Repeat("x", 3000)
 	if _, _, err := ask(a, at(podB4, 53), long); err == nil {
 		t.Error("a fragmented query was answered")

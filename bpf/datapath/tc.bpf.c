@@ -65,6 +65,7 @@ int from_pod(struct __sk_buff *skb)
 	int reason, fault = 0, verdict;
 	struct packet *p;
 	struct pass *o;
+	bool upstream;
 
 	if (!s)
 		return TC_ACT_SHOT;
@@ -137,10 +138,12 @@ int from_pod(struct __sk_buff *skb)
 	if (reason)
 		goto refuse;
 	if (proxy_on_slot(s))
-		return proxy_redirect(skb);
-	if (proxy_answers(skb))
+		return o->point == POINT_TO_HOST && host_enforced() ? host_redirect(skb) : proxy_redirect(skb);
+	upstream = (s->decision.flags & CT_UPSTREAM) && s->decision.d;
+	// The node's own sockets may have such ports, and take what comes without help.
+	if ((upstream || o->point != POINT_TO_HOST) && proxy_answers(skb))
 		return proxy_take(skb);
-	if ((s->decision.flags & CT_UPSTREAM) && s->decision.d)
+	if (upstream)
 		return proxy_lost(skb, p, s->decision.closed);
 	if (dst)
 		return deliver(skb, s, dst, src, 0);
@@ -204,18 +207,20 @@ static __always_inline int inbound(struct __sk_buff *skb, struct scratch *s, boo
 			reason = p->fragment == FRAGMENT_LATER ? 0 : packet_l4(skb);
 		if (!reason && p->fragment)
 			reason = frags_resolve();
-		if (!reason && !from_uplink && host_enforced() && host_owns(&p->src)) {
-			reason = host_check(skb, 1, 0, 0);
-			if (reason)
-				return drop(skb, reason);
-		}
 		if (!reason && !from_uplink) {
 			reason = proxy_spoke(skb);
 			if (reason)
 				return drop(skb, reason);
 		}
+		// Of the node's processes, too: theirs is the connection of the pod, which the host's rules have
+		// passed.
 		if (!reason && proxy_answers(skb))
 			return proxy_take(skb);
+		if (!reason && !from_uplink && host_enforced() && host_owns(&p->src)) {
+			reason = host_check(skb, 1, 0, 0);
+			if (reason)
+				return drop(skb, reason);
+		}
 		if (!reason)
 			return deliver(skb, s, dst, from_uplink ? NULL : endpoint_find(&p->src),
 				       from_uplink ? DELIVER_FROM_UPLINK : DELIVER_FROM_HOST);
@@ -270,8 +275,7 @@ static __always_inline int outbound_proxied(struct __sk_buff *skb, struct scratc
 	int reason;
 
 	__builtin_memset(&s->pass, 0, sizeof(s->pass));
-	if (skb->ingress_ifindex ||
-	    (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)))
+	if (skb->ingress_ifindex || (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)))
 		return 0;
 	reason = packet_l3(skb);
 	if (reason || !endpoint_find(&s->packet.src))

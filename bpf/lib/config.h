@@ -6,14 +6,14 @@
 #include "addr.h"
 
 /* Bits of skb->mark that Weir uses: 0x0f00. The rest belongs to others. */
-#define MARK_MASK	0x0f00
-#define MARK_PROXY	0x0200 /* to a socket of the proxy: the value that its routing rule matches */
+#define MARK_MASK  0x0f00
+#define MARK_PROXY 0x0200 /* to a socket of the proxy: the value that its routing rule matches */
 /* Packets of the proxy's upstream sockets carry the stage that they have passed. These are values of the whole mask. */
 #define MARK_ROUTE_PASSED   0x0100 /* a service's route */
 #define MARK_EGRESS_PASSED  0x0300 /* the client's egress rules */
 #define MARK_INGRESS_PASSED 0x0500 /* the server's ingress rules */
-#define MARK_MASQUERADE 0x0400 /* from_pod -> to_network: give this packet the node's address */
-#define MARK_DELIVERED	0x0800 /* to_pod lets it through: an ingress hook has seen it */
+#define MARK_MASQUERADE	    0x0400 /* from_pod -> to_network: give this packet the node's address */
+#define MARK_DELIVERED	    0x0800 /* to_pod lets it through: an ingress hook has seen it */
 
 /* Nanoseconds. */
 volatile const __u64 cfg_report_interval = 5000000000ULL;

@@ -6,6 +6,16 @@
 #include "ct_key.h"
 #include "policy.h"
 
+/* What the steps of ct_update return, besides 0 and drop reasons. */
+#define CT_MISS	      -1
+#define CT_RETRY      -2
+#define CT_RECLASSIFY -3
+#define CT_ADMIT      -4 /* a connection would begin: may it? */
+#define CT_DECIDE     -5 /* policy has changed since the connection was decided */
+#define CT_TRANSLATE  -6 /* the packet goes to a service */
+#define CT_UNTRACKED  -7 /* the packet passes without an entry */
+#define CT_TRIES      6
+
 static __always_inline bool has_handshake(__u8 proto)
 {
 	return proto == IPPROTO_TCP || proto == IPPROTO_SCTP;

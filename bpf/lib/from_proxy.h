@@ -171,8 +171,7 @@ static __always_inline int from_proxy(struct __sk_buff *skb, struct scratch *s, 
 	}
 	if (!dst)
 		return upstream_send(skb);
-	return deliver(skb, s, dst, src,
-		       DELIVER_UPSTREAM | (stage == MARK_INGRESS_PASSED ? DELIVER_UNASKED : 0));
+	return deliver(skb, s, dst, src, DELIVER_UPSTREAM | (stage == MARK_INGRESS_PASSED ? DELIVER_UNASKED : 0));
 }
 
 #endif

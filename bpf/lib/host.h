@@ -7,6 +7,7 @@
 #include "ct.h"
 #include "drop.h"
 #include "frags.h"
+#include "proxy.h"
 
 static __always_inline bool host_enforced(void)
 {
@@ -71,6 +72,24 @@ __noinline int host_check(struct __sk_buff *skb, __u32 sent, __u32 from_uplink, 
 		o->peer = endpoint_peer(peer);
 	}
 	return ct_update(skb);
+}
+
+/* host_redirect asks the node's own ingress rules for a pod's packet to the node that goes to the proxy: what the proxy
+ * sends on does not pass here again, since the kernel knows its own addresses first. A verdict. */
+__noinline int host_redirect(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_get();
+	struct decision kept;
+	int reason;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	__builtin_memcpy(&kept, &s->decision, sizeof(kept));
+	reason = host_check(skb, 0, 0, 0);
+	if (reason)
+		return drop(skb, reason);
+	__builtin_memcpy(&s->decision, &kept, sizeof(kept));
+	return proxy_redirect(skb);
 }
 
 /* host_inbound ends the way of a packet to the node's own address. */

@@ -31,12 +31,12 @@ enum metric {
 	METRIC_POLICY_ALLOWED_OUT,
 	METRIC_POLICY_DENIED_IN,
 	METRIC_POLICY_DENIED_OUT,
-	METRIC_PROXY_REDIRECTED,	/* connections that began on a slot */
-	METRIC_PROXY_NO_LISTENER,	/* packets dropped: they would have begun a connection on a slot without listener */
-	METRIC_PROXY_NOT_SEEN,		/* connections only to be seen that went straight on, for the same reason */
-	METRIC_PROXY_LOST,		/* packets dropped: the proxy has no socket for their connection any more */
-	METRIC_PROXY_MOVED,		/* packets that met a change of slot: their connection is reset */
-	METRIC_PROXY_UPSTREAM,		/* packets given to upstream sockets of the proxy */
+	METRIC_PROXY_REDIRECTED,  /* connections that began on a slot */
+	METRIC_PROXY_NO_LISTENER, /* packets dropped: they would have begun a connection on a slot without listener */
+	METRIC_PROXY_NOT_SEEN,	  /* connections only to be seen that went straight on, for the same reason */
+	METRIC_PROXY_LOST,	  /* packets dropped: the proxy has no socket for their connection any more */
+	METRIC_PROXY_MOVED,	  /* packets that met a change of slot: their connection is reset */
+	METRIC_PROXY_UPSTREAM,	  /* packets given to upstream sockets of the proxy */
 	METRICS,
 	METRIC_ROOM = 64, /* so that new ones need no new layout */
 };

@@ -63,8 +63,8 @@ struct packet {
 	__u8 icmp_error;
 	__u8 translated; /* enum translated */
 	__u32 cpu;
-	__u32 tunnel_identity; /* who sends it, as the tunnel says; 0 = it came by none */
-	__u32 service;	       /* to which it went before it was translated */
+	__u32 tunnel_identity;	 /* who sends it, as the tunnel says; 0 = it came by none */
+	__u32 service;		 /* to which it went before it was translated */
 	struct addr tunnel_node; /* that sent it */
 };
 

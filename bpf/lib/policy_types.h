@@ -36,13 +36,13 @@ struct policy_peer {
 #define POLICY_RANGE_START(range)   ((__u32)((range) >> 40))
 #define POLICY_RANGE_VERDICT(range) ((__u8)((range) >> 32))
 #define POLICY_RANGE_RULE(range)    ((__u32)(range)) /* slot and rule */
-#define POLICY_BLOCK_BITS	    18 /* a block has fewer than 2^18 ranges */
+#define POLICY_BLOCK_BITS	    18		     /* a block has fewer than 2^18 ranges */
 
 /* The low word of a range, which a connection keeps: slot << 20 | rule. */
-#define RULE_BITS   20
-#define RULE_OF(w)  ((w) & ((1U << RULE_BITS) - 1))
-#define SLOT_OF(w)  ((w) >> RULE_BITS)
-#define SLOTS	    4096 /* 0 = none */
+#define RULE_BITS  20
+#define RULE_OF(w) ((w) & ((1U << RULE_BITS) - 1))
+#define SLOT_OF(w) ((w) >> RULE_BITS)
+#define SLOTS	   4096 /* 0 = none */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

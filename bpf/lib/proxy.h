@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Handing packets to the node's proxy, which has sockets with any address. A packet for a socket gets MARK_PROXY, and the
- * node's rules send it to the local stack; one that begins a connection is given the slot's listener besides. */
+/* Handing packets to the node's proxy, which has sockets with any address. A packet for a socket gets MARK_PROXY, and
+ * the node's rules send it to the local stack; one that begins a connection is given the slot's listener besides. */
 #ifndef WEIR_PROXY_H
 #define WEIR_PROXY_H
 

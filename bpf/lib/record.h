@@ -78,11 +78,11 @@ enum drop_reason {
 	DROP_IS_CLUSTER_IP = 174,
 	DROP_UNKNOWN_FRAGMENT = 175,
 	DROP_FORBIDDEN_ICMP6 = 176,
-	DROP_SOURCE_RANGE = 177, /* the service is not for this client */
-	DROP_NO_LISTENER = 178,	 /* the proxy has none for the slot, or has lost the connection */
-	DROP_PROXY_ASSIGN = 179, /* the kernel would not give the packet to the proxy's socket */
+	DROP_SOURCE_RANGE = 177,   /* the service is not for this client */
+	DROP_NO_LISTENER = 178,	   /* the proxy has none for the slot, or has lost the connection */
+	DROP_PROXY_ASSIGN = 179,   /* the kernel would not give the packet to the proxy's socket */
 	DROP_PROXY_PROTOCOL = 180, /* a protocol that no proxy takes */
-	DROP_POLICY_DENY = 181,	 /* a rule denies it */
+	DROP_POLICY_DENY = 181,	   /* a rule denies it */
 	DROP_TTL_EXCEEDED = 196,
 	DROP_SLOT_CHANGED = 205, /* policy has moved the connection to another slot: it is reset */
 };
@@ -114,7 +114,7 @@ struct record {
 		__u16 xlated_port; /* translation: the backend's */
 		__u16 slot;	   /* else: of the proxy, that the connection goes through; 0 = none */
 	};
-	__u16 endpoint;	   /* whose observation point this is; 0 = not known */
+	__u16 endpoint; /* whose observation point this is; 0 = not known */
 	__u32 src_identity;
 	__u32 dst_identity;
 	__u32 service; /* service of the connection; 0 = none or not known */

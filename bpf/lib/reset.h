@@ -39,7 +39,8 @@ static __always_inline bool reset_trim(struct __sk_buff *skb, struct packet *p, 
 		return false;
 	if (p->v4) {
 		is = bpf_htons(length);
-		if (bpf_skb_load_bytes(skb, ETH_HLEN + 2, &was, 2) || bpf_l3_csum_replace(skb, ETH_HLEN + 10, was, is, 2) ||
+		if (bpf_skb_load_bytes(skb, ETH_HLEN + 2, &was, 2) ||
+		    bpf_l3_csum_replace(skb, ETH_HLEN + 10, was, is, 2) ||
 		    bpf_skb_store_bytes(skb, ETH_HLEN + 2, &is, 2, BPF_F_RECOMPUTE_CSUM))
 			return false;
 	} else {
