@@ -14,7 +14,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/weirmesh/weir/bpf/datapath"
@@ -31,12 +33,14 @@ type fixture struct {
 	client  agentv1.DNSServiceClient
 	records []string
 	lost    uint64
+	// draining, when closed, ends the streams.
+	draining chan struct{}
 }
 
 func start(t *testing.T) *fixture {
-	f := &fixture{t: t}
+	f := &fixture{t: t, draining: make(chan struct{})}
 	f.Server = namerules.New(namerules.Config{Record: func(r *agentv1.DNSRecord) { f.records = append(f.records, r.GetQuery()) },
-		Lost: func(n uint64) { f.lost += n }, Draining: make(chan struct{}), Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+		Lost: func(n uint64) { f.lost += n }, Draining: f.draining, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 	ln := bufconn.Listen(1 << 16)
 	s := grpc.NewServer()
 	agentv1.RegisterDNSServiceServer(s, f.Server)
@@ -247,5 +251,23 @@ func TestRecords(t *testing.T) {
 	send(stream, 101, 2, 100)            // one that goes on higher, and has only losses to tell
 	if want := []string{"a", "b", "c", "d", "new"}; !slices.Equal(f.records, want) || f.lost != 8 {
 		t.Errorf("records %q, %d lost; want %q and 8", f.records, f.lost, want)
+	}
+}
+
+func TestDrainEndsStreams(t *testing.T) {
+	f := start(t)
+	records, err := f.client.SendRecords(t.Context())
+	if err == nil {
+		err = records.Send(&agentv1.SendRecordsRequest{First: 1, Records: []*agentv1.DNSRecord{{Query: "a"}}})
+	}
+	if err == nil {
+		_, err = records.Recv()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(f.draining)
+	if _, err := records.Recv(); status.Code(err) != codes.Unavailable {
+		t.Errorf("the stream of records ended with %v, want Unavailable", err)
 	}
 }

@@ -170,17 +170,35 @@ func (s *Server) receive(g grpc.BidiStreamingServer[agentv1.SyncDNSRequest, agen
 
 // SendRecords implements DNSService.
 func (s *Server) SendRecords(g grpc.BidiStreamingServer[agentv1.SendRecordsRequest, agentv1.SendRecordsResponse]) error {
+	came := make(chan *agentv1.SendRecordsRequest)
+	ended := make(chan error, 1)
+	go func() {
+		for {
+			r, err := g.Recv()
+			if err != nil {
+				ended <- err
+				return
+			}
+			select {
+			case came <- r:
+			case <-g.Context().Done():
+				return
+			}
+		}
+	}()
 	for {
-		r, err := g.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
+		select {
+		case r := <-came:
+			if err := g.Send(&agentv1.SendRecordsResponse{Last: s.take(r)}); err != nil {
+				return err
+			}
+		case err := <-ended:
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
 			return err
-		}
-		last := s.take(r)
-		if err := g.Send(&agentv1.SendRecordsResponse{Last: last}); err != nil {
-			return err
+		case <-s.cfg.Draining:
+			return status.Error(codes.Unavailable, "the agent is stopping") // what is not acknowledged comes again
 		}
 	}
 }
