@@ -269,7 +269,7 @@ func (l *Lab) makeFolders() error {
 	folders := []string{l.partsCgroup(), l.bpfRoot(), l.stateDir(), l.runPath("logs"), l.runPath("dns"), l.runPath("tls")}
 	for _, node := range l.nodes {
 		folders = append(folders, l.nodeCgroup(node.Name), filepath.Join(l.bpfRoot(), node.Name),
-			filepath.Join(l.stateDir(), "nodes", node.Name), l.runPath("nodes/"+node.Name))
+			filepath.Join(l.stateDir(), "nodes", node.Name, "dns"), l.runPath("nodes/"+node.Name))
 	}
 	for _, path := range folders {
 		if err := os.MkdirAll(path, 0o700); err != nil {

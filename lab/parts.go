@@ -232,7 +232,7 @@ func (l *Lab) readers(node cluster.NodeConfig) (dns, proxy part.Definition, err 
 	dnsSocket, proxySocket := filepath.Join(folder, "dns.sock"), filepath.Join(folder, "proxy.sock")
 	args := []string{
 		filepath.Join(l.config.BinDir, "weir-dns"), "--node", node.Name, "--bpffs", filepath.Join(l.bpfRoot(), node.Name),
-		"--agent", l.agentSocket(node.Name), "--state-dir", filepath.Join(l.stateDir(), "nodes", node.Name), "--socket", dnsSocket, "--log-level", l.config.LogLevel,
+		"--agent", l.agentSocket(node.Name), "--state-dir", filepath.Join(l.stateDir(), "nodes", node.Name, "dns"), "--socket", dnsSocket, "--log-level", l.config.LogLevel,
 	}
 	dns = l.process("dns/"+node.Name, namespace, append(args, forNode(l.config.DNSArgs, node.Name)...), dnsSocket)
 	args = []string{

@@ -331,7 +331,7 @@ func split(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 		}
 	}
 	expectLines(t, lab, map[string]string{
-		"a routed request": `production/frontend:\d+ \(ID:\d+\) -> production/\S+:8080 \(ID:\d+\) http-request FORWARDED \(HTTP/1.1 GET http://api-service.production:8080/item/\d+\)`,
+		"a routed request": `production/frontend:\d+ \(ID:\d+\) -> production/\S+:8080 \(\S+\) http-request FORWARDED \(HTTP/1.1 GET http://api-service.production:8080/item/\d+\)`,
 	}, "--type", "l7")
 }
 

@@ -106,7 +106,7 @@ func TestNoisyNeighbour(t *testing.T) {
 	for range 8 {
 		go func() { flooded <- floodProxy(flooding, lab, netns, noisyAt) }()
 	}
-	lab.Apply(ctx, hugeConfig("noisy", 20000))
+	lab.Apply(ctx, hugeConfig("noisy", 12000))
 	lab.Apply(ctx, strings.Replace(strings.Replace(hugeConfig("noisy", 1), "name: huge, namespace", "name: broken, namespace", 1), "noisy/server", "quiet/server", 1))
 	for i, method := range []string{"GET|HEAD", "GET|POST", "GET"} {
 		lab.Apply(ctx, strings.Replace(policyOf(tenantPods("quiet", 22)), "method: GET", `method: "`+method+`"`, 1))
