@@ -384,8 +384,12 @@ spec:
 // routeChange changes the split to and fro under load: no request fails.
 func routeChange(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 	client := frontend(ctx, lab, apiService, web.Options{})
+	lab.InForce(ctx) // the rules of before are gone
 	cluster.Eventually(t, 20*time.Second, func() error {
-		_, err := client.Do(ctx, "GET", "http://api-service.production:8080/")
+		a, err := client.Do(ctx, "GET", "http://api-service.production:8080/")
+		if err == nil && a.Status != 200 {
+			err = fmt.Errorf("status %d", a.Status)
+		}
 		return err
 	})
 	stop := web.Load{Client: client, Every: 3 * time.Millisecond, Workers: 2, Requests: []web.Request{{Method: "GET", URL: "http://api-service.production:8080/", Status: 200}}}.Start(ctx)

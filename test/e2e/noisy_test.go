@@ -139,7 +139,7 @@ func TestNoisyNeighbour(t *testing.T) {
 	if n := m.Sum("weir_proxy_refused_total", `namespace="quiet"`); n > 0 {
 		t.Errorf("%.0f of the quiet tenant's were refused", n)
 	}
-	out, err := lab.Weir("policy", "get", "CiliumEnvoyConfig", "noisy/broken")
+	out, err := lab.Weir("policy", "get", "--kind", "CiliumEnvoyConfig", "noisy/broken")
 	if err != nil || !strings.Contains(out, "cluster") {
 		t.Errorf("the broken configuration says nothing of its cluster: %v\n%s", err, out)
 	}
