@@ -118,14 +118,14 @@ func (s *Service) compile(path string, in *accesslogv3.AccessLog) (*logger, erro
 	default:
 		return nil, fmt.Errorf("%s: access log %q (%s) is not supported", path, in.GetName(), config.GetTypeUrl())
 	}
-	if err := l.common(at+".common_config", common); err != nil {
+	if err := l.compileCommon(at+".common_config", common); err != nil {
 		return nil, err
 	}
 	l.sink = s.sink(l.stream)
 	return l, nil
 }
 
-func (l *logger) common(path string, in *alsv3.CommonGrpcAccessLogConfig) error {
+func (l *logger) compileCommon(path string, in *alsv3.CommonGrpcAccessLogConfig) error {
 	if in == nil {
 		return fmt.Errorf("%s is empty", path)
 	}

@@ -5,19 +5,23 @@ package accesslog
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	datav3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/weirmesh/weir/services/proxy/internal/model"
 )
@@ -71,12 +75,23 @@ func New(config Config) *Service {
 	return &Service{config: config, sinks: map[stream]*sink{}, conns: map[string]*grpc.ClientConn{}}
 }
 
+const (
+	typicalEntry  = 512
+	entryOverhead = 64
+)
+
+// pending is an encoded entry.
+type pending struct {
+	encoded []byte
+	number  uint64
+}
+
 // sink gathers the entries of one stream.
 type sink struct {
 	stream stream
 
 	mu      sync.Mutex
-	entries []*commonParts
+	entries []pending
 	bytes   int64
 	next    uint64 // number of the newest one
 	lost    uint64 // since last told
@@ -89,8 +104,8 @@ type sink struct {
 // put takes an entry, or counts it as lost.
 func (s *Service) put(l *logger, e *model.Entry) {
 	k := l.sink
-	parts, size := l.build(e)
-	n := int64(size)
+	encoded := l.encode(make([]byte, 0, typicalEntry), e)
+	n := int64(len(encoded)) + entryOverhead
 	k.mu.Lock()
 	k.next++
 	if k.bytes+n > s.config.StreamBytes || s.bytes.Add(n) > s.config.TotalBytes {
@@ -102,8 +117,7 @@ func (s *Service) put(l *logger, e *model.Entry) {
 		s.config.Lost(1)
 		return
 	}
-	parts.size, parts.number = n, k.next
-	k.entries = append(k.entries, parts)
+	k.entries = append(k.entries, pending{encoded: encoded, number: k.next})
 	k.bytes += n
 	k.flush, k.batch = l.flush, l.batch
 	full := k.bytes >= int64(k.batch)
@@ -181,7 +195,7 @@ func (s *Service) Waiting() int64 { return s.bytes.Load() }
 
 // taken is a message's worth of entries.
 type taken struct {
-	entries []*commonParts
+	entries []pending
 	bytes   int64
 	lost    uint64
 }
@@ -199,7 +213,7 @@ func (k *sink) take(idle bool) (t taken, none bool) {
 	n := min(len(k.entries), maxEntries)
 	t = taken{entries: k.entries[:n:n], lost: k.lost}
 	for _, e := range t.entries {
-		t.bytes += e.size
+		t.bytes += int64(len(e.encoded)) + entryOverhead
 	}
 	// What it holds stays counted until it is sent: a server that does not read makes the sink full.
 	k.entries, k.lost = k.entries[n:], 0
@@ -275,7 +289,7 @@ func (s *Service) interval(k *sink) time.Duration {
 type outgoing struct {
 	service *Service
 	sink    *sink
-	client  alsv3.AccessLogService_StreamAccessLogsClient
+	stream  grpc.ClientStream
 	cancel  context.CancelFunc
 }
 
@@ -284,11 +298,11 @@ const retry = 100 * time.Millisecond
 
 // deliver sends a message, again and again until it went or ctx has ended for a while.
 func (o *outgoing) deliver(ctx context.Context, t taken) bool {
-	message := o.message(t)
+	logs := o.logs(t)
 	deadline, cancel := afterEnd(ctx, lastFlush)
 	defer cancel()
 	for {
-		if o.try(deadline, message) {
+		if o.try(deadline, logs) {
 			o.service.delivered(o.sink, t)
 			return true
 		}
@@ -310,74 +324,122 @@ func afterEnd(ctx context.Context, grace time.Duration) (context.Context, contex
 }
 
 // try makes the stream if there is none, and sends.
-func (o *outgoing) try(ctx context.Context, message *alsv3.StreamAccessLogsMessage) bool {
-	if o.client == nil {
-		conn, err := o.service.conn(o.sink.stream.cluster)
+func (o *outgoing) try(ctx context.Context, logs []byte) bool {
+	message := logs
+	if o.stream == nil {
+		identifier, err := o.begin(ctx)
 		if err != nil {
-			o.service.config.Log.Debug("access log has no connection", "error", err)
+			o.service.config.Log.Debug("access log has no stream", "error", err)
 			return false
 		}
-		// The stream lives longer than this call: it ends by close.
-		streamCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		stop := context.AfterFunc(ctx, cancel)
-		client, err := alsv3.NewAccessLogServiceClient(conn).StreamAccessLogs(streamCtx, grpc.WaitForReady(true))
-		if err != nil || !stop() {
-			cancel()
-			return false
-		}
-		o.client, o.cancel = client, cancel
-		message.Identifier = &alsv3.StreamAccessLogsMessage_Identifier{Node: o.service.config.Node, LogName: o.sink.stream.name}
+		message = append(identifier, logs...)
 	}
 	stop := context.AfterFunc(ctx, o.cancel)
-	err := o.client.Send(message)
+	err := o.stream.SendMsg(message)
 	stop()
-	message.Identifier = nil
 	if err != nil {
 		o.cancel()
-		o.client = nil
+		o.stream = nil
 		return false
 	}
 	return true
 }
 
+// begin makes the stream, and returns what its first message begins with.
+func (o *outgoing) begin(ctx context.Context) ([]byte, error) {
+	conn, err := o.service.conn(o.sink.stream.cluster)
+	if err != nil {
+		return nil, err
+	}
+	identifier, err := proto.Marshal(&alsv3.StreamAccessLogsMessage{
+		Identifier: &alsv3.StreamAccessLogsMessage_Identifier{Node: o.service.config.Node, LogName: o.sink.stream.name},
+	})
+	if err != nil {
+		return nil, err
+	}
+	// The stream lives longer than this call: it ends by close.
+	streamCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, cancel)
+	stream, err := conn.NewStream(streamCtx, &alsv3.AccessLogService_ServiceDesc.Streams[0],
+		alsv3.AccessLogService_StreamAccessLogs_FullMethodName, grpc.WaitForReady(true), grpc.ForceCodecV2(codec{}))
+	if err == nil && !stop() {
+		err = ctx.Err()
+	}
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	o.stream, o.cancel = stream, cancel
+	return identifier, nil
+}
+
+// codec passes on what is encoded already. The answer, which comes at the end and says nothing, is not looked at.
+type codec struct{}
+
+// Marshal implements encoding.CodecV2.
+func (codec) Marshal(v any) (mem.BufferSlice, error) {
+	b, ok := v.([]byte)
+	if !ok {
+		return nil, fmt.Errorf("access log: %T is not encoded", v)
+	}
+	return mem.BufferSlice{mem.SliceBuffer(b)}, nil
+}
+
+// Unmarshal implements encoding.CodecV2.
+func (codec) Unmarshal(mem.BufferSlice, any) error { return nil }
+
+// Name implements encoding.CodecV2.
+func (codec) Name() string { return "proto" }
+
 // close ends the stream; what was sent has time to arrive.
 func (o *outgoing) close() {
-	if o.client == nil {
+	if o.stream == nil {
 		return
 	}
 	defer o.cancel()
 	timer := time.AfterFunc(lastFlush, o.cancel)
 	defer timer.Stop()
-	if _, err := o.client.CloseAndRecv(); err != nil {
+	err := o.stream.CloseSend()
+	if err == nil {
+		err = o.stream.RecvMsg(nil)
+	}
+	if err != nil {
 		o.service.config.Log.Debug("access log stream ended", "error", err)
 	}
 }
 
-// message makes the message of some entries; the first one carries the tags.
-func (o *outgoing) message(t taken) *alsv3.StreamAccessLogsMessage {
-	head := &t.entries[0].common
-	if head.CustomTags == nil {
-		head.CustomTags = map[string]string{}
-	}
-	head.CustomTags[TagSequence] = strconv.FormatUint(t.entries[0].number, 10)
-	if t.lost > 0 {
-		head.CustomTags[TagLost] = strconv.FormatUint(t.lost, 10)
-	}
-	message := &alsv3.StreamAccessLogsMessage{}
+// Numbers of StreamAccessLogsMessage.
+const (
+	messageHTTP, messageTCP protowire.Number = 2, 3
+	logEntry                protowire.Number = 1
+)
+
+// logs makes a message of some entries; the first one carries the tags.
+func (o *outgoing) logs(t taken) []byte {
+	w := &encoder{b: make([]byte, 0, int(t.bytes)+128)}
+	field := messageHTTP
 	if o.sink.stream.tcp {
-		list := make([]*datav3.TCPAccessLogEntry, 0, len(t.entries))
-		for _, e := range t.entries {
-			list = append(list, &e.tcp)
+		field = messageTCP
+	}
+	outer := w.open(field)
+	for i, e := range t.entries {
+		if i > 0 {
+			w.raw(logEntry, e.encoded)
+			continue
 		}
-		message.LogEntries = &alsv3.StreamAccessLogsMessage_TcpLogs{TcpLogs: &alsv3.StreamAccessLogsMessage_TCPAccessLogEntries{LogEntry: list}}
-		return message
+		at := w.open(logEntry)
+		w.b = append(w.b, e.encoded...)
+		// A message that comes twice is one: this adds to the entry's own properties.
+		common := w.open(entryCommon)
+		w.pair(commonTags, TagSequence, strconv.FormatUint(e.number, 10))
+		if t.lost > 0 {
+			w.pair(commonTags, TagLost, strconv.FormatUint(t.lost, 10))
+		}
+		w.close(common)
+		w.close(at)
 	}
-	list := make([]*datav3.HTTPAccessLogEntry, 0, len(t.entries))
-	for _, e := range t.entries {
-		list = append(list, &e.http)
-	}
-	message.LogEntries = &alsv3.StreamAccessLogsMessage_HttpLogs{HttpLogs: &alsv3.StreamAccessLogsMessage_HTTPAccessLogEntries{LogEntry: list}}
-	return message
+	w.close(outer)
+	return w.b
 }
 
 // conn returns the connection to a cluster, through the cluster's own endpoints and sockets.
@@ -410,29 +472,30 @@ func (s *Service) conn(name string) (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
-// verdicts keeps the metadata of the policies met, which are few, instead of making it anew for each entry.
+// verdicts keeps the encoded metadata of the policies met, which are few, instead of making it anew for each entry.
 type verdicts struct {
 	mu    sync.RWMutex
-	known map[verdict]*corev3.Metadata
+	known map[verdict][]byte
 }
 
 const maxVerdicts = 4096
 
-func (v *verdicts) get(of verdict) *corev3.Metadata {
-	if of.policy == "" && !of.denied {
-		return nil
-	}
+func (v *verdicts) get(of verdict) []byte {
 	v.mu.RLock()
-	m := v.known[of]
+	m, ok := v.known[of]
 	v.mu.RUnlock()
-	if m != nil {
+	if ok {
 		return m
 	}
-	m = of.metadata()
+	of.policy = strings.Clone(of.policy)
+	m, err := proto.Marshal(of.metadata())
+	if err != nil {
+		return nil // no text of it can be wrong: names of policies come from messages
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.known == nil || len(v.known) >= maxVerdicts {
-		v.known = map[verdict]*corev3.Metadata{}
+		v.known = map[verdict][]byte{}
 	}
 	v.known[of] = m
 	return m
