@@ -24,6 +24,8 @@ type Config struct {
 	Idle, Header time.Duration
 	// Upgrades reports whether a protocol may be switched to: what follows such a request is kept until it has been answered.
 	Upgrades func(protocol string) bool
+	// Grace is what a connection without any request so far has for its first one when it is drained.
+	Grace time.Duration
 	// Refused hears of what was refused.
 	Refused func(cause string)
 }
@@ -63,6 +65,7 @@ type Conn struct {
 
 	mu       sync.Mutex
 	requests []strict.Message
+	served   bool // a request has come
 	active   bool // a request is being answered
 	began    bool // a head has begun, and its deadline runs
 	armed    bool // a deadline of the guard's own is set
@@ -82,7 +85,7 @@ func (c *Conn) Next() strict.Message {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.requests[0]
-	c.requests, c.active = c.requests[1:], true
+	c.requests, c.active, c.served = c.requests[1:], true, true
 	return r
 }
 
@@ -101,7 +104,10 @@ func (c *Conn) Drain() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.draining = true
-	if c.waiting {
+	if c.waiting && !c.served {
+		c.armed = true
+		c.Conn.SetReadDeadline(time.Now().Add(c.cfg.Grace)) //nolint:errcheck // a closed connection has no reader to wake
+	} else if c.waiting {
 		c.armed = true
 		c.Conn.SetReadDeadline(aPast) //nolint:errcheck // a closed connection has no reader to wake
 	}
@@ -280,11 +286,13 @@ func (c *Conn) arm() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	idle := len(c.buf) == 0 && !c.active
-	if c.aborted || idle && c.draining {
+	if c.aborted || idle && c.draining && c.served {
 		return io.EOF
 	}
 	var limit time.Duration
 	switch {
+	case idle && c.draining:
+		limit = c.cfg.Grace
 	case idle:
 		limit = c.cfg.Idle
 	case len(c.buf) > 0 && !c.began:

@@ -23,13 +23,11 @@ func startSender(c *ClientConn, r *http.Request, first []byte) *sender {
 	s := &sender{}
 	go func() {
 		defer r.Body.Close()
-		if err := send(c, r, first); err != nil {
+		if err := s.send(c, r, first); err != nil {
 			// The reader is told by the connection's end, and by the client's side of the body.
 			c.broken.Store(true)
 			c.abort(err)
-			return
 		}
-		s.whole.Store(true)
 	}()
 	return s
 }
@@ -46,7 +44,7 @@ func (c *ClientConn) abort(err error) {
 // ended reports whether everything has been sent.
 func (s *sender) ended() bool { return s == nil || s.whole.Load() }
 
-func send(c *ClientConn, r *http.Request, first []byte) error {
+func (s *sender) send(c *ClientConn, r *http.Request, first []byte) error {
 	buf := append(make([]byte, 0, sendSize+len(first)), first...)
 	chunked := r.ContentLength < 0
 	remain := r.ContentLength
@@ -75,7 +73,7 @@ func send(c *ClientConn, r *http.Request, first []byte) error {
 			return err
 		}
 		if err == io.EOF {
-			return finishSend(c, r, buf, chunked, remain)
+			return s.finish(c, r, buf, chunked, remain)
 		}
 		if !chunked && remain == 0 {
 			continue // the body's end comes with the next read
@@ -98,7 +96,7 @@ func appendChunk(buf, data []byte) []byte {
 	return append(buf, "\r\n"...)
 }
 
-func finishSend(c *ClientConn, r *http.Request, buf []byte, chunked bool, remain int64) error {
+func (s *sender) finish(c *ClientConn, r *http.Request, buf []byte, chunked bool, remain int64) error {
 	if !chunked && remain != 0 {
 		return io.ErrUnexpectedEOF
 	}
@@ -113,6 +111,8 @@ func finishSend(c *ClientConn, r *http.Request, buf []byte, chunked bool, remain
 		}
 		buf = append(buf, "\r\n"...)
 	}
+	// Before the write: the answer to its last byte may be read before the write returns.
+	s.whole.Store(true)
 	if len(buf) == 0 {
 		return nil
 	}

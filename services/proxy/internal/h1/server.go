@@ -22,6 +22,8 @@ type Config struct {
 	Idle, Header time.Duration
 	// Upgrades reports whether a protocol may be switched to.
 	Upgrades func(protocol string) bool
+	// Grace is what a connection without any request so far has for its first one when it is drained.
+	Grace time.Duration
 	// Refused hears of what was refused.
 	Refused func(cause string)
 }
@@ -37,6 +39,8 @@ type Conn struct {
 	// ctx of all requests: it ends when the client has gone.
 	ctx    context.Context
 	cancel context.CancelFunc
+	// base has nothing but what all requests share; a request's context can be set only by a copy.
+	base http.Request
 	// continued: the client was told to send its body, or did not ask.
 	continued bool
 	hijacked  bool
@@ -45,6 +49,7 @@ type Conn struct {
 	draining bool
 	aborted  bool
 	idle     bool
+	served   bool // a request has come
 	handling bool
 	whole    bool          // the request's body has been read
 	watching chan struct{} // closed when the watch has ended; nil = nobody watches
@@ -84,7 +89,9 @@ func (c *Conn) Drain() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.draining = true
-	if c.idle {
+	if c.idle && !c.served {
+		c.nc.SetReadDeadline(time.Now().Add(c.cfg.Grace)) //nolint:errcheck // a closed connection has no reader to wake
+	} else if c.idle {
 		c.nc.SetReadDeadline(past) //nolint:errcheck // a closed connection has no reader to wake
 	}
 }
@@ -184,16 +191,13 @@ func (c *Conn) next() (*http.Request, error) {
 	c.mu.Lock()
 	c.whole = r.Length == 0
 	c.mu.Unlock()
-	req := &http.Request{Method: r.Method, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: r.Minor, Header: r.Header, Host: r.Host, Body: http.NoBody,
-		ContentLength: r.Length, RequestURI: r.Target}
+	req := c.base.WithContext(c.ctx)
+	req.Method, req.Proto, req.ProtoMajor, req.ProtoMinor = r.Method, "HTTP/1.1", 1, r.Minor
+	req.Header, req.Host, req.RequestURI, req.Body, req.ContentLength = r.Header, r.Host, r.Target, http.NoBody, r.Length
 	if r.Length != 0 {
-		b := &requestBody{c: c}
-		req.Body = b
-		req = req.WithContext(c.ctx)
-		b.r = req
-		return req, nil
+		req.Body = &requestBody{c: c, r: req}
 	}
-	return req.WithContext(c.ctx), nil
+	return req, nil
 }
 
 // head reads a head, with the deadline of idle connections before its first byte and that of heads after it.
@@ -246,8 +250,11 @@ func (c *Conn) head() (*strict.Request, error) {
 func (c *Conn) arm(limit time.Duration, idle bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.aborted || idle && c.draining {
+	if c.aborted || idle && c.draining && c.served {
 		return io.EOF
+	}
+	if idle && c.draining {
+		limit = c.cfg.Grace
 	}
 	c.idle = idle
 	if limit <= 0 {
@@ -288,7 +295,7 @@ func (c *Conn) isAborted() bool {
 func (c *Conn) setHandling(on bool) {
 	if on {
 		c.mu.Lock()
-		c.handling = true
+		c.handling, c.served = true, true
 		c.mu.Unlock()
 		c.timer.Reset(watchAfter)
 		return

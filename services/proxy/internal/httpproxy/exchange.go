@@ -70,6 +70,8 @@ type exchange struct {
 	writing sync.Mutex
 	// tunnelled are the bytes that a tunnel brought from the client.
 	tunnelled uint64
+	// grpcStatus overrides what the status of an answer of the proxy's own means to gRPC.
+	grpcStatus string
 	// atEnd is called when the exchange has ended.
 	atEnd []func()
 }
@@ -241,7 +243,7 @@ func (x *exchange) upgradeAllowed() bool {
 }
 
 func (x *exchange) filter(f *filter) bool {
-	if o := x.match.Override(f.name); o != nil {
+	if o, ok := x.match.Override(f.name); ok {
 		if o.Disabled {
 			return true
 		}
@@ -315,7 +317,10 @@ func (x *exchange) reply(status int, body, flag, details string) {
 	r.headers.Apply(h, &x.q)
 	if match.GRPC(x.q.Header) {
 		h["Content-Type"] = []string{"application/grpc"}
-		h["Grpc-Status"] = []string{grpcStatus(r.status)}
+		if x.grpcStatus == "" {
+			x.grpcStatus = grpcStatus(r.status)
+		}
+		h["Grpc-Status"] = []string{x.grpcStatus}
 		if r.body != "" {
 			h["Grpc-Message"] = []string{grpcMessage(r.body)}
 		}

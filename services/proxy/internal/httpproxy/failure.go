@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"time"
 
 	"golang.org/x/net/http2"
 
@@ -74,6 +75,13 @@ func bodyFailure(err error) *failure {
 	return &failure{flag: "DC", details: "downstream_remote_disconnect"}
 }
 
+// late reports whether the client's own deadline has come: a server that resets a stream then says what the client is about to say.
+func (w *forwarding) late() bool {
+	d, ok := grpcTimeout(w.x.q.Header.Get("Grpc-Timeout"))
+	// The server's clock began later, but from a value that was rounded.
+	return ok && time.Since(w.x.entry.Start) >= d*9/10
+}
+
 // refuse answers a request that got no answer.
 func (w *forwarding) refuse(f *failure, wanted bool) {
 	x := w.x
@@ -87,6 +95,9 @@ func (w *forwarding) refuse(f *failure, wanted bool) {
 		x.flag(f.flag)
 		x.entry.Details = f.details
 		panic(http.ErrAbortHandler)
+	}
+	if f.kind == route.Reset && w.late() {
+		x.grpcStatus = grpcDeadlineExceeded
 	}
 	x.reply(f.status, f.body, f.flag, f.details)
 }

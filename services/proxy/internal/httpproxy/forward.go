@@ -321,9 +321,11 @@ func idempotent(method string) bool {
 func (w *forwarding) request(ctx context.Context, sent *atomic.Bool) (*http.Request, *view) {
 	x := w.x
 	trace := &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }, Got1xxResponse: x.informational}
-	r := &http.Request{
-		Method: x.q.Method, URL: target(&x.q), Host: x.q.Authority, Header: x.q.Header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-	}
+	// A request's context can be set only by a copy, and the client's has to be copied anyway.
+	r := x.r.WithContext(httptrace.WithClientTrace(ctx, trace))
+	r.Method, r.URL, r.Host, r.Header, r.RequestURI = x.q.Method, target(&x.q), x.q.Authority, x.q.Header, ""
+	r.Proto, r.ProtoMajor, r.ProtoMinor, r.TransferEncoding, r.Close = "HTTP/1.1", 1, 1, nil, false
+	r.Body, r.ContentLength, r.Trailer = nil, 0, nil
 	if _, ok := x.q.Header["User-Agent"]; !ok {
 		x.q.Header["User-Agent"] = nil
 	}
@@ -339,7 +341,7 @@ func (w *forwarding) request(ctx context.Context, sent *atomic.Bool) (*http.Requ
 			r.Trailer = v.trailer
 		}
 	}
-	return r.WithContext(httptrace.WithClientTrace(ctx, trace)), v
+	return r, v
 }
 
 func target(q *match.Request) *url.URL {

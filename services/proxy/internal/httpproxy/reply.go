@@ -181,6 +181,8 @@ func (c *replies) apply(r *reply, q *match.Request) {
 	format.apply(r)
 }
 
+const grpcDeadlineExceeded = "4"
+
 // grpcStatus is what a gRPC client is told for an HTTP status.
 func grpcStatus(status int) string {
 	switch status {

@@ -37,6 +37,9 @@ func (m *Manager) Serve(ctx context.Context, nc net.Conn, c *model.Conn) {
 	s.serveHTTP1(ctx, nc, first)
 }
 
+// firstGrace is what a connection that was accepted and has sent nothing has for its first request when it is drained: the client could not know.
+const firstGrace = 2 * time.Second
+
 const preface = http2.ClientPreface
 
 // sniff reads until it is clear which version the client speaks: no request of HTTP/1 begins with HTTP/2's preface.
@@ -47,11 +50,10 @@ func (m *Manager) sniff(ctx context.Context, nc net.Conn) (first []byte, isHTTP2
 	case hcmv3.HttpConnectionManager_HTTP2:
 		return nil, true, nil
 	}
-	stop := context.AfterFunc(ctx, func() { nc.SetReadDeadline(time.Unix(1, 0)) }) //nolint:errcheck // the read says it
+	deadline := &firstDeadline{nc: nc}
+	stop := context.AfterFunc(ctx, deadline.drain)
 	defer stop()
-	if m.cfg.idle > 0 {
-		nc.SetReadDeadline(time.Now().Add(m.cfg.idle)) //nolint:errcheck // the read says it
-	}
+	deadline.set(m.cfg.idle)
 	buf := make([]byte, 0, 4<<10)
 	for {
 		n, err := nc.Read(buf[len(buf):cap(buf)])
@@ -67,14 +69,42 @@ func (m *Manager) sniff(ctx context.Context, nc net.Conn) (first []byte, isHTTP2
 			isHTTP2 = true
 			break
 		}
-		if n == len(buf) && m.cfg.headers > 0 {
-			nc.SetReadDeadline(time.Now().Add(m.cfg.headers)) //nolint:errcheck // the read says it
+		if n == len(buf) {
+			deadline.set(m.cfg.headers)
 		}
 	}
-	if !stop() {
-		return nil, false, ctx.Err()
+	return buf, isHTTP2, deadline.end()
+}
+
+// firstDeadline is a connection's read deadline until its version is known: whichever of idleness and drain comes last, the drain's stands.
+type firstDeadline struct {
+	nc      net.Conn
+	mu      sync.Mutex
+	drained bool
+	ended   bool
+}
+
+func (d *firstDeadline) set(after time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if after > 0 && !d.drained {
+		d.nc.SetReadDeadline(time.Now().Add(after)) //nolint:errcheck // the read says it
 	}
-	return buf, isHTTP2, nc.SetReadDeadline(time.Time{})
+}
+
+func (d *firstDeadline) drain() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.drained = true; !d.ended {
+		d.nc.SetReadDeadline(time.Now().Add(firstGrace)) //nolint:errcheck // the read says it
+	}
+}
+
+func (d *firstDeadline) end() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ended = true
+	return d.nc.SetReadDeadline(time.Time{})
 }
 
 func (s *session) serveHTTP1(ctx context.Context, nc net.Conn, first []byte) {
@@ -83,7 +113,7 @@ func (s *session) serveHTTP1(ctx context.Context, nc net.Conn, first []byte) {
 		return
 	}
 	cfg := s.m.cfg
-	c := h1.NewConn(nc, first, h1.Config{Limits: cfg.limits, Idle: cfg.idle, Header: cfg.headers, Upgrades: s.upgrades, Refused: s.refused})
+	c := h1.NewConn(nc, first, h1.Config{Limits: cfg.limits, Idle: cfg.idle, Header: cfg.headers, Upgrades: s.upgrades, Grace: firstGrace, Refused: s.refused})
 	s.guard, s.hijacked = c, func() error { return nil }
 	stop := context.AfterFunc(ctx, c.Drain)
 	defer stop()
@@ -100,7 +130,7 @@ func (s *session) serveLibrary(ctx context.Context, nc net.Conn, first []byte) {
 	cfg := s.m.cfg
 	g := guard.New(nc, first, guard.Config{
 		Limits: cfg.limits, Idle: cfg.idle, Header: cfg.headers,
-		Upgrades: s.upgrades, Refused: s.refused,
+		Upgrades: s.upgrades, Grace: firstGrace, Refused: s.refused,
 	})
 	s.guard = g
 	stop := context.AfterFunc(ctx, g.Drain)
@@ -152,7 +182,19 @@ func (s *session) serveHTTP2(ctx context.Context, nc net.Conn) {
 		return
 	}
 	// Shutdown of a server that listens on nothing only tells its connections.
-	stop := context.AfterFunc(ctx, func() { base.Shutdown(context.WithoutCancel(ctx)) }) //nolint:errcheck // there is no listener
+	shutdown := func() { base.Shutdown(context.WithoutCancel(ctx)) } //nolint:errcheck // there is no listener
+	ended := make(chan struct{})
+	defer close(ended)
+	stop := context.AfterFunc(ctx, func() {
+		if s.requests.Load() == 0 {
+			// The first request's answer ends the connection too.
+			select {
+			case <-ended:
+			case <-time.After(firstGrace):
+			}
+		}
+		shutdown()
+	})
 	defer stop()
 	nc = flood.New(nc, time.Now, s.refused)
 	h2.ServeConn(nc, &http2.ServeConnOpts{BaseConfig: base, Handler: s})

@@ -276,7 +276,7 @@ func TestDrain(t *testing.T) {
 		io.WriteString(w, "done")
 	})
 	b := newBench(t, plainManager(""), toBackend, c)
-	idle, fresh, busy := b.dial(), b.dial(), b.dial()
+	idle, fresh, silent, busy := b.dial(), b.dial(), b.dial(), b.dial()
 	idle.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n")
 	idle.response("GET")
 	busy.send("POST /slow HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nab")
@@ -286,7 +286,13 @@ func TestDrain(t *testing.T) {
 	<-begun
 	b.drain()
 	idle.closed()
+	// Who has sent nothing yet could not know: the first request is answered, and is the last.
+	fresh.send("GET /first HTTP/1.1\r\nHost: h\r\n\r\n")
+	if resp, body := fresh.response("GET"); resp.StatusCode != 200 || body != "done" || !resp.Close {
+		t.Errorf("first request of a drained connection: %d %q, close %v", resp.StatusCode, body, resp.Close)
+	}
 	fresh.closed()
+	silent.closed()
 	// The rest of a body still comes through.
 	busy.send("cd")
 	close(hold)

@@ -116,17 +116,17 @@ func (t *Table) host(authority string) *Host {
 	return t.any
 }
 
-// Override is the most specific configuration of a filter; nil = the filter's own counts.
-func (m *Match) Override(filter string) *Override {
+// Override is the most specific configuration of a filter; false = the filter's own counts.
+func (m *Match) Override(filter string) (Override, bool) {
 	for _, l := range m.levels() {
 		if l == nil {
 			continue
 		}
 		if o, ok := l.overrides[filter]; ok {
-			return &o
+			return o, true
 		}
 	}
-	return nil
+	return Override{}, false
 }
 
 // levels from the most specific to the least; those that do not apply are nil.
