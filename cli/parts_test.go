@@ -77,7 +77,7 @@ func lab(t *testing.T) (c *command, parts map[string]*fakePart, stop map[string]
 	stop["lab"] = serveSocket(t, filepath.Join(dir, "l", "lab.sock"), func(s *grpc.Server) {
 		labv1.RegisterLabServiceServer(s, fakeLab{observer: "passthrough:///memory"})
 	})
-	for _, name := range []string{"policy", "identity", "relay", "relay-2", "observer", "nodes/n1/agent", "nodes/n2/agent"} {
+	for _, name := range []string{"policy", "identity", "xds", "relay", "relay-2", "observer", "nodes/n1/agent", "nodes/n2/agent", "nodes/n1/dns", "nodes/n2/dns", "nodes/n1/proxy", "nodes/n2/proxy"} {
 		part := &fakePart{reply: &statusv1.GetStatusResponse{Part: filepath.Base(name), Version: "v1", Started: timestamppb.New(now.Add(-90 * time.Second)), WaitingFor: []string{"NATS"}}}
 		part.ready.Store(true)
 		parts[name] = part
@@ -104,11 +104,16 @@ func TestStatusReady(t *testing.T) {
 PART       STATE   UP      VERSION   DETAILS
 policy     ready   1m30s   v1        
 identity   ready   1m30s   v1        
+xds        ready   1m30s   v1        
 relay      ready   1m30s   v1        
 relay-2    ready   1m30s   v1        
 observer   ready   1m30s   v1        
 agent/n1   ready   1m30s   v1        endpoints 3; kernel path tcx^[; lost 4 (spool full)
 agent/n2   ready   1m30s   v1        
+dns/n1     ready   1m30s   v1        
+dns/n2     ready   1m30s   v1        
+proxy/n1   ready   1m30s   v1        
+proxy/n2   ready   1m30s   v1        
 
 Flows (passthrough:///memory): 12.50/s, 1000 seen, 10/4095 in memory
 Nodes: 1/2 connected: default/n2 unavailable
@@ -189,8 +194,8 @@ func TestStatusNotReady(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &got); err != nil || code != 1 {
 		t.Fatalf("%v, code %d:\n%s", err, code, out)
 	}
-	if got.Lab != "l" || got.Ready || len(got.Parts) != 7 || got.Parts[0].State != "missing" || got.Parts[0].Fault == "" ||
-		got.Parts[2].Waiting[0] != "NATS" || !got.Parts[3].Ready || got.Observer.Rate != 12.5 || got.Observer.Status.Seen != 1000 ||
+	if got.Lab != "l" || got.Ready || len(got.Parts) != 12 || got.Parts[0].State != "missing" || got.Parts[0].Fault == "" ||
+		got.Parts[3].Waiting[0] != "NATS" || !got.Parts[4].Ready || got.Observer.Rate != 12.5 || got.Observer.Status.Seen != 1000 ||
 		got.Observer.Nodes[1].State != "NODE_UNAVAILABLE" || got.Observer.Losses.Losses[0].Count != 17 {
 		t.Errorf("%+v", got)
 	}

@@ -157,9 +157,12 @@ func (p Place) AgentFolders(node string) (state, bpffs string) {
 }
 
 // Agents returns the agents' sockets by node. A node's folder without a socket counts as missing.
-func (p Place) Agents() []Socket {
+func (p Place) Agents() []Socket { return p.ofNodes("agent") }
+
+// ofNodes returns the sockets of a part that every node has, by node.
+func (p Place) ofNodes(part string) []Socket {
 	if p.Lab == "" {
-		return []Socket{p.check(Socket{Part: "agent", Path: filepath.Join(p.Dir, "agent.sock")})}
+		return []Socket{p.check(Socket{Part: part, Path: filepath.Join(p.Dir, part+".sock")})}
 	}
 	var out []Socket
 	nodes, err := os.ReadDir(filepath.Join(p.Dir, "nodes"))
@@ -168,21 +171,24 @@ func (p Place) Agents() []Socket {
 	}
 	for _, n := range nodes {
 		if n.IsDir() {
-			out = append(out, p.check(Socket{Part: "agent", Node: n.Name(), Path: filepath.Join(p.Dir, "nodes", n.Name(), "agent.sock")}))
+			out = append(out, p.check(Socket{Part: part, Node: n.Name(), Path: filepath.Join(p.Dir, "nodes", n.Name(), part+".sock")}))
 		}
 	}
 	return out
 }
 
 // central are the parts that every lab has.
-var central = []string{"policy", "identity", "relay", "observer"}
+var central = []string{"policy", "identity", "xds", "relay", "observer"}
+
+// local are the parts that every node has.
+var local = []string{"agent", "dns", "proxy"}
 
 // Parts returns the sockets of all parts, central ones first; those that a lab must have and lacks are marked.
 func (p Place) Parts() []Socket {
-	if p.Lab == "" {
-		return p.Agents()
-	}
 	var out []Socket
+	if p.Lab == "" {
+		return p.nodeParts()
+	}
 	for _, part := range central {
 		out = append(out, p.Central(part))
 	}
@@ -197,7 +203,15 @@ func (p Place) Parts() []Socket {
 		}
 	}
 	slices.SortStableFunc(out, func(a, b Socket) int { return cmp.Compare(rank(a.Part), rank(b.Part)) })
-	return append(out, p.Agents()...)
+	return append(out, p.nodeParts()...)
+}
+
+func (p Place) nodeParts() []Socket {
+	var all []Socket
+	for _, part := range local {
+		all = append(all, p.ofNodes(part)...)
+	}
+	return all
 }
 
 // rank keeps replicas beside the first of their kind.

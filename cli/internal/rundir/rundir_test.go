@@ -102,7 +102,7 @@ func TestParts(t *testing.T) {
 		}
 		got = append(got, name)
 	}
-	if want := "policy! identity relay relay-2 observer nats agent/n1 agent/n2!"; strings.Join(got, " ") != want {
+	if want := "policy! identity xds! relay relay-2 observer nats agent/n1 agent/n2! dns/n1! dns/n2! proxy/n1! proxy/n2!"; strings.Join(got, " ") != want {
 		t.Errorf("got  %s\nwant %s", strings.Join(got, " "), want)
 	}
 
@@ -110,7 +110,7 @@ func TestParts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if parts := p.Parts(); len(parts) != 1 || parts[0].Name() != "agent" || parts[0].Missing {
+	if parts := p.Parts(); len(parts) != 3 || parts[0].Name() != "agent" || parts[0].Missing {
 		t.Errorf("cluster: %+v", parts)
 	}
 }
