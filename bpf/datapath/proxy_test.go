@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"bytes"
 	"net/netip"
 	"testing"
 
@@ -137,7 +138,7 @@ func TestProxyMarks(t *testing.T) {
 	for _, f := range families {
 		for _, mark := range []uint32{MarkIngressPassed, MarkProxy, MarkEgressPassed, MarkRoutePassed} {
 			data := tcp(t, at(f.podA, 1000), at(f.out, 80), syn, 1, 0, 0)
-			if v := b.run(tcProgToNetwork, b.uplink, data, withMark(mark)); v.code != actOK || v.mark != mark {
+			if v := b.run(tcProgToNetwork, b.uplink, data, withMark(mark)); v.code != actOK || v.mark != mark || !bytes.Equal(v.out, data) {
 				t.Errorf("%s mark %#x: verdict %+v, want it to pass untouched", f.name, mark, v)
 			}
 		}

@@ -218,9 +218,15 @@ func TestProxyUDP(t *testing.T) {
 				return fmt.Errorf("answer %q, %w; want %q", buf[:n], err, want)
 			}
 		}
-		return nil
+		w.rejectDrops("moved")
+		_, err = c.Write([]byte(long))
+		return err
 	}))
-	w.rejectDrops("moved")
+	r = w.waitRecord("the fragment", func(r *Record) bool { return r.Type == RecordDrop })
+	if r.Reason != DropProxyFragment || r.Rule != 3 {
+		t.Errorf("drop %+v, want reason %d by rule 3", r, DropProxyFragment)
+	}
+	w.records()
 
 	// Without the listener nothing is answered.
 	w.do(w.Slots().Delete(11))
