@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"net/netip"
+	"os"
 	"reflect"
 	"testing"
 
@@ -94,8 +95,22 @@ func TestView(t *testing.T) {
 	if r, ok := v.Lookup(5, idB, unix.IPPROTO_UDP, 53); r.Verdict != PolicyDefaultDeny || !ok {
 		t.Errorf("range %+v, %v; want denied", r, ok)
 	}
+	before, err := v.Generation()
+	b.bump()
+	if after, err2 := v.Generation(); err != nil || err2 != nil || after != before+1 {
+		t.Errorf("generation %d, then %d; %v, %v", before, after, err, err2)
+	}
 	remotes, err := v.LiveRemotes()
 	if _, there := remotes[out4]; err != nil || !there || len(remotes) != 1 {
 		t.Errorf("live remotes %v, %v; want %v", remotes, err, out4)
+	}
+	if stale, err := v.Stale(); err != nil || stale {
+		t.Errorf("stale %v, %v", stale, err)
+	}
+	if err := os.Remove(b.oldPin(tcMapIpcache, layouts[tcMapIpcache])); err != nil {
+		t.Fatal(err)
+	}
+	if stale, err := v.Stale(); err != nil || !stale {
+		t.Errorf("without a pin: stale %v, %v", stale, err)
 	}
 }

@@ -4,6 +4,8 @@ package datapath
 
 import (
 	"errors"
+	"fmt"
+	"io/fs"
 	"net/netip"
 	"sync"
 
@@ -12,7 +14,8 @@ import (
 
 // View reads the maps of a node's datapath from their pins, whoever has loaded it, or nobody any more. It needs no programs and writes nothing.
 type View struct {
-	maps map[string]*ebpf.Map
+	bpffs string
+	maps  map[string]*ebpf.Map
 
 	mu        sync.Mutex // guards the buffers of conntrack
 	conntrack *Conntrack
@@ -26,8 +29,10 @@ type EndpointPolicyWord struct {
 
 // OpenView opens the maps under Config.PinPath. fs.ErrNotExist: none has been loaded yet.
 func OpenView(bpffs string) (*View, error) {
-	v := &View{maps: map[string]*ebpf.Map{}}
-	for _, name := range []string{tcMapEndpoints, tcMapIpcache, tcMapPolicyEndpoints, tcMapPolicyPeers, tcMapPolicyRanges, tcMapCt} {
+	v := &View{bpffs: bpffs, maps: map[string]*ebpf.Map{}}
+	for _, name := range []string{
+		tcMapEndpoints, tcMapIpcache, tcMapPolicyEndpoints, tcMapPolicyPeers, tcMapPolicyRanges, tcMapPolicyGeneration, tcMapCt,
+	} {
 		m, err := openPin(bpffs, name, &ebpf.LoadPinOptions{ReadOnly: true})
 		if err != nil {
 			return nil, errors.Join(err, v.Close())
@@ -36,6 +41,49 @@ func OpenView(bpffs string) (*View, error) {
 	}
 	v.conntrack = newConntrack(v.maps[tcMapCt], nil)
 	return v, nil
+}
+
+// Stale says whether the pins are gone or of other maps than those that the view reads: the datapath was removed, and perhaps loaded anew.
+func (v *View) Stale() (bool, error) {
+	for name, m := range v.maps {
+		now, err := openPin(v.bpffs, name, &ebpf.LoadPinOptions{ReadOnly: true})
+		if errors.Is(err, fs.ErrNotExist) {
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		same, err := sameMap(m, now)
+		if err := errors.Join(err, now.Close()); err != nil {
+			return false, fmt.Errorf("pinned map %s: %w", name, err)
+		}
+		if !same {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func sameMap(a, b *ebpf.Map) (bool, error) {
+	var ids [2]ebpf.MapID
+	for i, m := range []*ebpf.Map{a, b} {
+		info, err := m.Info()
+		if err != nil {
+			return false, err
+		}
+		ids[i], _ = info.ID()
+	}
+	return ids[0] == ids[1], nil
+}
+
+// Generation changes whenever live connections are to be decided anew (Policies.Bump): after every change of rows, of endpoints' policies, and of
+// identities that matters to them.
+func (v *View) Generation() (uint64, error) {
+	var generation uint64
+	if err := v.maps[tcMapPolicyGeneration].Lookup(uint32(0), &generation); err != nil {
+		return 0, fmt.Errorf("policy generation: %w", err)
+	}
+	return generation, nil
 }
 
 // Close lets go of the maps.
