@@ -37,7 +37,7 @@ func (s Shape) ports() []int {
 // HAProxy starts HAProxy with one thread.
 func HAProxy(ctx context.Context, dir string, cpu int, s Shape) (*Process, error) {
 	var b strings.Builder
-	b.WriteString("global\n  nbthread 1\n  maxconn 20000\n")
+	b.WriteString("global\n  nbthread 1\n  maxconn 8000\n")
 	if s.Log {
 		b.WriteString("  log stdout format raw local0\n")
 	}
@@ -63,7 +63,7 @@ func HAProxy(ctx context.Context, dir string, cpu int, s Shape) (*Process, error
 // Nginx starts nginx with one worker.
 func Nginx(ctx context.Context, dir string, cpu int, s Shape) (*Process, error) {
 	var b strings.Builder
-	fmt.Fprintf(&b, "daemon off;\nuser root;\nworker_processes 1;\npid %s/nginx.pid;\nerror_log %s/nginx-error.log;\nevents { worker_connections 20000; }\nhttp {\n", dir, dir)
+	fmt.Fprintf(&b, "daemon off;\nuser root;\nworker_processes 1;\npid %s/nginx.pid;\nerror_log %s/nginx-error.log;\nevents { worker_connections 8000; }\nhttp {\n", dir, dir)
 	if s.Log {
 		fmt.Fprintf(&b, "  access_log %s/nginx-access.log;\n", dir)
 	} else {
