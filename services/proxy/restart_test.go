@@ -259,7 +259,7 @@ func TestNewProcessThatFails(t *testing.T) {
 	}
 }
 
-// TestTerminationDrains: a request that is under way when the process is told to end is answered.
+// TestTerminationDrains: a request that is under way when the process is told to end is answered, and so is the first one of a connection that was there.
 func TestTerminationDrains(t *testing.T) {
 	b := newBench(t)
 	b.logCluster()
@@ -283,7 +283,8 @@ func TestTerminationDrains(t *testing.T) {
 	b.httpListener("slot-1", addr, "key")
 	p := b.spawn()
 	b.answers(addr, "one")
-	conn := dial(t, addr)
+	early, conn := dial(t, addr), dial(t, addr)
+	defer early.Close()
 	defer conn.Close()
 	if _, err := io.WriteString(conn, "GET /slow HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 		t.Fatal(err)
@@ -299,6 +300,13 @@ func TestTerminationDrains(t *testing.T) {
 		}
 		return err != nil
 	})
+	// One that connected before, and had nothing to say yet.
+	if _, err := io.WriteString(early, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := http.ReadResponse(bufio.NewReader(early), nil); err != nil || r.StatusCode != http.StatusOK {
+		t.Fatalf("the first request of a connection: %v, %v", r, err)
+	}
 	close(finish)
 	r, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil || r.StatusCode != http.StatusOK || !r.Close {

@@ -139,28 +139,11 @@ func (ch *chain) run(p *plan, stream net.Conn, c *model.Conn, start time.Time, r
 	if ch.tcp != nil {
 		ch.tcp.Serve(ch.drain, stream, c, policy)
 	} else {
-		ctx, cancel := ch.life(start)
+		ctx, cancel := ch.life(stream, start)
 		ch.http.Serve(ctx, stream, c)
 		cancel()
 	}
 	p.logger.Log(&model.Entry{Conn: c, Stream: true, Start: start, Duration: time.Since(start), Policy: policy})
-}
-
-// firstRequest is how long a new connection has to send its first request, however its chain is drained: nothing on the wire tells a client that it
-// connected in the very moment of an upgrade.
-const firstRequest = 2 * time.Second
-
-// life is the context of one connection: it ends with the chain's, but not before the connection has had its time.
-func (ch *chain) life(accepted time.Time) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(context.Background())
-	stop := context.AfterFunc(ch.drain, func() {
-		if wait := firstRequest - time.Since(accepted); wait > 0 {
-			time.AfterFunc(wait, cancel)
-			return
-		}
-		cancel()
-	})
-	return ctx, func() { stop(); cancel() }
 }
 
 func orNone(name string) string {
