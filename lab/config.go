@@ -46,6 +46,8 @@ type Config struct {
 	DNSArgs, ProxyArgs []string
 	// PolicyArgs and so on are further arguments of those services. Relay and observer need Separate for theirs.
 	PolicyArgs, IdentityArgs, XDSArgs, RelayArgs, ObserverArgs []string
+	// ProxyBinary is an Envoy that runs in the place of weir-proxy; default: weir-proxy.
+	ProxyBinary string
 	// LogLevel of Weir's parts; default info.
 	LogLevel string
 	// Timeout bounds the start: until Weir's parts are ready, and then until the pods are; default 60 s.

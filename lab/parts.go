@@ -235,6 +235,10 @@ func (l *Lab) readers(node cluster.NodeConfig) (dns, proxy part.Definition, err 
 		"--agent", l.agentSocket(node.Name), "--state-dir", filepath.Join(l.stateDir(), "nodes", node.Name, "dns"), "--socket", dnsSocket, "--log-level", l.config.LogLevel,
 	}
 	dns = l.process("dns/"+node.Name, namespace, append(args, forNode(l.config.DNSArgs, node.Name)...), dnsSocket)
+	if l.config.ProxyBinary != "" {
+		proxy, err = l.envoy(node, files, folder)
+		return dns, proxy, err
+	}
 	args = []string{
 		filepath.Join(l.config.BinDir, "weir-proxy"), "--node", node.Name, "--xds", l.config.addresses(l.config.XDS, xdsPort),
 		"--socket", proxySocket, "--access-log", filepath.Join(folder, "accesslog.sock"), "--log-level", l.config.LogLevel,

@@ -82,6 +82,7 @@ func upCommand() *cobra.Command {
 	flags.StringArrayVar(&config.PolicyArgs, "policy-arg", nil, "further `argument` of the policy services; repeatable")
 	flags.StringArrayVar(&config.DNSArgs, "dns-arg", nil, "further `argument` of every weir-dns, or of one: node1:--flag=value; repeatable")
 	flags.StringArrayVar(&config.ProxyArgs, "proxy-arg", nil, "further `argument` of every proxy, or of one: node1:--flag=value; repeatable")
+	flags.StringVar(&config.ProxyBinary, "proxy-binary", "", "an Envoy `binary` to run in the place of weir-proxy")
 	flags.StringArrayVar(&config.XDSArgs, "xds-arg", nil, "further `argument` of the xDS servers; repeatable")
 	flags.StringArrayVar(&config.IdentityArgs, "identity-arg", nil, "further `argument` of the identity brokers; repeatable")
 	flags.StringArrayVar(&config.RelayArgs, "relay-arg", nil, "further `argument` of the relays (with --separate); repeatable")

@@ -75,6 +75,9 @@ func Up(t testing.TB, manifests string, flags ...string) *Lab {
 	}
 	l := &Lab{t: t, Name: fmt.Sprintf("t%06x", rand.Uint32()&0xffffff), Server: FreePort(t)}
 	args := append([]string{"up", "-d", "--name", l.Name, "--manifests", dir, "--observer-listen", l.Server}, flags...)
+	if envoy := os.Getenv("WEIR_ENVOY"); envoy != "" { // make envoy-check
+		args = append(args, "--proxy-binary", envoy)
+	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			l.keepLogs()
