@@ -5,7 +5,7 @@ package render
 import (
 	"errors"
 	"fmt"
-	"math/bits"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -15,8 +15,8 @@ import (
 	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
 )
 
-// MaxActions is how many different header actions one filter may have: routes are made for every combination of those that may be due.
-const MaxActions = 6
+// MaxActionRoutes is how many routes the header actions of one filter may make: there is one for every combination of those that may be due at once.
+const MaxActionRoutes = 128
 
 // action is something to do when an item matches and a header is not as it requires.
 type action struct {
@@ -34,25 +34,68 @@ func variants(items []*policyv1.HTTPRule) ([]*routev3.Route, error) {
 	if err != nil {
 		return nil, err
 	}
-	sets := make([]int, 1<<len(actions))
-	for i := range sets {
-		sets[i] = i
+	sets, err := combinations(actions)
+	if err != nil {
+		return nil, err
 	}
-	slices.SortStableFunc(sets, func(a, b int) int { return bits.OnesCount(uint(b)) - bits.OnesCount(uint(a)) })
 	routes := make([]*routev3.Route, 0, len(sets))
 	for _, set := range sets {
-		routes = append(routes, variant(actions, set))
+		routes = append(routes, variant(set))
 	}
 	return routes, nil
 }
 
-func variant(actions []action, set int) *routev3.Route {
+// combinations are the sets of actions that one request may have due, the largest first.
+func combinations(actions []action) ([][]action, error) {
+	sets := [][]action{nil}
+	for _, a := range actions {
+		for _, set := range sets {
+			if slices.ContainsFunc(set, func(b action) bool { return disjoint(a.when, b.when) }) {
+				continue
+			}
+			if len(sets) == MaxActionRoutes {
+				return nil, fmt.Errorf("%d headerMatches with an action meet on this port, in more combinations than the %d that can be: each is a route",
+					len(actions), MaxActionRoutes)
+			}
+			sets = append(sets, append(slices.Clip(set), a))
+		}
+	}
+	slices.SortStableFunc(sets, func(a, b []action) int { return len(b) - len(a) })
+	return sets, nil
+}
+
+// disjoint reports whether no request can match both: two expressions for one part of it begin with texts that differ. (It may miss some.)
+func disjoint(a, b []*routev3.HeaderMatcher) bool {
+	for _, m := range a {
+		for _, n := range b {
+			if strings.HasPrefix(m.GetName(), ":") && m.GetName() == n.GetName() &&
+				apart(m.GetStringMatch().GetSafeRegex().GetRegex(), n.GetStringMatch().GetSafeRegex().GetRegex()) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// apart reports whether no text matches both expressions as a whole.
+func apart(a, b string) bool {
+	x, err := regexp.Compile(a)
+	if err != nil {
+		return false
+	}
+	y, err := regexp.Compile(b)
+	if err != nil {
+		return false
+	}
+	begin, whole := x.LiteralPrefix()
+	other, otherWhole := y.LiteralPrefix()
+	return !strings.HasPrefix(begin, other) && !strings.HasPrefix(other, begin) || whole && otherWhole && begin != other
+}
+
+func variant(actions []action) *routev3.Route {
 	r := passRoute()
 	var labels []string
-	for i, a := range actions {
-		if set&(1<<i) == 0 {
-			continue
-		}
+	for _, a := range actions {
 		labels = append(labels, a.label)
 		r.Match.Headers = append(r.Match.Headers, a.when...)
 		if a.add != nil {
@@ -84,9 +127,6 @@ func actionsOf(items []*policyv1.HTTPRule) ([]action, error) {
 				all = append(all, a)
 			}
 		}
-	}
-	if len(all) > MaxActions {
-		return nil, fmt.Errorf("%d headerMatches with an action meet on this port; at most %d can: each combination of them is a route", len(all), MaxActions)
 	}
 	return all, nil
 }

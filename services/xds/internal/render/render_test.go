@@ -181,3 +181,43 @@ func TestGolden(t *testing.T) {
 		})
 	}
 }
+
+// TestCombinationsOfActions: items that no request can match together do not multiply each other's routes.
+func TestCombinationsOfActions(t *testing.T) {
+	item := func(method, path string, headers ...string) *policyv1.HTTPRule {
+		r := &policyv1.HTTPRule{Method: method, Path: path}
+		for _, h := range headers {
+			r.Headers = append(r.Headers, &policyv1.HeaderRule{Name: h, Value: proto.String("v"), Mismatch: policyv1.Mismatch_MISMATCH_ADD})
+		}
+		return r
+	}
+	var many []*policyv1.HTTPRule
+	for i := range 100 {
+		many = append(many, item("", fmt.Sprintf("/path%02d", i), "x"))
+	}
+	for name, test := range map[string]struct {
+		items []*policyv1.HTTPRule
+		want  int
+	}{
+		"one item":          {[]*policyv1.HTTPRule{item("GET", "/", "a", "b")}, 4},
+		"other methods":     {[]*policyv1.HTTPRule{item("GET", "", "a"), item("PUT", "", "a")}, 3},
+		"a method in both":  {[]*policyv1.HTTPRule{item("GET", "", "a"), item("GET|PUT", "", "a")}, 4},
+		"a path of both":    {[]*policyv1.HTTPRule{item("", "/a.*", "a"), item("", "/ab", "a")}, 4},
+		"paths":             {[]*policyv1.HTTPRule{item("", "/a.*", "a"), item("", "/b", "a")}, 3},
+		"whole paths":       {[]*policyv1.HTTPRule{item("", "/a", "a"), item("", "/ab", "a")}, 3},
+		"cases":             {[]*policyv1.HTTPRule{item("", "(?i)/a", "a"), item("", "/A", "a")}, 4},
+		"a hundred of them": {many, 101},
+	} {
+		t.Run(name, func(t *testing.T) {
+			routes, err := variants(test.items)
+			if err != nil || len(routes) != test.want {
+				t.Fatalf("%d routes, %v; want %d", len(routes), err, test.want)
+			}
+			for i := 1; i < len(routes); i++ {
+				if len(routes[i].GetRequestHeadersToAdd()) > len(routes[i-1].GetRequestHeadersToAdd()) {
+					t.Errorf("route %d does more than the one before it", i)
+				}
+			}
+		})
+	}
+}
