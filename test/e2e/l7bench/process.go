@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// Package l7bench starts HTTP proxies side by side, each alone on a CPU, with equal configurations.
 package l7bench
 
 import (

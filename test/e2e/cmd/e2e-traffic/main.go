@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/weirmesh/weir/test/e2e/httpload"
 	"github.com/weirmesh/weir/test/e2e/names"
 	"github.com/weirmesh/weir/test/e2e/traffic"
 	"github.com/weirmesh/weir/test/e2e/web"
@@ -37,6 +38,12 @@ func run(ctx context.Context, args []string) error {
 	}
 	if len(args) > 1 && args[0] == "http" {
 		return web.Serve(ctx, args[1:]...)
+	}
+	if len(args) == 2 && args[0] == "origin" {
+		return httpload.ServeOrigin(ctx, ":"+args[1])
+	}
+	if len(args) > 4 && (args[0] == "http-load" || args[0] == "names-load") {
+		return loadL7(ctx, args[0], args[1:])
 	}
 	if len(args) > 1 && args[0] == "names" {
 		return names.Serve(ctx, args[1:]...)
@@ -72,7 +79,7 @@ func run(ctx context.Context, args []string) error {
 		return traffic.OffloadOff(args[1])
 	}
 	if len(args) == 0 || args[0] != "run" {
-		return errors.New("usage: e2e-traffic serve | http PORT... | names NAME=ADDRESS/TTL... | ready PORT | run [flags] | offload-off INTERFACE | ask-many [flags] ADDRESS:PORT | spoof|orphan-fragments|fill COUNT ADDRESS | measure-serve | load ADDRESS RATE DURATION | measure rtt|throughput|connections|packets ADDRESS DURATION | " + probeUsage)
+		return errors.New("usage: e2e-traffic serve | http PORT... | origin PORT | http-load ADDRESS:PORT CONNECTIONS RATE DURATION | names-load ADDRESS:PORT NAME SOCKETS RATE DURATION | names NAME=ADDRESS/TTL... | ready PORT | run [flags] | offload-off INTERFACE | ask-many [flags] ADDRESS:PORT | spoof|orphan-fragments|fill COUNT ADDRESS | measure-serve | load ADDRESS RATE DURATION | measure rtt|throughput|connections|packets ADDRESS DURATION | " + probeUsage)
 	}
 	args = args[1:]
 	fs := flag.NewFlagSet("e2e-traffic", flag.ContinueOnError)
@@ -98,6 +105,45 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	return json.NewEncoder(os.Stdout).Encode(made)
+}
+
+// loadL7 is http-load ADDRESS:PORT CONNECTIONS RATE DURATION, or names-load ADDRESS:PORT NAME SOCKETS RATE DURATION.
+func loadL7(ctx context.Context, what string, args []string) error {
+	to, err := netip.ParseAddrPort(args[0])
+	if err != nil {
+		return fmt.Errorf("address %q: %w", args[0], err)
+	}
+	name := ""
+	if what == "names-load" {
+		name, args = args[1], args[1:]
+	}
+	if len(args) != 4 {
+		return fmt.Errorf("%s: expected how many, how often and how long", what)
+	}
+	parallel, err := strconv.Atoi(args[1])
+	if err != nil {
+		return fmt.Errorf("count %q: %w", args[1], err)
+	}
+	rate, err := strconv.ParseFloat(args[2], 64)
+	if err != nil {
+		return fmt.Errorf("rate %q: %w", args[2], err)
+	}
+	over, err := time.ParseDuration(args[3])
+	if err != nil {
+		return fmt.Errorf("duration %q: %w", args[3], err)
+	}
+	if what == "names-load" {
+		r, err := names.Load(to, name, parallel, rate, over)
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(os.Stdout).Encode(r)
+	}
+	r, err := httpload.Load(ctx, to.String(), parallel, rate, over, "/")
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(r)
 }
 
 func askMany(ctx context.Context, args []string) error {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/weirmesh/weir/test/e2e/httpload"
 	"github.com/weirmesh/weir/test/e2e/l7bench"
 	"github.com/weirmesh/weir/test/e2e/ratio"
 )
@@ -62,13 +63,13 @@ func (b bench) l7(ctx context.Context) error {
 		return err
 	}
 	origin := make(chan error, 1)
-	go func() { origin <- l7bench.ServeOrigin(ctx, l7Origin) }()
+	go func() { origin <- httpload.ServeOrigin(ctx, l7Origin) }()
 	fmt.Println("\n# L7: proxies, one CPU each; 50 connections; the load and the server share the other CPU")
 	fmt.Printf("%-26s %12s %14s %14s %22s %22s\n", "proxy", "requests/s", "of HAProxy", "CPU/request", "added at 1,000/s: p50", "p99")
 	rates := map[string]*ratio.Pairs{}
 	rows := map[string]l7Row{}
 	for range b.pairs {
-		direct, err := l7bench.Load(ctx, l7Origin, 50, 1000, 2*b.duration, "/")
+		direct, err := httpload.Load(ctx, l7Origin, 50, 1000, 2*b.duration, "/")
 		if err != nil {
 			return err
 		}
@@ -107,7 +108,7 @@ type l7Row struct {
 	cpu, p50, p99 time.Duration
 }
 
-func (b bench) l7Measure(ctx context.Context, s subject, direct l7bench.Result) (row l7Row, err error) {
+func (b bench) l7Measure(ctx context.Context, s subject, direct httpload.Result) (row l7Row, err error) {
 	dir, err := os.MkdirTemp("", "weir-l7-")
 	if err != nil {
 		return row, err
@@ -119,14 +120,14 @@ func (b bench) l7Measure(ctx context.Context, s subject, direct l7bench.Result) 
 		return row, err
 	}
 	defer func() { _ = stop() }()
-	if _, err := l7bench.Load(ctx, p.Address, 50, 0, b.duration/2, "/"); err != nil { // warm
+	if _, err := httpload.Load(ctx, p.Address, 50, 0, b.duration/2, "/"); err != nil { // warm
 		return row, err
 	}
 	before, err := p.CPU()
 	if err != nil {
 		return row, err
 	}
-	full, err := l7bench.Load(ctx, p.Address, 50, 0, 2*b.duration, "/")
+	full, err := httpload.Load(ctx, p.Address, 50, 0, 2*b.duration, "/")
 	if err != nil {
 		return row, err
 	}
@@ -134,7 +135,7 @@ func (b bench) l7Measure(ctx context.Context, s subject, direct l7bench.Result) 
 	if err != nil {
 		return row, err
 	}
-	slow, err := l7bench.Load(ctx, p.Address, 50, 1000, 2*b.duration, "/")
+	slow, err := httpload.Load(ctx, p.Address, 50, 1000, 2*b.duration, "/")
 	if err != nil {
 		return row, err
 	}
@@ -181,10 +182,10 @@ func (b bench) l7Memory(ctx context.Context, s subject, listeners, routes, idle 
 	if err := awaitPort(ctx, l7First+listeners-1); err != nil {
 		return 0, err
 	}
-	if _, err := l7bench.Load(ctx, p.Address, 4, 0, 200*time.Millisecond, "/route/4999/x"); err != nil {
+	if _, err := httpload.Load(ctx, p.Address, 4, 0, 200*time.Millisecond, "/route/4999/x"); err != nil {
 		return 0, err
 	}
-	closeAll, err := l7bench.Idle(ctx, p.Address, idle)
+	closeAll, err := httpload.Idle(ctx, p.Address, idle)
 	defer closeAll()
 	if err != nil {
 		return 0, err
@@ -195,7 +196,7 @@ func (b bench) l7Memory(ctx context.Context, s subject, listeners, routes, idle 
 func awaitPort(ctx context.Context, port int) error {
 	address := fmt.Sprintf("127.0.0.1:%d", port)
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
-		closeAll, err := l7bench.Idle(ctx, address, 1)
+		closeAll, err := httpload.Idle(ctx, address, 1)
 		closeAll()
 		if err == nil || time.Now().After(deadline) {
 			return err

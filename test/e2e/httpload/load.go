@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package l7bench measures HTTP proxies side by side: the same load on the same server, the proxy alone on its CPU.
-package l7bench
+// Package httpload makes HTTP requests as fast as they are answered, or at a rate, and serves them as cheaply as may be.
+package httpload
 
 import (
 	"bufio"
