@@ -67,7 +67,7 @@ func TestFloods(t *testing.T) {
 			now := func() time.Time { clock = clock.Add(tt.step); return clock }
 			out, causes, err := through(bytes.Clone(in.Bytes()), 7, now)
 			if tt.want == "" {
-				if err != io.EOF || !bytes.Equal(out, in.Bytes()) {
+				if !errors.Is(err, io.EOF) || !bytes.Equal(out, in.Bytes()) {
 					t.Fatalf("got %d of %d bytes, %v, %v", len(out), in.Len(), causes, err)
 				}
 				return
@@ -87,7 +87,7 @@ func FuzzConn(f *testing.F) {
 		size = 1 + max(0, size)%64
 		out, causes, err := through(in, size, now)
 		whole, wholeCauses, wholeErr := through(in, len(in)+1, now)
-		if err == io.EOF && (!bytes.Equal(out, in) || !bytes.Equal(whole, in)) || err != wholeErr || len(causes) != len(wholeCauses) {
+		if errors.Is(err, io.EOF) && (!bytes.Equal(out, in) || !bytes.Equal(whole, in)) || !errors.Is(err, wholeErr) || len(causes) != len(wholeCauses) {
 			t.Fatalf("in pieces of %d: %v %v; whole: %v %v", size, causes, err, wholeCauses, wholeErr)
 		}
 	})

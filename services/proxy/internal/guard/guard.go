@@ -358,7 +358,7 @@ func (c *Conn) readData(p []byte) (int, error) {
 	if c.remain == 0 {
 		c.endData()
 	}
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
 	return n, err
@@ -393,7 +393,7 @@ func (c *Conn) line(limit int) (line []byte, ok bool, err error) {
 }
 
 func midBody(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err

@@ -9,6 +9,7 @@ package h1
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net/http"
 
@@ -99,7 +100,10 @@ func (d *body) begin(length int64) {
 }
 
 // ended reports whether the body has come to its end as it should.
-func (d *body) ended() bool { return d.err == io.EOF }
+func (d *body) ended() bool { return atEnd(d.err) }
+
+// atEnd: an error that wraps io.EOF is a fault, never a body's end.
+func atEnd(err error) bool { return err == io.EOF } //nolint:errorlint // see above
 
 // Read implements io.Reader.
 func (d *body) Read(p []byte) (int, error) {
@@ -120,7 +124,7 @@ func (d *body) fail(err error) {
 	if err == nil {
 		return
 	}
-	if err == io.EOF && d.state != untilClose && d.state != none {
+	if errors.Is(err, io.EOF) && d.state != untilClose && d.state != none {
 		err = io.ErrUnexpectedEOF
 	}
 	d.err = err

@@ -145,7 +145,7 @@ func (c *ClientConn) roundTrip(r *http.Request, trace *httptrace.ClientTrace) (*
 			continue
 		}
 		if err != nil {
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
 			return nil, err
@@ -269,7 +269,7 @@ func (b *responseBody) Read(p []byte) (int, error) {
 		return 0, http.ErrBodyReadAfterClose
 	}
 	n, err := b.body.Read(p)
-	if err == io.EOF {
+	if atEnd(err) {
 		if len(b.trailer) > 0 {
 			b.resp.Trailer = b.trailer
 		}

@@ -3,6 +3,7 @@
 package h1
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"strconv"
@@ -36,7 +37,8 @@ func startSender(c *ClientConn, r *http.Request, first []byte) *sender {
 type writeError struct{ error }
 
 func (c *ClientConn) abort(err error) {
-	if _, ok := err.(writeError); !ok {
+	var write writeError
+	if !errors.As(err, &write) {
 		c.nc.SetReadDeadline(past) //nolint:errcheck // a closed connection has no reader to wake
 	}
 }
@@ -69,10 +71,10 @@ func (s *sender) send(c *ClientConn, r *http.Request, first []byte) error {
 			}
 			buf = buf[:at+n]
 		}
-		if err != nil && err != io.EOF {
+		if err != nil && !atEnd(err) {
 			return err
 		}
-		if err == io.EOF {
+		if atEnd(err) {
 			return s.finish(c, r, buf, chunked, remain)
 		}
 		if !chunked && remain == 0 {

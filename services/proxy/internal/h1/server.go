@@ -364,7 +364,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	n, err := b.c.in.Read(p)
-	if err == io.EOF {
+	if atEnd(err) {
 		b.r.Trailer = b.c.in.trailer
 		b.c.mu.Lock()
 		b.c.whole = true

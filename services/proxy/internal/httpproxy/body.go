@@ -59,8 +59,11 @@ func (s *source) started() bool {
 func (s *source) ended() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.err == io.EOF
+	return atEnd(s.err)
 }
+
+// atEnd: an error that wraps io.EOF is a fault, never a body's end.
+func atEnd(err error) bool { return err == io.EOF } //nolint:errorlint // see above
 
 func (s *source) reading() bool {
 	s.mu.Lock()
@@ -75,7 +78,7 @@ func (s *source) failed() error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.err == io.EOF {
+	if atEnd(s.err) {
 		return nil
 	}
 	return s.err
@@ -136,7 +139,7 @@ func (v *view) replay(p []byte) (n int, done bool, err error) {
 		v.pos += uint64(n)
 		return n, true, nil
 	}
-	if s.err == io.EOF {
+	if atEnd(s.err) {
 		v.copyTrailer()
 	}
 	return 0, s.err != nil, s.err
@@ -149,7 +152,7 @@ func (v *view) fetch(p []byte) (int, error) {
 	}
 	n, err := s.body.Read(p)
 	s.touch()
-	if err == io.EOF {
+	if atEnd(err) {
 		s.whole()
 	}
 	s.mu.Lock()
@@ -168,7 +171,7 @@ func (v *view) fetch(p []byte) (int, error) {
 		return 0, errClosed
 	}
 	v.pos = s.total
-	if err == io.EOF {
+	if atEnd(err) {
 		v.copyTrailer()
 	}
 	return n, err
@@ -222,7 +225,7 @@ func discard(r io.Reader, n int64) bool {
 		var one [1]byte
 		_, err = io.ReadFull(r, one[:])
 	}
-	return err == io.EOF
+	return atEnd(err)
 }
 
 // buffers of the copying of bodies.

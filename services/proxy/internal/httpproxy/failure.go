@@ -31,7 +31,7 @@ const resetReason = "upstream connect error or disconnect/reset before headers. 
 func (w *forwarding) classify(err error, unsent bool) *failure {
 	var connect *upstream.ConnectError
 	var stream http2.StreamError
-	var goAway http2.GoAwayError
+	var goAway http2.GoAwayError //nolint:staticcheck // what the transport of package upstream returns
 	switch {
 	case errors.Is(err, errPerTry):
 		return &failure{route.PerTryTimeout, http.StatusGatewayTimeout, "UT", errTimeout.Error(), "upstream_per_try_timeout"}

@@ -285,7 +285,7 @@ func (w *forwarding) send(e model.Endpoint, fresh bool) (a *answer, fail *failur
 	}
 	var sent atomic.Bool
 	req, body := w.request(ctx, &sent)
-	resp, err := conn.RoundTrip(req)
+	resp, err := conn.RoundTrip(req) //nolint:bodyclose // who takes the answer closes it
 	if err != nil {
 		defer stop()
 		if body != nil {

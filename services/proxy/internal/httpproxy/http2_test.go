@@ -5,7 +5,6 @@ package httpproxy
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -50,7 +49,7 @@ func (service) EmptyCall(ctx context.Context, _ *testgrpc.Empty) (*testgrpc.Empt
 func (service) FullDuplexCall(s grpc.BidiStreamingServer[testgrpc.StreamingOutputCallRequest, testgrpc.StreamingOutputCallResponse]) error {
 	for {
 		m, err := s.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
@@ -117,7 +116,7 @@ func TestGRPC(t *testing.T) {
 		}
 	}
 	s.CloseSend()
-	if _, err := s.Recv(); err != io.EOF {
+	if _, err := s.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("end of stream: %v", err)
 	}
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -357,9 +356,12 @@ func TestRapidReset(t *testing.T) {
 	}
 }
 
-func TestHTTP2OverTLS(t *testing.T) {
+// TestHTTP2Transport: what the library sends without TLS.
+func TestHTTP2Transport(t *testing.T) {
 	b := newBench(t, plainManager(""), toBackend, backend(t, "b", echo))
-	tr := &http2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, network, _ string, _ *tls.Config) (net.Conn, error) {
+	var protocols http.Protocols
+	protocols.SetUnencryptedHTTP2(true)
+	tr := &http.Transport{Protocols: &protocols, DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, network, b.addr)
 	}}
 	defer tr.CloseIdleConnections()

@@ -121,7 +121,7 @@ func (x *exchange) copyBody(resp *http.Response, streamed bool) error {
 			x.timer.touch()
 			remain -= int64(n)
 		}
-		if err == io.EOF || !streamed && remain == 0 && err == nil {
+		if atEnd(err) || !streamed && remain == 0 && err == nil {
 			return x.copied(resp, err, remain)
 		}
 		if err != nil {
@@ -137,12 +137,12 @@ func (x *exchange) copied(resp *http.Response, err error, remain int64) error {
 	if resp.ContentLength > 0 && remain != 0 {
 		return io.ErrUnexpectedEOF
 	}
-	if err == io.EOF {
+	if atEnd(err) {
 		return nil
 	}
 	// The library gives its connection back when it has seen the end.
 	var one [1]byte
-	if n, err := resp.Body.Read(one[:]); n > 0 || err != io.EOF {
+	if n, err := resp.Body.Read(one[:]); n > 0 || !atEnd(err) {
 		return io.ErrUnexpectedEOF
 	}
 	return nil

@@ -166,6 +166,7 @@ func http1Only() *http.Protocols {
 	return &p
 }
 
+//nolint:staticcheck // net/http's own server of HTTP/2 takes what a listener accepted, not a connection of which the beginning was read
 func (s *session) serveHTTP2(ctx context.Context, nc net.Conn) {
 	cfg := s.m.cfg
 	base := &http.Server{Handler: s, ErrorLog: s.m.errorLog(), MaxHeaderBytes: cfg.limits.Bytes}

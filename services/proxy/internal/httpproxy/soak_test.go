@@ -23,7 +23,7 @@ import (
 func soakRequests(t *testing.T) int {
 	v := os.Getenv("WEIR_SOAK_REQUESTS")
 	if v == "" {
-		return 20_000
+		return 5_000
 	}
 	n, err := strconv.Atoi(v)
 	if err != nil {
@@ -166,8 +166,11 @@ func session1(b *bench, next *atomic.Int64) error {
 			return fmt.Errorf("request %d: %w", i, err)
 		}
 		body, err := io.ReadAll(resp.Body)
-		if err != nil || string(body) != want || resp.StatusCode != status {
-			return fmt.Errorf("request %d: %d %q, %v; want %d %q", i, resp.StatusCode, body, err, status, want)
+		if err != nil {
+			return fmt.Errorf("request %d: %d %q: %w", i, resp.StatusCode, body, err)
+		}
+		if string(body) != want || resp.StatusCode != status {
+			return fmt.Errorf("request %d: %d %q; want %d %q", i, resp.StatusCode, body, status, want)
 		}
 	}
 	return nil

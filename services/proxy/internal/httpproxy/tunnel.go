@@ -83,7 +83,7 @@ func (w *forwarding) tunnel(client net.Conn, server io.ReadWriteCloser) {
 
 // endDirection passes an end on: what comes the other way may still matter.
 func endDirection(to io.Closer, err error) {
-	if cw, ok := to.(interface{ CloseWrite() error }); ok && err == io.EOF && cw.CloseWrite() == nil {
+	if cw, ok := to.(interface{ CloseWrite() error }); ok && atEnd(err) && cw.CloseWrite() == nil {
 		return
 	}
 	to.Close()

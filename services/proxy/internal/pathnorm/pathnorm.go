@@ -125,10 +125,10 @@ func decodeUnreserved(path string) string {
 	}
 	b := make([]byte, 0, len(path))
 	for i := 0; i < len(path); i++ {
-		switch {
-		case path[i] == '\\':
+		switch path[i] {
+		case '\\':
 			b = append(b, '/')
-		case path[i] == '%':
+		case '%':
 			if c := byte(hex(path[i+1])<<4 | hex(path[i+2])); unreserved(c) {
 				b = append(b, c)
 			} else {

@@ -3,6 +3,7 @@
 package pathnorm
 
 import (
+	"errors"
 	"strings"
 	"testing"
 )
@@ -48,7 +49,7 @@ func TestNormalize(t *testing.T) {
 	}
 	for _, tt := range tests {
 		got, redirect, err := Normalize(tt.in, all)
-		if got != tt.want || redirect != tt.redirect || err != tt.err {
+		if got != tt.want || redirect != tt.redirect || !errors.Is(err, tt.err) {
 			t.Errorf("Normalize(%q) = %q, %v, %v; want %q, %v, %v", tt.in, got, redirect, err, tt.want, tt.redirect, tt.err)
 		}
 	}
@@ -69,7 +70,7 @@ func TestOptions(t *testing.T) {
 	}
 	for _, tt := range tests {
 		got, _, err := Normalize(tt.in, tt.o)
-		if got != tt.want || err != tt.err {
+		if got != tt.want || !errors.Is(err, tt.err) {
 			t.Errorf("Normalize(%q, %+v) = %q, %v; want %q, %v", tt.in, tt.o, got, err, tt.want, tt.err)
 		}
 	}

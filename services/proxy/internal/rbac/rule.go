@@ -70,8 +70,8 @@ func compilePrincipal(p *rbacv3.Principal, path string) (matcher, error) {
 		return address(r.DirectRemoteIp, fields.Join(path, "direct_remote_ip"), remote)
 	case *rbacv3.Principal_RemoteIp:
 		return address(r.RemoteIp, fields.Join(path, "remote_ip"), remote)
-	case *rbacv3.Principal_SourceIp: //nolint:staticcheck // the deprecated form is still written
-		return address(r.SourceIp, fields.Join(path, "source_ip"), remote)
+	case *rbacv3.Principal_SourceIp:
+		return address(r.SourceIp, fields.Join(path, "source_ip"), remote) //nolint:staticcheck // the deprecated form is still written
 	}
 	return nil, unknown(p, path)
 }

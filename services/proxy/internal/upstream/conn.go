@@ -63,13 +63,14 @@ func (c *Conn) Release(reuse bool) { c.pool.put(c, reuse) }
 // connector makes connections by the library.
 type connector struct {
 	h1      *http.Transport
-	h2      *http2.Transport
+	h2      *http2.Transport //nolint:staticcheck // net/http does not say whether one more stream has room on a connection
 	limits  strict.Limits
 	library bool
 }
 
 type dialKey struct{}
 
+//nolint:staticcheck // http2.Transport, as above
 func newConnector(maxHeader int64, library bool) connector {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		d, ok := ctx.Value(dialKey{}).(func(context.Context) (net.Conn, error))
@@ -97,7 +98,7 @@ func (t connector) connect(ctx context.Context, p model.Protocol, dial func(cont
 		if err != nil {
 			return nil, err
 		}
-		cc, err := t.h2.NewClientConn(nc)
+		cc, err := t.h2.NewClientConn(nc) //nolint:staticcheck // as above
 		if err != nil {
 			nc.Close()
 			return nil, err

@@ -69,9 +69,9 @@ type Client struct {
 	kick   chan struct{}
 	types  []*subscription
 
-	connected, everything atomic.Bool
-	responses, nacks      atomic.Uint64
-	failures              atomic.Uint64
+	connected        atomic.Bool
+	responses, nacks atomic.Uint64
+	failures         atomic.Uint64
 }
 
 // subscription is what is had and wanted of one type.
