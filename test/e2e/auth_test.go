@@ -22,6 +22,8 @@ import (
 	"testing"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -41,6 +43,7 @@ import (
 // fabricPorts are all that Weir's parts open for each other.
 var fabricPorts = map[string]string{
 	"nats": "172.30.0.2:4222", "policy": "172.30.0.2:18001", "identity": "172.30.0.2:18002", "source": "172.30.0.2:18003", "relay": "172.30.0.2:4244",
+	"xds": "172.30.0.2:18000",
 }
 
 // TestAuthentication: every port inside the fabric refuses who cannot show a certificate of the lab, and every RPC who shows the wrong one.
@@ -261,6 +264,10 @@ func (a *attacker) calls(ctx context.Context, t *testing.T) {
 		{"agent watches the objects", codes.PermissionDenied, func() error { return a.watch(ctx, t, "agent-node1") }},
 		{"policy watches the objects", codes.OK, func() error { return a.watch(ctx, t, "policy") }},
 		{"relay syncs as a node", codes.PermissionDenied, func() error { return a.sync(ctx, t, "relay", hello("node1")) }},
+		{"proxy watches what is rendered", codes.PermissionDenied, func() error { return a.render(ctx, t, "proxy-node1") }},
+		{"agent asks for a proxy's configuration", codes.PermissionDenied, func() error { return a.discover(ctx, t, "agent-node1", "node1") }},
+		{"proxy asks for another node's configuration", codes.PermissionDenied, func() error { return a.discover(ctx, t, "proxy-node1", "node2") }},
+		{"proxy asks for its configuration", codes.OK, func() error { return a.discover(ctx, t, "proxy-node1", "node1") }},
 		{"policy publishes flows", codes.PermissionDenied, func() error { return a.publish(ctx, t, "policy", "node1") }},
 		{"agent asks the policy service's status over TCP", codes.PermissionDenied, func() error {
 			_, err := statusv1.NewStatusServiceClient(a.grpc(t, "policy", "agent-node1")).GetStatus(ctx, &statusv1.GetStatusRequest{})
@@ -281,6 +288,30 @@ func (a *attacker) calls(ctx context.Context, t *testing.T) {
 	if answer, err := a.natsConnect(ctx, a.certificate(t, "relay")); err != nil || answer != "PONG" {
 		t.Errorf("NATS to a relay: %q, %v, want PONG", answer, err)
 	}
+}
+
+// render asks the policy service for what xDS servers render.
+func (a *attacker) render(ctx context.Context, t *testing.T, cert string) error {
+	stream, err := policyv1.NewRenderServiceClient(a.grpc(t, "policy", cert)).Watch(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = stream.Recv()
+	return err
+}
+
+// discover asks an xDS server for a node's clusters.
+func (a *attacker) discover(ctx context.Context, t *testing.T, cert, node string) error {
+	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(a.grpc(t, "xds", cert)).StreamAggregatedResources(ctx)
+	if err != nil {
+		return err
+	}
+	err = stream.Send(&discoveryv3.DiscoveryRequest{Node: &corev3.Node{Id: node}, TypeUrl: "type.googleapis.com/envoy.config.cluster.v3.Cluster"})
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	_, err = stream.Recv()
+	return err
 }
 
 // natsConnect logs in and returns the first word of the server about it.
