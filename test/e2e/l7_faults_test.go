@@ -246,3 +246,45 @@ func TestRuleEdit(t *testing.T) {
 		client.Close()
 	}
 }
+
+// TestReplicas kills each replica of the policy service and of the xDS server in turn: rules that are edited meanwhile come through by the other one, and no
+// request is judged wrongly or lost.
+func TestReplicas(t *testing.T) {
+	lab := cluster.Up(t, faultPods, "--separate", "--policies=2", "--xds=2")
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	defer cancel()
+	lab.Apply(ctx, ruledPolicy)
+	near := l7Everywhere[0]
+	client := near.web(ctx, lab, ruledAt, web.Options{})
+	defer client.Close()
+	judged := func(path string, status int) func() error {
+		return func() error {
+			a, err := client.Do(ctx, "GET", "http://server:8080"+path)
+			if err == nil && a.Status != status {
+				err = fmt.Errorf("%s is answered with %d, want %d", path, a.Status, status)
+			}
+			return err
+		}
+	}
+	cluster.Eventually(t, 20*time.Second, judged("/secret", 403))
+	cluster.Eventually(t, 20*time.Second, judged("/always", 403))
+	load := near.web(ctx, lab, ruledAt, web.Options{Fresh: true})
+	stop := web.Load{Client: load, Every: 10 * time.Millisecond, Requests: []web.Request{{Method: "GET", URL: "http://server:8080/secret", Status: 403}}}.Start(ctx)
+	for i, part := range []string{"xds", "policy", "xds-2", "policy-2"} {
+		lab.Control(ctx, part, labv1.ControlPartRequest_ACTION_KILL)
+		path := fmt.Sprintf("/edit%d", i)
+		lab.Apply(ctx, strings.Replace(ruledPolicy, `"/open"`, `"`+path+`"`, 1))
+		cluster.Eventually(t, 30*time.Second, judged(path, 200))
+		if err := judged("/open", 403)(); err != nil {
+			t.Errorf("without %s: %v", part, err)
+		}
+		lab.Control(ctx, part, labv1.ControlPartRequest_ACTION_START)
+		cluster.Eventually(t, 30*time.Second, func() error {
+			_, err := lab.Details(ctx, part+".sock")
+			return err
+		})
+	}
+	if r := stop(); r.Failures() > 0 || len(r.Wrong) > 0 || r.Total() < 50 {
+		t.Errorf("while replicas are killed: %s", r)
+	}
+}
