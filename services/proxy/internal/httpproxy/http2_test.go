@@ -299,13 +299,6 @@ func TestHTTP2Frames(t *testing.T) {
 				}
 			}
 		}, "goaway ENHANCE_YOUR_CALM|closed"},
-		{"ping flood", func(c *h2Client) {
-			for range 400000 {
-				if c.fr.WritePing(false, [8]byte{}) != nil {
-					return
-				}
-			}
-		}, "goaway ENHANCE_YOUR_CALM|closed"},
 	}
 	c := backend(t, "b", echo)
 	b := newBench(t, plainManager(""), toBackend, c)
