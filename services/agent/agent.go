@@ -159,9 +159,13 @@ func (s *Service) setUp() (_ *node, err error) {
 	if err := n.setUpProxies(); err != nil {
 		return nil, err
 	}
+	named, err := namedPolicies(s.config.BPFFS)
+	if err != nil {
+		return nil, err
+	}
 	n.policies, err = policymap.New(policymap.Config{
 		Maps: n.datapath.Policies(), NumbersFile: s.path("policy-numbers"), PausesFile: s.path("policy-pauses"), Names: n.directory, Slots: n.slots, NameRules: n.names,
-		Events: n.events, Now: time.Now, Log: s.log,
+		Named: named, Events: n.events, Now: time.Now, Log: s.log,
 	})
 	if err != nil {
 		return nil, err

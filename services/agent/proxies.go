@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -45,6 +46,20 @@ func (n *node) setUpProxies() error {
 		Draining: n.draining, Now: time.Now, Log: n.log,
 	})
 	return nil
+}
+
+// namedPolicies are the policies that weir-dns has written rows of.
+func namedPolicies(bpffs string) ([]uint32, error) {
+	maps, err := datapath.OpenNames(bpffs)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := maps.Policies()
+	var policies []uint32
+	for _, r := range rows {
+		policies = append(policies, r.Policy)
+	}
+	return policies, errors.Join(err, maps.Close())
 }
 
 // reportSlots tells the policy service which slots are in use.

@@ -152,7 +152,7 @@ func (b *bench) tryLearn(endpoint uint16, name string, ttl time.Duration, addrs 
 func (b *bench) update(upserts []Policy, removed ...uint32) {
 	b.t.Helper()
 	done := false
-	b.Update(upserts, removed, func() { done = true })
+	b.Update(upserts, removed, false, func() { done = true })
 	if err := b.flush(); err != nil || !done {
 		b.t.Fatalf("update: done %v, %v", done, err)
 	}
@@ -400,7 +400,7 @@ func TestFailedWrites(t *testing.T) {
 
 	b.maps.failRows = bad
 	done := false
-	b.Update([]Policy{{8, []Selector{byPattern("*", https)}}}, nil, func() { done = true })
+	b.Update([]Policy{{8, []Selector{byPattern("*", https)}}}, nil, false, func() { done = true })
 	if err := b.flush(); !errors.Is(err, bad) || done {
 		t.Fatalf("flush %v, done %v", err, done)
 	}
@@ -551,13 +551,51 @@ func random(t *testing.T, r *rand.Rand) {
 	}
 }
 
+// Rows of an earlier process for policies that are not known any more are gone before the complete state is acknowledged: while addresses are in their
+// sets, and with the rules on disk lost.
+func TestStrangersGo(t *testing.T) {
+	dir := t.TempDir()
+	withDir := func(c *Config) { c.Dir = dir }
+	first := newBench(t, withDir)
+	first.update([]Policy{{7, []Selector{byPattern("*", http)}}, {8, []Selector{byPattern("*", https)}}})
+	first.learn(1, "a.", time.Minute, "1.1.1.1")
+	if err := first.Save(); err != nil {
+		t.Fatal(err)
+	}
+	b := newBench(t, withDir)
+	b.maps = first.maps
+	b.cfg.Maps = first.maps
+	if err := b.Load(); err != nil {
+		t.Fatal(err)
+	}
+	b.update([]Policy{{8, []Selector{byPattern("*", https)}}})
+	if len(b.maps.allows(7, "1.1.1.1"))+len(b.maps.allows(8, "1.1.1.1")) == 0 {
+		t.Fatal("rows went before the state was complete")
+	}
+	acked := false
+	b.Update(nil, nil, true, func() {
+		acked = true
+		for row := range b.maps.rows {
+			if row.Policy == 7 {
+				t.Errorf("acknowledged with %v", row)
+			}
+		}
+	})
+	if err := b.flush(); err != nil || !acked {
+		t.Fatalf("flush %v, acknowledged %v", err, acked)
+	}
+	if diff := cmp.Diff([]Range{https}, b.maps.allows(8, "1.1.1.1")); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestRun(t *testing.T) {
 	b := newBench(t, func(c *Config) { c.Dir, c.Now = t.TempDir(), time.Now })
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- b.Run(ctx) }()
 	acked := make(chan struct{})
-	b.Update([]Policy{{7, []Selector{byPattern("*", http)}}}, nil, func() { close(acked) })
+	b.Update([]Policy{{7, []Selector{byPattern("*", http)}}}, nil, false, func() { close(acked) })
 	<-acked
 	done := make(chan error, 1)
 	if b.Learn(1, "a.", []netip.Addr{netip.MustParseAddr("1.1.1.1")}, time.Minute, func(err error) { done <- err }) {

@@ -4,6 +4,7 @@ package dnsnames
 
 import (
 	"encoding/binary"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -43,10 +44,14 @@ type set struct {
 	isNew     bool
 }
 
-// Update replaces some policies and removes others. done is called when the maps hold them; while they cannot, it is tried again. It must not block.
-func (e *Engine) Update(upserts []Policy, removed []uint32, done func()) {
+// Update replaces some policies and removes others. complete: with it all policies are known, and what an earlier process wrote for others goes too,
+// since their numbers may be given to new ones. done is called when the maps hold it; while they cannot, it is tried again. It must not block.
+func (e *Engine) Update(upserts []Policy, removed []uint32, complete bool, done func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if complete {
+		removed = append(removed, e.strangersLocked(upserts)...)
+	}
 	var old []*namePolicy
 	drop := func(number uint32) {
 		if p := e.policies[number]; p != nil {
@@ -87,6 +92,22 @@ func (e *Engine) Update(upserts []Policy, removed []uint32, done func()) {
 		e.updates = append(e.updates, done)
 	}
 	e.kick()
+}
+
+// strangersLocked returns the policies that have rows in the maps and are neither known nor among the new ones.
+func (e *Engine) strangersLocked(fresh []Policy) []uint32 {
+	strangers := map[uint32]struct{}{}
+	for _, rows := range e.rows {
+		for number := range rows {
+			if e.policies[number] == nil {
+				strangers[number] = struct{}{}
+			}
+		}
+	}
+	for _, p := range fresh {
+		delete(strangers, p.Number)
+	}
+	return slices.Collect(maps.Keys(strangers))
 }
 
 // releaseLocked gives back the selectors of replaced policies, and returns those that no policy has left.

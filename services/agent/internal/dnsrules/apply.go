@@ -33,6 +33,7 @@ type session struct {
 	slots    map[uint16]struct{}
 	policies map[uint32]struct{}
 	synced   bool
+	disk     bool // it is what an earlier process kept
 }
 
 func newSession() *session {
@@ -44,6 +45,7 @@ func (r *Rules) apply(s *session, m *agentv1.SyncDNSResponse, done func()) error
 	var errs []error
 	upserts := make([]dnsnames.Policy, 0, len(m.GetPolicies()))
 	removed := m.GetRemovedPolicies()
+	complete := m.GetSynced() && !s.synced
 	r.mu.Lock()
 	r.revision = m.GetRevision()
 	for _, f := range m.GetFilters() {
@@ -70,13 +72,14 @@ func (r *Rules) apply(s *session, m *agentv1.SyncDNSResponse, done func()) error
 	for _, number := range removed {
 		delete(r.policies, number)
 	}
-	if m.GetSynced() && !s.synced {
+	if complete {
 		s.synced = true
 		removed = append(removed, r.pruneLocked(s)...)
 		r.known = true
 	}
 	r.mu.Unlock()
-	r.names.Update(upserts, removed, done)
+	// What is on disk may be older than what an earlier process wrote: only an agent's word is complete.
+	r.names.Update(upserts, removed, complete && !s.disk, done)
 	if m.GetSynced() {
 		r.names.Settle()
 	}
@@ -146,7 +149,9 @@ func (r *Rules) Load() error {
 		return fmt.Errorf("read %s: %w", r.file, err)
 	}
 	m.Synced = true
-	return r.apply(newSession(), m, nil)
+	s := newSession()
+	s.disk = true
+	return r.apply(s, m, nil)
 }
 
 // Run saves the rules when they have changed, until ctx ends.

@@ -29,7 +29,7 @@ type View interface {
 
 // Names takes the policies, and says what they allow by name.
 type Names interface {
-	Update(upserts []dnsnames.Policy, removed []uint32, done func())
+	Update(upserts []dnsnames.Policy, removed []uint32, complete bool, done func())
 	Settle()
 	Range(policy uint32, addr netip.Addr, proto uint8, port uint16) (dnsnames.Range, bool)
 }

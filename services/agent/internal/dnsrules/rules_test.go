@@ -59,12 +59,14 @@ func (v *fakeView) Lookup(_, peer uint32, _ uint8, _ uint16) (datapath.PolicyRan
 type fakeNames struct {
 	upserts []dnsnames.Policy
 	removed []uint32
-	settled bool
-	named   *dnsnames.Range
+	// complete: the last update was.
+	complete bool
+	settled  bool
+	named    *dnsnames.Range
 }
 
-func (n *fakeNames) Update(upserts []dnsnames.Policy, removed []uint32, done func()) {
-	n.upserts, n.removed = upserts, removed
+func (n *fakeNames) Update(upserts []dnsnames.Policy, removed []uint32, complete bool, done func()) {
+	n.upserts, n.removed, n.complete = upserts, removed, complete
 	if done != nil {
 		done()
 	}
@@ -192,18 +194,19 @@ func TestSessions(t *testing.T) {
 	if err := r.apply(s, &agentv1.SyncDNSResponse{Revision: 3, Synced: true}, nil); err != nil {
 		t.Fatal(err)
 	}
-	if f, p, known := r.Counts(); f != 1 || p != 0 || !known || !cmp.Equal(names.removed, []uint32{7}) || !names.settled {
-		t.Errorf("%d filters, %d policies, known %v, removed %v", f, p, known, names.removed)
+	if f, p, known := r.Counts(); f != 1 || p != 0 || !known || !cmp.Equal(names.removed, []uint32{7}) || !names.settled || !names.complete {
+		t.Errorf("%d filters, %d policies, known %v, removed %v, complete %v", f, p, known, names.removed, names.complete)
 	}
 	if err := r.Save(); err != nil {
 		t.Fatal(err)
 	}
-	other := New(&fakeView{}, &fakeNames{}, r.file, slog.New(slog.DiscardHandler))
+	names = &fakeNames{}
+	other := New(&fakeView{}, names, r.file, slog.New(slog.DiscardHandler))
 	if err := other.Load(); err != nil {
 		t.Fatal(err)
 	}
-	if f, _, known := other.Counts(); f != 1 || !known || other.filter(2) == nil {
-		t.Errorf("%d filters, known %v", f, known)
+	if f, _, known := other.Counts(); f != 1 || !known || other.filter(2) == nil || names.complete {
+		t.Errorf("%d filters, known %v, complete %v: what is on disk may be old", f, known, names.complete)
 	}
 	// A damaged file is told, and is no rules.
 	b, err := os.ReadFile(r.file)

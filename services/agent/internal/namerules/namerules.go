@@ -56,9 +56,11 @@ type Server struct {
 	// Changed since the last Flush.
 	touchedFilters  map[uint16]struct{}
 	touchedPolicies map[uint32]struct{}
-	streams         map[*stream]struct{}
-	status          Status
-	last            uint64 // record
+	// gone are policies that had names, with the revision that takes them back.
+	gone    map[uint32]uint64
+	streams map[*stream]struct{}
+	status  Status
+	last    uint64 // record
 }
 
 // Status says how things stand with weir-dns.
@@ -76,7 +78,8 @@ type Status struct {
 // New makes a server that holds everything back until Complete.
 func New(cfg Config) *Server {
 	return &Server{cfg: cfg, log: cfg.Log.With("component", "namerules"), filters: map[uint16]*agentv1.DNSFilter{}, policies: map[uint32]*agentv1.DNSPolicy{},
-		touchedFilters: map[uint16]struct{}{}, touchedPolicies: map[uint32]struct{}{}, streams: map[*stream]struct{}{}}
+		touchedFilters: map[uint16]struct{}{}, touchedPolicies: map[uint32]struct{}{}, gone: map[uint32]uint64{},
+		streams: map[*stream]struct{}{}}
 }
 
 // SetFilter says what queries that come by a slot may ask for.
@@ -113,6 +116,7 @@ func (s *Server) SetPolicy(number uint32, names []Name) {
 		if _, ok := s.policies[number]; ok {
 			delete(s.policies, number)
 			s.touchedPolicies[number] = struct{}{}
+			s.gone[number] = s.revision + 1 // the next one has it
 		}
 		return
 	}
@@ -122,6 +126,26 @@ func (s *Server) SetPolicy(number uint32, names []Name) {
 	}
 	s.policies[number] = m
 	s.touchedPolicies[number] = struct{}{}
+	delete(s.gone, number)
+}
+
+// Gone says that a policy has no names, and that every weir-dns that is connected, and at least one, has said that its maps hold nothing of it. It is to
+// be asked of policies that are taken back, until it is true.
+func (s *Server) Gone(number uint32) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, has := s.policies[number]; has || len(s.streams) == 0 {
+		return false
+	}
+	// The first revision is the whole: what an agent of before has told goes with it.
+	revision := max(s.gone[number], 1)
+	for st := range s.streams {
+		if st.acked < revision {
+			return false
+		}
+	}
+	delete(s.gone, number)
+	return true
 }
 
 func rangesOf(list []datapath.PolicyRange) []*agentv1.DNSRange {

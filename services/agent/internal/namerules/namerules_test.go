@@ -271,3 +271,49 @@ func TestDrainEndsStreams(t *testing.T) {
 		t.Errorf("the stream of records ended with %v, want Unavailable", err)
 	}
 }
+
+// What a weir-dns may have rows of is gone when all that are connected have acknowledged that, and not while none is.
+func TestGone(t *testing.T) {
+	f := start(t)
+	f.Complete()
+	f.SetPolicy(2, names("a"))
+	f.Flush(0)
+	check := func(when string, policy uint32, want bool) {
+		t.Helper()
+		if got := f.Gone(policy); got != want {
+			t.Errorf("%s: policy %d is gone: %v", when, policy, got)
+		}
+	}
+	check("nobody is connected", 9, false)
+	d := f.connect()
+	revision := d.expect("first", "policy 2 a"+ranges+" synced")
+	check("not acknowledged", 9, false)
+	d.ack(revision)
+	f.until("acknowledged", func(s namerules.Status) bool { return s.Acked == s.Revision })
+	check("of an agent of before", 9, true)
+	check("has names", 2, false)
+
+	f.SetPolicy(2, nil)
+	check("not told", 2, false)
+	f.Flush(0)
+	revision = d.expect("taken back", "no policy 2")
+	check("told", 2, false)
+	second := f.connect()
+	d.ack(revision)
+	second.ack(second.expect("a second one", "synced"))
+	f.until("acknowledged", func(s namerules.Status) bool { return s.Acked == s.Revision })
+	check("acknowledged", 2, true)
+
+	f.SetPolicy(2, names("a"))
+	check("names again", 2, false)
+	f.SetPolicy(2, nil)
+	d.cancel()
+	second.cancel()
+	f.until("disconnected", func(s namerules.Status) bool { return !s.Connected })
+	f.Flush(0)
+	check("nobody is connected any more", 2, false)
+	third := f.connect()
+	third.ack(third.expect("a third one", "synced"))
+	f.until("acknowledged", func(s namerules.Status) bool { return s.Acked == s.Revision })
+	check("acknowledged by a new one", 2, true)
+}

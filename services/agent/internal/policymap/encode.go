@@ -51,6 +51,9 @@ func (e *Engine) encode(p *policy) {
 		p.names = append(p.names, namerules.Name{MatchName: n.MatchName, MatchPattern: n.MatchPattern,
 			Ranges: e.ranges(p, slots, n.Ranges, func(desired.PolicyRange) bool { return true })})
 	}
+	if len(p.names) > 0 {
+		e.numbers.reserve([]uint32{p.number}) // on disk before weir-dns hears of it
+	}
 }
 
 // ranges turns ranges into the kernel's form; byPeer says whether the peer mattered. What should pass a filter that has no slot is left out, and so

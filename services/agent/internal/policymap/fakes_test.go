@@ -188,7 +188,11 @@ func (s *slots) Port(number uint16) uint16 { return slot.PortBase + number }
 type nameRules struct {
 	filters  map[uint16]desired.Filter
 	policies map[uint32][]namerules.Name
+	// acknowledged: weir-dns has said that it holds just these policies.
+	acknowledged bool
 }
+
+func (n *nameRules) Gone(number uint32) bool { return n.acknowledged && n.policies[number] == nil }
 
 func (n *nameRules) SetFilter(slot uint16, f desired.Filter) { n.filters[slot] = f }
 
@@ -209,6 +213,7 @@ type fixture struct {
 	store  *desired.Store
 	dir    string
 	now    time.Time
+	named  []uint32 // policies with rows by names
 }
 
 func start(t *testing.T) *fixture {
@@ -222,9 +227,9 @@ func start(t *testing.T) *fixture {
 func (f *fixture) restart() {
 	f.t.Helper()
 	f.told = &told{identities: map[uint32][]string{}, rules: map[uint32][]desired.PolicyRule{}, matches: map[uint32]uint8{}}
-	f.store, f.rules = desired.NewStore(), &nameRules{map[uint16]desired.Filter{}, map[uint32][]namerules.Name{}}
+	f.store, f.rules = desired.NewStore(), &nameRules{filters: map[uint16]desired.Filter{}, policies: map[uint32][]namerules.Name{}}
 	e, err := policymap.New(policymap.Config{Maps: f.kernel, NumbersFile: filepath.Join(f.dir, "numbers"), PausesFile: filepath.Join(f.dir, "pauses"),
-		Names: f.told, Slots: f.slots, NameRules: f.rules, Events: f.told, Now: func() time.Time { return f.now }, Log: slog.New(slog.DiscardHandler)})
+		Names: f.told, Slots: f.slots, NameRules: f.rules, Named: f.named, Events: f.told, Now: func() time.Time { return f.now }, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		f.t.Fatal(err)
 	}

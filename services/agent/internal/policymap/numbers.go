@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -52,7 +54,10 @@ type numbers struct {
 	next  map[uint32]uint32   // by the first number of a kind
 
 	policies   map[string]uint32
+	given      map[uint32]struct{} // of policies
 	nextPolicy uint32
+	// named are policies that a weir-dns may have rows of by names, which outlive it: nobody else gets their numbers before one has said that it has none.
+	named map[uint32]struct{}
 
 	ruleNumbers map[string]uint32 // by content
 	lists       map[uint32]ruleList
@@ -67,6 +72,7 @@ type numbersFile struct {
 	NextPeer   map[uint32]uint32 `json:"nextPeer,omitempty"`
 	Policies   map[string]uint32 `json:"policies,omitempty"`
 	NextPolicy uint32            `json:"nextPolicy"`
+	Named      []uint32          `json:"named,omitempty"`
 	Rules      []ruleLine        `json:"rules,omitempty"`
 	NextRule   uint32            `json:"nextRule"`
 }
@@ -80,7 +86,7 @@ type ruleLine struct {
 // loadNumbers always returns something to go on with.
 func loadNumbers(path string, now func() time.Time) (*numbers, error) {
 	n := &numbers{path: path, now: now, peers: map[string]uint32{}, taken: map[uint32]struct{}{}, next: map[uint32]uint32{}, policies: map[string]uint32{},
-		nextPolicy: denyAll + 1, ruleNumbers: map[string]uint32{}, lists: map[uint32]ruleList{}, nextRule: 1, idle: map[string]time.Time{}}
+		given: map[uint32]struct{}{}, nextPolicy: denyAll + 1, named: map[uint32]struct{}{}, ruleNumbers: map[string]uint32{}, lists: map[uint32]ruleList{}, nextRule: 1, idle: map[string]time.Time{}}
 	b, err := statefile.Read(path, numbersKind, numbersVersion)
 	if errors.Is(err, fs.ErrNotExist) {
 		return n, nil
@@ -100,10 +106,11 @@ func loadNumbers(path string, now func() time.Time) (*numbers, error) {
 		n.next[first] = next
 	}
 	for key, number := range f.Policies {
-		n.policies[key] = number
+		n.policies[key], n.given[number] = number, struct{}{}
 		n.nextPolicy = max(n.nextPolicy, number+1)
 	}
 	n.nextPolicy = max(n.nextPolicy, f.NextPolicy)
+	n.reserve(f.Named)
 	for _, l := range f.Rules {
 		if l.Number == 0 || l.Number > datapath.MaxRule {
 			continue // of a kernel layout of before
@@ -114,6 +121,16 @@ func loadNumbers(path string, now func() time.Time) (*numbers, error) {
 	}
 	n.nextRule = max(n.nextRule, f.NextRule)
 	return n, nil
+}
+
+// reserve notes policies that weir-dns may have rows of.
+func (n *numbers) reserve(policies []uint32) {
+	for _, number := range policies {
+		if _, known := n.named[number]; !known {
+			n.named[number] = struct{}{}
+			n.dirty = true
+		}
+	}
 }
 
 // raise puts the next numbers above whatever is pinned and not on disk.
@@ -228,12 +245,18 @@ func (n *numbers) policy(key string) uint32 {
 	if number, ok := n.policies[key]; ok {
 		return number
 	}
-	if n.nextPolicy > datapath.MaxPolicy {
-		n.nextPolicy = denyAll + 1
-	}
 	number := n.nextPolicy
-	n.nextPolicy++
-	n.policies[key] = number
+	for ; ; number++ { // there are more numbers than policies fit into memory
+		if number > datapath.MaxPolicy {
+			number = denyAll + 1
+		}
+		_, given := n.given[number]
+		if _, named := n.named[number]; !given && !named {
+			break
+		}
+	}
+	n.nextPolicy = number + 1
+	n.policies[key], n.given[number] = number, struct{}{}
 	n.dirty = true
 	return number
 }
@@ -273,7 +296,8 @@ func (n *numbers) save() error {
 	if !n.dirty {
 		return nil
 	}
-	f := numbersFile{Peers: n.peers, NextPeer: n.next, Policies: n.policies, NextPolicy: n.nextPolicy, NextRule: n.nextRule}
+	f := numbersFile{Peers: n.peers, NextPeer: n.next, Policies: n.policies, NextPolicy: n.nextPolicy, NextRule: n.nextRule,
+		Named: slices.Sorted(maps.Keys(n.named))}
 	for number, l := range n.lists {
 		f.Rules = append(f.Rules, ruleLine{number, l.match, l.rules})
 	}
@@ -349,12 +373,29 @@ func (e *Engine) forgetNumbers() {
 			e.cfg.Names.RemoveRules(number)
 		}
 	}
-	for key := range n.policies {
+	for key, number := range n.policies {
 		if !n.keep("policy/"+key, e.policies[key] != nil) {
 			delete(n.policies, key)
+			delete(n.given, number)
 		}
 	}
+	e.forgetNamed()
 	e.save()
+}
+
+// forgetNamed takes back the numbers of policies of which weir-dns has nothing any more.
+func (e *Engine) forgetNamed() {
+	n := e.numbers
+	inUse := map[uint32]struct{}{}
+	for _, p := range e.policies {
+		inUse[p.number] = struct{}{}
+	}
+	for number := range n.named {
+		if _, used := inUse[number]; !used && e.cfg.NameRules.Gone(number) {
+			delete(n.named, number)
+			n.dirty = true
+		}
+	}
 }
 
 // selected says that some selector matches a peer.

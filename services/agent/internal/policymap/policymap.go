@@ -63,6 +63,8 @@ type NameRules interface {
 	SetFilter(slot uint16, f desired.Filter)
 	// SetPolicy says what a policy allows by names. Its rows are written. No names = it has none any more.
 	SetPolicy(number uint32, names []namerules.Name)
+	// Gone says that a policy has no names, and that a weir-dns has said that it holds nothing of it.
+	Gone(number uint32) bool
 }
 
 // Events tells what happened (event.Queue).
@@ -80,9 +82,11 @@ type Config struct {
 	Names                   Names
 	Slots                   Slots
 	NameRules               NameRules
-	Events                  Events
-	Now                     func() time.Time
-	Log                     *slog.Logger
+	// Named are the policies that the kernel's maps of names have rows of.
+	Named  []uint32
+	Events Events
+	Now    func() time.Time
+	Log    *slog.Logger
 }
 
 // Keys of subjects that are no pods.
@@ -165,6 +169,7 @@ func New(cfg Config) (*Engine, error) {
 		e.log.Error("numbers of policies were not read; policies are written anew", "error", err)
 	}
 	e.numbers.raise(rows, e.force)
+	e.numbers.reserve(cfg.Named)
 	for n, l := range e.numbers.lists {
 		cfg.Names.SetRules(n, l.match, l.rules)
 	}
@@ -495,6 +500,7 @@ func (e *Engine) Retry() error {
 			}
 			if p.unslotted != nil {
 				e.encode(p)
+				e.save()
 			}
 			errs = append(errs, e.writePolicy(p, true))
 			for key, s := range e.subjects {

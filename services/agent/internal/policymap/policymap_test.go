@@ -426,3 +426,51 @@ func TestUnplacedPeers(t *testing.T) {
 		t.Errorf("refusals %v", f.Refusals())
 	}
 }
+
+// A number that had names is nobody else's before weir-dns has nothing of it any more: neither with the numbers lost, nor in a new agent.
+func TestNumbersOfNames(t *testing.T) {
+	f := start(t)
+	kept := func() bool {
+		t.Helper()
+		b, err := os.ReadFile(filepath.Join(f.dir, "numbers"))
+		must(t, err)
+		return strings.Contains(string(b), `"named":[2]`)
+	}
+	f.apply(false, []desired.Resource{selector("web"), apiPolicy("p")})
+	f.prune()
+	if len(f.rules.policies[2]) == 0 || !kept() {
+		t.Fatalf("names %v, on disk: %v", f.rules.policies, kept())
+	}
+	f.apply(false, nil, desired.Key{Kind: desired.KindPolicy, Name: "p"})
+	forget := func() {
+		t.Helper()
+		for range 2 { // it is looked at, and has rested
+			f.now = f.now.Add(time.Hour)
+			must(t, f.Retry())
+		}
+	}
+	forget()
+	if !kept() {
+		t.Error("no weir-dns has acknowledged, and the number is free")
+	}
+	f.restart()
+	f.prune()
+	forget()
+	if !kept() {
+		t.Error("a new agent has forgotten it")
+	}
+	// The numbers are lost as well: what the kernel has rows of counts.
+	must(t, os.Remove(filepath.Join(f.dir, "numbers")))
+	f.named = []uint32{2}
+	f.restart()
+	f.apply(false, []desired.Resource{selector("web"), selector("bad"), webPolicy("q")})
+	f.prune()
+	if f.kernel.rows[rowKey{2, 0}] != nil || f.kernel.rows[rowKey{3, 0}] == nil {
+		t.Errorf("rows %v: want them of policy 3", f.kernel.rows)
+	}
+	f.rules.acknowledged = true
+	forget()
+	if kept() {
+		t.Error("weir-dns has nothing of it, and it is kept")
+	}
+}
