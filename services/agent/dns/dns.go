@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -43,6 +44,8 @@ type Service struct {
 	config Config
 	log    *slog.Logger
 	report *status.Reporter
+	// current is what serves now.
+	current atomic.Pointer[parts]
 }
 
 // New checks the configuration.
@@ -68,26 +71,48 @@ type parts struct {
 
 // Run serves until ctx ends. What the maps hold stays.
 func (s *Service) Run(ctx context.Context) error {
-	p := &parts{Service: s}
 	s.report.Waiting(waitDatapath)
 	s.report.Waiting(waitRules)
+	s.report.Details(func() []status.Detail {
+		if p := s.current.Load(); p != nil {
+			return p.details()
+		}
+		return nil
+	})
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(s.report)
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.serveStatus(groupCtx, registry) })
 	group.Go(func() error { return status.ServeHTTP(groupCtx, s.config.MetricsListen, s.report.Handler(registry)) })
 	group.Go(func() error {
-		err := p.open(groupCtx)
-		if err == nil {
-			registry.MustRegister(newCollector(p))
-			err = p.run(groupCtx)
+		for {
+			err := s.work(groupCtx, registry)
+			if !errors.Is(err, errReplaced) || ctx.Err() != nil {
+				return err
+			}
+			s.log.Warn("beginning anew with the node's datapath", "reason", err)
+			s.report.Waiting(waitDatapath)
 		}
-		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-			err = nil
-		}
-		return errors.Join(err, p.close())
 	})
 	return group.Wait()
+}
+
+// work serves with the maps that are pinned, until ctx ends or others are.
+func (s *Service) work(ctx context.Context, registry *prometheus.Registry) error {
+	p := &parts{Service: s}
+	err := p.open(ctx)
+	if err == nil {
+		c := newCollector(p)
+		registry.MustRegister(c)
+		s.current.Store(p)
+		err = p.run(ctx)
+		s.current.Store(nil)
+		registry.Unregister(c)
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	return errors.Join(err, p.close())
 }
 
 // serveStatus serves the status socket, if there is one.
@@ -212,15 +237,42 @@ func (p *parts) run(ctx context.Context) error {
 	namesDone := make(chan error, 1)
 	go func() { namesDone <- p.names.Run(namesCtx) }()
 	group, groupCtx := errgroup.WithContext(ctx)
-	p.report.Details(p.details)
 	group.Go(func() error { return p.proxy.Run(groupCtx) })
 	group.Go(func() error { return p.rules.Run(groupCtx) })
 	group.Go(func() error { return p.sync.Run(groupCtx) })
 	group.Go(func() error { return p.records.Run(groupCtx, p.agent) })
+	group.Go(func() error { return p.watchPins(groupCtx) })
 	p.log.Info("weir-dns runs", "port", p.config.Port)
 	err := group.Wait()
 	stopNames()
 	return errors.Join(err, <-namesDone)
+}
+
+// pinsInterval is how often it is looked whether the pinned maps are still the ones that are open.
+const pinsInterval = 2 * time.Second
+
+// errReplaced ends the work with maps that are not the node's any more.
+var errReplaced = errors.New("the node's datapath was removed or replaced")
+
+// watchPins looks for that.
+func (p *parts) watchPins(ctx context.Context) error {
+	tick := time.NewTicker(pinsInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		view, err := p.view.Stale(p.config.BPFFS)
+		names, err2 := p.maps.Stale(p.config.BPFFS)
+		if view || names {
+			return errReplaced
+		}
+		if err := errors.Join(err, err2); err != nil {
+			p.log.Warn("it is not known whether the open maps are the node's", "error", err)
+		}
+	}
 }
 
 func (p *parts) close() error {

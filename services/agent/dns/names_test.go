@@ -243,3 +243,32 @@ func TestKilledAndAgentAway(t *testing.T) {
 		t.Error("a graceful end took the names away")
 	}
 }
+
+// The datapath is removed and loaded anew under a running weir-dns: it goes on with the new maps, which get the names that it knows.
+func TestMapsReplaced(t *testing.T) {
+	w := newWorld(t)
+	z := &zone{records: web("web.example.", 600)}
+	z.records["new.example."] = []string{"new.example. 600 IN AAAA fd30::81"}
+	w.zone(w.server, z)
+	known, fresh := targets[mdns.TypeA], targets[mdns.TypeAAAA]
+	w.echo(known)
+	w.echo(fresh)
+	w.agent.set(allow("*.example"), toNames(8080, "*.example"))
+	w.ask("udp", w.server.v4, "web.example.", mdns.TypeA)
+
+	w.reload()
+	if len(w.addresses()) != 0 {
+		t.Fatal("the new maps have names already")
+	}
+	w.until("the new maps have the name", func() bool { _, ok := w.addresses()[known.Addr()]; return ok })
+	c, err := w.dial("tcp", known)
+	w.do(err, c.Close())
+	w.denied(fresh)
+	w.until("a query is answered", func() bool {
+		m, err := w.exchange("udp", w.server.v4, new(mdns.Msg).SetQuestion("new.example.", mdns.TypeAAAA))
+		return err == nil && m.Rcode == mdns.RcodeSuccess
+	})
+	c, err = w.dial("tcp", fresh)
+	w.do(err, c.Close())
+	w.stop(w.dns, syscall.SIGTERM)
+}

@@ -69,11 +69,15 @@ type world struct {
 	outside    *host
 	agent      *fakeAgent
 	dns        *process
+	unload     func()
 }
 
 type host struct {
 	ns     netns.NsHandle
 	v4, v6 netip.Addr
+	// Of a pod.
+	device   string
+	endpoint datapath.Endpoint
 }
 
 func (h *host) addr(v6 bool) netip.Addr {
@@ -122,13 +126,8 @@ func newWorld(t testing.TB) *world {
 	w.plugOutside()
 	uplink, err := netdev.FindUplink("eth0")
 	w.do(err, netdev.SetupNode(uplink), netdev.SetupProxy(), running(netdev.HostLink))
-	w.do(addRoute("10.244.1.0/24", "weir_host", ""), addRoute("fd00:10:244:1::/64", "weir_host", ""), w.AttachHost(netdev.NetLink))
-	for prefix, entry := range map[string]datapath.IPCacheEntry{
-		"10.244.1.0/24": {Flags: datapath.IPCacheLocalPods}, "fd00:10:244:1::/64": {Flags: datapath.IPCacheLocalPods},
-		"172.30.0.11/32": {Identity: datapath.IdentityHost}, "fd30::11/128": {Identity: datapath.IdentityHost},
-	} {
-		w.do(w.IPCache().Upsert(netip.MustParsePrefix(prefix), entry))
-	}
+	w.do(addRoute("10.244.1.0/24", "weir_host", ""), addRoute("fd00:10:244:1::/64", "weir_host", ""))
+	w.attachNode()
 	w.client = w.plug("client", clientID, clientIdentity, "10.244.1.5", "fd00:10:244:1::5")
 	w.server = w.plug("server", serverID, serverIdentity, "10.244.1.6", "fd00:10:244:1::6")
 	w.do(w.Slots().Set(slot, dnsPort))
@@ -136,6 +135,32 @@ func newWorld(t testing.TB) *world {
 	w.agent = newFakeAgent(w)
 	w.dns = w.start()
 	return w
+}
+
+// reload removes the datapath and puts a new one in its place, as an agent does that was cleaned up.
+func (w *world) reload() {
+	w.Helper()
+	w.unload()
+	w.load()
+	w.do(netns.Set(w.node))
+	w.attachNode()
+	w.do(w.AttachUplink("eth0"))
+	w.attachPod(w.client)
+	w.attachPod(w.server)
+	w.do(w.Slots().Set(slot, dnsPort))
+	w.policy()
+}
+
+// attachNode makes what the maps say of the node itself.
+func (w *world) attachNode() {
+	w.Helper()
+	w.do(w.AttachHost(netdev.NetLink))
+	for prefix, entry := range map[string]datapath.IPCacheEntry{
+		"10.244.1.0/24": {Flags: datapath.IPCacheLocalPods}, "fd00:10:244:1::/64": {Flags: datapath.IPCacheLocalPods},
+		"172.30.0.11/32": {Identity: datapath.IdentityHost}, "fd30::11/128": {Identity: datapath.IdentityHost},
+	} {
+		w.do(w.IPCache().Upsert(netip.MustParsePrefix(prefix), entry))
+	}
 }
 
 func (w *world) load() {
@@ -146,7 +171,8 @@ func (w *world) load() {
 	d, err := datapath.Load(cfg, slog.New(slog.DiscardHandler))
 	w.do(err)
 	w.Datapath = d
-	w.Cleanup(func() { w.do(d.Close(), datapath.Remove(w.pin)) })
+	w.unload = sync.OnceFunc(func() { w.do(d.Close(), datapath.Remove(w.pin)) })
+	w.Cleanup(w.unload)
 }
 
 // policy makes the client's: DNS to the pod and to outside through the slot, by any protocol; nothing else.
@@ -205,7 +231,7 @@ func (w *world) plugOutside() {
 	w.do(netns.Set(w.node), addPair("eth0", "outside"))
 	l, err := netlink.LinkByName("outside")
 	w.do(err, netlink.LinkSetNsFd(l, int(ns)), linkUp("eth0"), addAddr("eth0", "172.30.0.11/24"), addAddr("eth0", "fd30::11/64"))
-	w.outside = &host{ns, netip.MustParseAddr("172.30.0.80"), netip.MustParseAddr("fd30::80")}
+	w.outside = &host{ns: ns, v4: netip.MustParseAddr("172.30.0.80"), v6: netip.MustParseAddr("fd30::80")}
 	w.do(inside(ns, func() error {
 		return errors.Join(linkUp("lo"), linkUp("outside"), addAddr("outside", "172.30.0.80/24"), addAddr("outside", "fd30::80/64"),
 			addAddr("outside", "172.30.0.81/24"), addAddr("outside", "fd30::81/64"),
@@ -254,13 +280,20 @@ func (w *world) plug(name string, id uint16, identity uint32, v4, v6 string) *ho
 	l, err := netlink.LinkByName(device)
 	w.do(err)
 	mac, err := net.ParseMAC(macHost)
-	w.do(err, netlink.LinkSetHardwareAddr(l, mac), w.AttachPod(device))
-	h := &host{ns, netip.MustParseAddr(v4), netip.MustParseAddr(v6)}
-	for _, a := range []netip.Addr{h.v4, h.v6} {
-		w.do(w.Endpoints().Upsert(a, datapath.Endpoint{ID: id, Identity: identity, IfIndex: uint32(l.Attrs().Index), NetnsCookie: cookie}))
-		w.do(w.IPCache().Upsert(netip.PrefixFrom(a, a.BitLen()), datapath.IPCacheEntry{Identity: identity}))
-	}
+	w.do(err, netlink.LinkSetHardwareAddr(l, mac))
+	h := &host{ns: ns, v4: netip.MustParseAddr(v4), v6: netip.MustParseAddr(v6), device: device,
+		endpoint: datapath.Endpoint{ID: id, Identity: identity, IfIndex: uint32(l.Attrs().Index), NetnsCookie: cookie}}
+	w.attachPod(h)
 	return h
+}
+
+func (w *world) attachPod(h *host) {
+	w.Helper()
+	w.do(w.AttachPod(h.device))
+	for _, a := range []netip.Addr{h.v4, h.v6} {
+		w.do(w.Endpoints().Upsert(a, h.endpoint))
+		w.do(w.IPCache().Upsert(netip.PrefixFrom(a, a.BitLen()), datapath.IPCacheEntry{Identity: h.endpoint.Identity}))
+	}
 }
 
 // process is a running weir-dns.
