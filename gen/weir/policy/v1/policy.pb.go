@@ -2639,7 +2639,9 @@ type Filter struct {
 	// TLS: a connection passes when any item accepts its server name.
 	Tls []*TLSRule `protobuf:"bytes,8,rep,name=tls,proto3" json:"tls,omitempty"`
 	// ROUTE: which listener of which object.
-	Route         *Route `protobuf:"bytes,9,opt,name=route,proto3" json:"route,omitempty"`
+	Route *Route `protobuf:"bytes,9,opt,name=route,proto3" json:"route,omitempty"`
+	// Only for proxies: stands for all that the filter says, a route's configuration included; the same for the same on every replica.
+	Revision      string `protobuf:"bytes,10,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2735,6 +2737,13 @@ func (x *Filter) GetRoute() *Route {
 		return x.Route
 	}
 	return nil
+}
+
+func (x *Filter) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
 }
 
 // HTTPRule is one item: all that is set must match. Nothing set = every request.
@@ -3466,7 +3475,7 @@ const file_weir_policy_v1_policy_proto_rawDesc = "" +
 	"\n" +
 	"match_name\x18\x01 \x01(\tR\tmatchName\x12#\n" +
 	"\rmatch_pattern\x18\x02 \x01(\tR\fmatchPattern\x123\n" +
-	"\x06ranges\x18\x03 \x03(\v2\x1b.weir.policy.v1.PolicyRangeR\x06ranges\"\xf2\x02\n" +
+	"\x06ranges\x18\x03 \x03(\v2\x1b.weir.policy.v1.PolicyRangeR\x06ranges\"\x8e\x03\n" +
 	"\x06Filter\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x1a.weir.policy.v1.FilterKindR\x04kind\x127\n" +
@@ -3478,7 +3487,9 @@ const file_weir_policy_v1_policy_proto_rawDesc = "" +
 	"\x04http\x18\x06 \x03(\v2\x18.weir.policy.v1.HTTPRuleR\x04http\x12)\n" +
 	"\x03dns\x18\a \x03(\v2\x17.weir.policy.v1.DNSRuleR\x03dns\x12)\n" +
 	"\x03tls\x18\b \x03(\v2\x17.weir.policy.v1.TLSRuleR\x03tls\x12+\n" +
-	"\x05route\x18\t \x01(\v2\x15.weir.policy.v1.RouteR\x05route\"\xb0\x01\n" +
+	"\x05route\x18\t \x01(\v2\x15.weir.policy.v1.RouteR\x05route\x12\x1a\n" +
+	"\brevision\x18\n" +
+	" \x01(\tR\brevision\"\xb0\x01\n" +
 	"\bHTTPRule\x12.\n" +
 	"\x04rule\x18\x01 \x01(\v2\x1a.weir.policy.v1.PolicyRuleR\x04rule\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\tR\x06method\x12\x12\n" +

@@ -99,7 +99,7 @@ type WatchRequest_Hello struct {
 }
 
 type WatchRequest_Report struct {
-	// A proxy refused something, or took it after all; kept per xDS server until its stream ends.
+	// What a node's proxies took or refused; kept per xDS server until its stream ends.
 	Report *ProxyReport `protobuf:"bytes,2,opt,name=report,proto3,oneof"`
 }
 
@@ -161,14 +161,18 @@ func (x *RenderHello) GetInstance() string {
 	return ""
 }
 
-// ProxyReport is what a node's proxy made of a filter or configuration.
+// ProxyReport is what a node's proxies made of a filter or configuration, whenever that has changed.
 type ProxyReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	// Key of the filter, or "kind/namespace/name" of the configuration.
+	// Key of the filter, or "kind/namespace/name" of the configuration. Empty = the proxies themselves, see `connected`.
 	Resource string `protobuf:"bytes,2,opt,name=resource,proto3" json:"resource,omitempty"`
-	// What the proxy or the renderer said; empty = it is in force.
-	Error         string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	// What a proxy or the renderer said; empty = nothing is wrong.
+	Error string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	// Of a filter: the revision whose resources every proxy of the node that is connected to this xDS server has taken; empty = none.
+	Revision string `protobuf:"bytes,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Without a resource: some proxy of the node is connected to this xDS server.
+	Connected     bool `protobuf:"varint,5,opt,name=connected,proto3" json:"connected,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -222,6 +226,20 @@ func (x *ProxyReport) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *ProxyReport) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
+func (x *ProxyReport) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
 }
 
 // WatchResponse is one atomic change.
@@ -691,11 +709,13 @@ const file_weir_policy_v1_render_proto_rawDesc = "" +
 	"\amessage\"C\n" +
 	"\vRenderHello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
-	"\binstance\x18\x02 \x01(\tR\binstance\"S\n" +
+	"\binstance\x18\x02 \x01(\tR\binstance\"\x8d\x01\n" +
 	"\vProxyReport\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\bresource\x18\x02 \x01(\tR\bresource\x12\x14\n" +
-	"\x05error\x18\x03 \x01(\tR\x05error\"\xb4\x01\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\tR\brevision\x12\x1c\n" +
+	"\tconnected\x18\x05 \x01(\bR\tconnected\"\xb4\x01\n" +
 	"\rWatchResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x128\n" +
 	"\aupserts\x18\x02 \x03(\v2\x1e.weir.policy.v1.RenderResourceR\aupserts\x125\n" +
