@@ -79,6 +79,18 @@ func (x *xds) report(node, resource, reason string) {
 	x.send(&policyv1.WatchRequest{Message: &policyv1.WatchRequest_Report{Report: &policyv1.ProxyReport{Node: node, Resource: resource, Error: reason}}})
 }
 
+// takes says that a node's proxies have taken what this server was told of a filter.
+func (x *xds) takes(node, filter string) {
+	x.t.Helper()
+	revision := x.state["filter "+filter].GetFilter().GetRevision()
+	if revision == "" {
+		x.t.Errorf("filter %s has no revision", filter)
+	}
+	for _, r := range []*policyv1.ProxyReport{{Node: node, Connected: true}, {Node: node, Resource: filter, Revision: revision}} {
+		x.send(&policyv1.WatchRequest{Message: &policyv1.WatchRequest_Report{Report: r}})
+	}
+}
+
 // until takes in responses until the state is as wanted.
 func (x *xds) until(what string, ok func() bool) {
 	x.t.Helper()
@@ -183,18 +195,23 @@ func TestRender(t *testing.T) {
 		t.Errorf("the proxies' filter is %v", rendered)
 	}
 
-	// A node's proxy that refuses it shows in the status, until it has taken it, or nobody says so any more.
+	// A node's proxy that is not there, has not taken it, or refuses it shows in the status, until it has taken it, or nobody says so any more. The
+	// other node has no such pod.
+	c.status("CiliumNetworkPolicy default/api", "generation 1 in force on 1/2 nodes; n1: its proxy is not connected")
+	x.send(&policyv1.WatchRequest{Message: &policyv1.WatchRequest_Report{Report: &policyv1.ProxyReport{Node: "n1", Connected: true}}})
+	c.status("CiliumNetworkPolicy default/api", "in force on 1/2 nodes; n1: its proxy has not taken the newest "+filter.GetKey())
+	x.takes("n1", filter.GetKey())
 	c.status("CiliumNetworkPolicy default/api", "generation 1 in force on 2/2 nodes")
 	x.report("n1", filter.GetKey(), "no such regex")
 	c.status("CiliumNetworkPolicy default/api", "in force on 1/2 nodes; n1: its proxy refused "+filter.GetKey()+": no such regex")
-	x.report("n1", filter.GetKey(), "")
+	x.takes("n1", filter.GetKey())
 	c.status("CiliumNetworkPolicy default/api", "generation 1 in force on 2/2 nodes")
 	x.report("n1", filter.GetKey(), "again")
 	c.status("CiliumNetworkPolicy default/api", "again")
 	if err := x.stream.CloseSend(); err != nil {
 		t.Fatal(err)
 	}
-	c.status("CiliumNetworkPolicy default/api", "generation 1 in force on 2/2 nodes")
+	c.status("CiliumNetworkPolicy default/api", "its proxy is not connected")
 
 	// An edit of what the rule says keeps the key.
 	y := c.watch(t)
@@ -204,6 +221,17 @@ func TestRender(t *testing.T) {
 		f := y.state["filter "+filter.GetKey()].GetFilter()
 		return len(f.GetHttp()) == 1 && f.GetHttp()[0].GetPath() == "/other"
 	})
+	if rendered.GetRevision() == y.state["filter "+filter.GetKey()].GetFilter().GetRevision() {
+		t.Error("the edited filter has the revision of before")
+	}
+	// It is in force when the proxy has taken the edit, not what was before.
+	one.until("the edited policy", func() bool { return one.state["subject api"].GetSubject().GetIngress() != p.GetKey() })
+	y.send(&policyv1.WatchRequest{Message: &policyv1.WatchRequest_Report{Report: &policyv1.ProxyReport{
+		Node: "n1", Resource: filter.GetKey(), Revision: rendered.GetRevision(),
+	}}})
+	c.status("CiliumNetworkPolicy default/api", "generation 2 in force on 1/2 nodes; n1: its proxy has not taken the newest")
+	y.takes("n1", filter.GetKey())
+	c.status("CiliumNetworkPolicy default/api", "generation 2 in force on 2/2 nodes")
 	// The slot outlives the policy until the agent has given it back.
 	c.source.send(deleted, policyDoc(2, fromWebHTTP))
 	one.until("the end of the policy", func() bool { return one.state["subject api"].GetSubject().GetIngress() == "" })
@@ -232,9 +260,12 @@ func TestEnvoyConfigs(t *testing.T) {
 	x.until("the first state", func() bool { return x.synced })
 	one.until("the service", func() bool { return one.state["service default/web"].GetService().GetPorts()[0].GetRoute() != "" })
 	key := one.state["service default/web"].GetService().GetPorts()[0].GetRoute()
+	for _, a := range []*agent{one, two} {
+		a.until("the whole state", func() bool { return a.synced })
+	}
 	one.slots(slot(1, key))
-	two.slots()
-	x.until("the route", func() bool { return x.state["filter "+key] != nil && len(x.state["node n1"].GetNode().GetSlots()) == 1 })
+	two.slots(slot(1, key))
+	x.until("the route", func() bool { return x.state["filter "+key] != nil && len(x.state["node n2"].GetNode().GetSlots()) == 1 })
 	route := x.state["filter "+key].GetFilter()
 	if r := route.GetRoute(); route.GetKind() != policyv1.FilterKind_FILTER_KIND_ROUTE || r.GetName() != "a" || r.GetListener() != "l" ||
 		r.GetServiceName() != "web" || r.GetServicePort() != 80 || route.GetNamespace() != "default" {
@@ -244,6 +275,17 @@ func TestEnvoyConfigs(t *testing.T) {
 		t.Errorf("state is %v", slices.Sorted(maps.Keys(x.state)))
 	}
 
+	x.takes("n1", key)
+	c.status("CiliumEnvoyConfig default/a", "generation 5 in force on 1/2 nodes; n2: its proxy is not connected")
+	x.takes("n2", key)
+	c.status("CiliumEnvoyConfig default/a", "generation 5 in force on 2/2 nodes")
+	if before := route.GetRevision(); before != "" {
+		c.source.send(modified, configDoc("a", strings.Replace(envoySpec, "prefix: /", "prefix: /x", 1)))
+		x.until("the edited configuration", func() bool { return x.state["filter "+key].GetFilter().GetRevision() != before })
+	}
+	c.status("CiliumEnvoyConfig default/a", "n1: its proxy has not taken the newest "+key)
+	x.takes("n1", key)
+	x.takes("n2", key)
 	c.status("CiliumEnvoyConfig default/a", "generation 5 in force on 2/2 nodes")
 	c.status("CiliumEnvoyConfig default/b", "port 80 of service default/web is routed by CiliumEnvoyConfig default/a already")
 	c.status("CiliumEnvoyConfig default/c", `"type":"Valid","status":"False"`)

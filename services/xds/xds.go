@@ -165,7 +165,8 @@ func (s *Service) wire(source *spiffe.Source) error {
 	}
 	reports := feed.NewReports()
 	s.hub = ads.New(ads.Config{
-		NodeStreams: s.config.NodeStreams, Patience: s.config.Patience, Report: reports.Set, Log: s.log.With("component", "ads"),
+		NodeStreams: s.config.NodeStreams, Patience: s.config.Patience, Log: s.log.With("component", "ads"),
+		Report: func(node string, r ads.Report) { reports.Set(node, r.Connected, r.Errors, r.Taken) },
 	}, ads.NewMetrics(s.registry))
 	state, err := render.NewState(s.config.Render)
 	if err != nil {

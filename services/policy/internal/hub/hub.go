@@ -281,7 +281,9 @@ type Status struct {
 	Agents         []Agent
 	XDS            []XDSServer
 	// Faults are what proxies refused, of all xDS servers.
-	Faults   []ProxyFault
+	Faults []ProxyFault
+	// Proxies are as Hub.Proxies; only where they were asked for.
+	Proxies  map[string]map[string]string
 	Warnings []state.Warning
 	Work
 }

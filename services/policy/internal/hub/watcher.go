@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -20,6 +21,8 @@ var ErrTooMany = errors.New("too many xDS servers watch")
 const (
 	maxWatchers = 64
 	maxReports  = 16384
+	// maxTaken bounds the filters of nodes that one xDS server says are taken.
+	maxTaken = 1 << 20
 )
 
 // Watcher is the stream of one xDS server. As a Session, it keeps no queue: it remembers what it sent last and compares. Next is called by one goroutine;
@@ -39,6 +42,9 @@ type Watcher struct {
 	synced  bool
 	closed  bool
 	reports map[reported]string
+	// proxies are the nodes with a proxy at this server, and the revision of each filter that it has taken; taken counts those.
+	proxies map[string]map[string]string
+	taken   int
 	lost    uint64
 }
 
@@ -55,7 +61,7 @@ type RenderUpdate struct {
 
 // WatchRender begins the stream of an xDS server. Call Close when done.
 func (h *Hub) WatchRender(version, instance string) (*Watcher, error) {
-	w := &Watcher{hub: h, version: version, instance: instance, since: time.Now(), reports: map[reported]string{}}
+	w := &Watcher{hub: h, version: version, instance: instance, since: time.Now(), reports: map[reported]string{}, proxies: map[string]map[string]string{}}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if len(h.watchers) >= maxWatchers {
@@ -172,24 +178,93 @@ func renderCost(r state.RenderResource) int {
 // itemBytes is about what the name of an item's rule takes.
 const itemBytes = 400
 
-// Report notes what a node's proxy made of a resource; an empty reason = it is in force. It returns false for what cannot be kept.
-func (w *Watcher) Report(node, resource, reason string) bool {
+// Report notes what a node's proxy made of a resource; an empty reason = nothing is wrong. It returns whether that could be kept, and was not known.
+func (w *Watcher) Report(node, resource, reason string) (kept, fresh bool) {
 	w.hub.mu.Lock()
 	defer w.hub.mu.Unlock()
 	key := reported{node, resource}
 	if w.closed || w.reports[key] == reason {
-		return true
+		return true, false
 	}
 	switch {
 	case reason == "":
 		delete(w.reports, key)
 	case len(w.reports) >= maxReports && w.reports[key] == "":
 		w.lost++
-		return false
+		return false, true
 	default:
 		w.reports[key] = reason
 	}
+	return true, true
+}
+
+// Connected notes whether a node has a proxy at this server. It returns false for what cannot be kept.
+func (w *Watcher) Connected(node string, connected bool) bool {
+	w.hub.mu.Lock()
+	defer w.hub.mu.Unlock()
+	if !connected {
+		w.taken -= len(w.proxies[node])
+		delete(w.proxies, node)
+		return true
+	}
+	return w.closed || w.proxyLocked(node) != nil
+}
+
+// proxyLocked returns what a node's proxy has taken; nil = there is no room.
+func (w *Watcher) proxyLocked(node string) map[string]string {
+	p := w.proxies[node]
+	if p == nil && len(w.proxies) < maxTaken {
+		p = map[string]string{}
+		w.proxies[node] = p
+	} else if p == nil {
+		w.lost++
+	}
+	return p
+}
+
+// Taken notes which revision of a filter a node's proxy has taken; empty = none. It returns false for what cannot be kept.
+func (w *Watcher) Taken(node, filter, revision string) bool {
+	w.hub.mu.Lock()
+	defer w.hub.mu.Unlock()
+	if w.closed || w.proxies[node][filter] == revision {
+		return true
+	}
+	if revision == "" {
+		w.taken--
+		delete(w.proxies[node], filter)
+		return true
+	}
+	p := w.proxyLocked(node)
+	if p == nil {
+		return false
+	}
+	if _, known := p[filter]; !known {
+		if w.taken >= maxTaken {
+			w.lost++
+			return false
+		}
+		w.taken++
+	}
+	p[filter] = revision
 	return true
+}
+
+// Proxies returns the revisions of filters that nodes' proxies have taken, by node and filter. A node that is not there has no proxy that is connected to an
+// xDS server; where it has several, at different servers, what counts is what all have taken.
+func (h *Hub) Proxies() map[string]map[string]string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := map[string]map[string]string{}
+	for w := range h.watchers {
+		for node, taken := range w.proxies {
+			if all[node] == nil {
+				all[node] = maps.Clone(taken)
+				continue
+			}
+			maps.DeleteFunc(all[node], func(filter, revision string) bool { return taken[filter] != revision })
+		}
+	}
+	return all
 }
 
 // ProxyFault is what a node's proxy refused, and why. Resource is a filter's key or kind/namespace/name of an Envoy configuration.

@@ -116,6 +116,43 @@ func TestRenderCost(t *testing.T) {
 	}
 }
 
+// What proxies have taken counts while the xDS server that says so is there; with several, what all have taken.
+func TestTaken(t *testing.T) {
+	f := start(t, DefaultConfig())
+	a, b := f.watcher(), f.watcher()
+	check := func(when, want string) {
+		t.Helper()
+		if got := fmt.Sprint(f.Proxies()); got != want {
+			t.Errorf("%s: %s, want %s", when, got, want)
+		}
+	}
+	a.Connected("n1", true)
+	a.Connected("n2", true)
+	a.Taken("n1", "f", "1")
+	a.Taken("n1", "f", "2")
+	a.Taken("n1", "g", "1")
+	check("one server", "map[n1:map[f:2 g:1] n2:map[]]")
+	b.Connected("n1", true)
+	check("a second proxy, elsewhere", "map[n1:map[] n2:map[]]")
+	b.Taken("n1", "f", "2")
+	b.Taken("n1", "g", "0")
+	check("it is behind", "map[n1:map[f:2] n2:map[]]")
+	b.Taken("n1", "g", "")
+	b.Connected("n1", false)
+	a.Connected("n2", false)
+	check("it is gone", "map[n1:map[f:2 g:1]]")
+	a.Taken("n1", "g", "")
+	if a.taken != 1 || b.taken != 0 {
+		t.Errorf("%d and %d are counted, want 1 and 0", a.taken, b.taken)
+	}
+	a.taken = maxTaken
+	if a.Taken("n1", "h", "1") || !a.Taken("n1", "f", "3") || a.lost != 1 {
+		t.Errorf("what is beyond the bound was kept, or what is known was not; lost %d", a.lost)
+	}
+	a.Close()
+	check("no server", "map[]")
+}
+
 func TestReports(t *testing.T) {
 	f := start(t, DefaultConfig())
 	a, b := f.watcher(), f.watcher()
@@ -134,7 +171,8 @@ func TestReports(t *testing.T) {
 	for i := range maxReports + 1 {
 		a.Report("n1", fmt.Sprint(i), "reason")
 	}
-	if a.Report("n1", "more", "reason") || !a.Report("n1", "r", "another") || !a.Report("n1", "more", "") {
+	kept := func(kept, _ bool) bool { return kept }
+	if kept(a.Report("n1", "more", "reason")) || !kept(a.Report("n1", "r", "another")) || !kept(a.Report("n1", "more", "")) {
 		t.Error("what is beyond the bound was kept, or what is known was not")
 	}
 	if x := f.Status().XDS; len(x) != 1 || x[0].Faults != maxReports || x[0].Lost == 0 {

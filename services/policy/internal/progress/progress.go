@@ -11,6 +11,7 @@ import (
 	"sort"
 	"strings"
 
+	"github.com/weirmesh/weir/internal/policy"
 	"github.com/weirmesh/weir/services/policy/internal/engine"
 	"github.com/weirmesh/weir/services/policy/internal/hub"
 	"github.com/weirmesh/weir/services/policy/internal/object"
@@ -38,7 +39,9 @@ func Of(ctx context.Context, h *hub.Hub) ([]Object, error) {
 	if err := h.Read(ctx, func(st *state.State) { statuses = st.PolicyStatuses() }); err != nil {
 		return nil, err
 	}
-	return Compute(statuses, h.Status()), nil
+	st := h.Status()
+	st.Proxies = h.Proxies()
+	return Compute(statuses, st), nil
 }
 
 // Compute says how things stand.
@@ -164,6 +167,7 @@ func refusedObjects(st hub.Status, statuses []state.PolicyStatus) map[object.Key
 	}
 	all.routes(st, statuses)
 	all.proxies(st)
+	all.untaken(st, statuses)
 	return all
 }
 
@@ -202,6 +206,56 @@ func (b blames) proxies(st hub.Status) {
 			if b[key][f.Node] == "" {
 				b.add(key, f.Node, reason)
 			}
+		}
+	}
+}
+
+// untaken finds the objects behind filters of which a node's proxies have not taken the newest revision. What is only to be seen counts for nothing, and
+// for names there are no proxies.
+func (b blames) untaken(st hub.Status, statuses []state.PolicyStatus) {
+	view, render := st.Snapshot.Policy(), st.Snapshot.Render()
+	b.untakenRoutes(st, statuses)
+	for node, n := range view.Nodes {
+		taken, connected := st.Proxies[node]
+		seen := map[string]bool{}
+		for key := range n.Policies {
+			for _, f := range view.Policies[key].Filters {
+				if f.Visibility || f.Kind == policy.FilterDNS || seen[f.Key] {
+					continue
+				}
+				seen[f.Key] = true
+				if revision := render.Revision(f.Key); revision == "" || taken[f.Key] != revision {
+					b.await(st.Snapshot, node, f.Key, connected)
+				}
+			}
+		}
+	}
+}
+
+// untakenRoutes: each node has a slot of each route.
+func (b blames) untakenRoutes(st hub.Status, statuses []state.PolicyStatus) {
+	render := st.Snapshot.Render()
+	for i := range statuses {
+		for _, key := range statuses[i].RouteKeys {
+			for _, node := range st.Snapshot.Names(state.KindNode) {
+				taken, connected := st.Proxies[node]
+				if revision := render.Revision(key); revision == "" || taken[key] != revision {
+					b.await(st.Snapshot, node, key, connected)
+				}
+			}
+		}
+	}
+}
+
+// await blames the objects behind a filter, but for those that are in worse trouble.
+func (b blames) await(s *state.Snapshot, node, filter string, connected bool) {
+	reason := "its proxy has not taken the newest " + filter + " yet"
+	if !connected {
+		reason = "its proxy is not connected: what it would filter there is refused, or goes by what it had"
+	}
+	for _, key := range behind(s, filter) {
+		if b[key][node] == "" {
+			b.add(key, node, reason)
 		}
 	}
 }

@@ -20,8 +20,11 @@ import (
 	"github.com/weirmesh/weir/services/policy/internal/state"
 )
 
-// maxName bounds what a report names.
-const maxName = 600
+// Bounds of what a report names.
+const (
+	maxName     = 600
+	maxRevision = 64
+)
 
 // Render implements RenderService.
 type Render struct {
@@ -39,7 +42,7 @@ func NewRender(h *hub.Hub, log *slog.Logger, report *status.Reporter, draining <
 	return &Render{
 		hub: h, log: log.With("component", "xds servers"), draining: draining,
 		refused: report.Loss("proxy", "a resource is refused"),
-		unkept:  report.Loss("xds stream", "more refusals than are kept"),
+		unkept:  report.Loss("xds stream", "more reports than are kept"),
 	}
 }
 
@@ -104,17 +107,29 @@ func (s *Render) read(ctx context.Context, stream grpc.BidiStreamingServer[polic
 			return err
 		}
 		r := message.GetReport()
-		if r == nil || r.GetNode() == "" || r.GetResource() == "" || len(r.GetNode()) > maxName || len(r.GetResource()) > maxName {
+		if r == nil || r.GetNode() == "" || len(r.GetNode()) > maxName || len(r.GetResource()) > maxName || len(r.GetRevision()) > maxRevision {
 			return grpcstatus.Errorf(codes.InvalidArgument, "unexpected message %T", message.GetMessage())
 		}
-		reason := clip(r.GetError(), maxReason)
-		if reason != "" {
-			s.refused.Add(1)
-			s.log.Warn("a resource of a proxy is refused", "node", r.GetNode(), "resource", r.GetResource(), "reason", reason)
-		}
-		if !w.Report(r.GetNode(), r.GetResource(), reason) {
+		s.take(w, r)
+	}
+}
+
+// take notes a report.
+func (s *Render) take(w *hub.Watcher, r *policyv1.ProxyReport) {
+	if r.GetResource() == "" {
+		if !w.Connected(r.GetNode(), r.GetConnected()) {
 			s.unkept.Add(1)
 		}
+		return
+	}
+	reason := clip(r.GetError(), maxReason)
+	kept, fresh := w.Report(r.GetNode(), r.GetResource(), reason)
+	if reason != "" && fresh {
+		s.refused.Add(1)
+		s.log.Warn("a resource of a proxy is refused", "node", r.GetNode(), "resource", r.GetResource(), "reason", reason)
+	}
+	if !w.Taken(r.GetNode(), r.GetResource(), r.GetRevision()) || !kept {
+		s.unkept.Add(1)
 	}
 }
 
@@ -178,6 +193,7 @@ func renderResourceProto(resource state.RenderResource) *policyv1.RenderResource
 		} else {
 			m.Namespace, m.Route = r.Route.Namespace, RouteProto(*r.Route)
 		}
+		m.Revision = r.Revision
 		return &policyv1.RenderResource{Resource: &policyv1.RenderResource_Filter{Filter: m}}
 	case state.RoutedService:
 		return &policyv1.RenderResource{Resource: &policyv1.RenderResource_Service{Service: serviceProto(r.Service)}}

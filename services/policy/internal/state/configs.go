@@ -19,6 +19,8 @@ type configObject struct {
 	object *object.Policy // the newest
 	fault  error          // why it is not valid
 	valid  *envoyconfig.Config
+	// revision stands for what valid says.
+	revision string
 	// changed: valid changed since the last Commit. since is the first revision with it.
 	changed bool
 	since   uint64
@@ -44,6 +46,7 @@ type routing struct {
 	byKey  map[string]Route
 	named  map[string]bool // services that a config names, to route them or as backends
 	routed map[object.Key][]string
+	keys   map[object.Key][]string // the same, as keys of filters
 	// problems keep a part of a config from having effect, notes are what its author may not expect.
 	problems, notes map[object.Key][]string
 }
@@ -67,7 +70,7 @@ func (s *State) upsertConfig(o *object.Policy) {
 	if c.fault = err; err != nil {
 		return
 	}
-	c.valid, c.changed = config, true
+	c.valid, c.changed, c.revision = config, true, digest(string(config.Spec))
 	s.staleConfigs = true
 }
 
@@ -105,7 +108,7 @@ func (s *State) placeRoutes() {
 func (s *State) route() routing {
 	r := routing{
 		ports: map[string]map[uint16]Route{}, byKey: map[string]Route{}, named: map[string]bool{}, routed: map[object.Key][]string{},
-		problems: map[object.Key][]string{}, notes: map[object.Key][]string{},
+		keys: map[object.Key][]string{}, problems: map[object.Key][]string{}, notes: map[object.Key][]string{},
 	}
 	keys := slices.SortedFunc(maps.Keys(s.configs), func(a, b object.Key) int {
 		x, y := s.configs[a].object, s.configs[b].object
@@ -165,6 +168,7 @@ func (s *State) claim(r *routing, config object.Key, at int, l *envoyconfig.Serv
 		r.ports[name][p.Port] = route
 		r.byKey[route.Key()] = route
 		r.routed[config] = append(r.routed[config], fmt.Sprintf("%s:%d", name, p.Port))
+		r.keys[config] = append(r.keys[config], route.Key())
 	}
 }
 
@@ -185,7 +189,7 @@ func (s *State) configStatuses() []PolicyStatus {
 	all := make([]PolicyStatus, 0, len(s.configs))
 	for key, c := range s.configs {
 		st := PolicyStatus{
-			Object: c.object, Fault: c.fault, Since: c.since, InForce: c.valid != nil, Routes: s.routing.routed[key], Problems: s.routing.problems[key],
+			Object: c.object, Fault: c.fault, Since: c.since, InForce: c.valid != nil, Routes: s.routing.routed[key], RouteKeys: s.routing.keys[key], Problems: s.routing.problems[key],
 			Warnings: s.routing.notes[key],
 		}
 		if c.valid != nil {

@@ -274,8 +274,8 @@ type PolicyStatus struct {
 	Selected  int
 	Conflicts []engine.Conflict
 	Warnings  []string
-	// Of an Envoy configuration: what it routes ("namespace/name:port"), and what keeps a part of it from having effect.
-	Routes, Problems []string
+	// Of an Envoy configuration: what it routes ("namespace/name:port", and the keys of the filters), and what keeps a part of it from having effect.
+	Routes, RouteKeys, Problems []string
 }
 
 // PolicyStatuses returns what is known of all policy objects and Envoy configurations, sorted by namespace, kind and name.

@@ -49,6 +49,8 @@ type ProxyFilter struct {
 	Key   string
 	Of    *engine.Filter
 	Route *Route
+	// Revision stands for all that it says, see filterRevision and routeRevision.
+	Revision string
 }
 
 // NodeSlots are the slots of a node. Unknown: its agent has not said which they are.
@@ -84,7 +86,7 @@ func (r ProxyFilter) same(other RenderResource) bool {
 	case !ok || (r.Of == nil) != (o.Of == nil):
 		return false
 	case r.Of == nil:
-		return *r.Route == *o.Route
+		return *r.Route == *o.Route && r.Revision == o.Revision
 	}
 	return r.Of == o.Of || r.Of.Namespace == o.Of.Namespace && reflect.DeepEqual(r.Of.Filter, o.Of.Filter) && reflect.DeepEqual(r.Of.Rules, o.Of.Rules)
 }
@@ -121,6 +123,12 @@ func (r *Render) Route(key string) (Route, bool) {
 		return *f.Route, true
 	}
 	return Route{}, false
+}
+
+// Revision returns that of a filter; "" = no node has a slot of it.
+func (r *Render) Revision(key string) string {
+	f, _ := r.parts[RenderFilter].get()[key].(ProxyFilter)
+	return f.Revision
 }
 
 // RenderChange is what turns one Render into another, in the order in which it must be applied.
@@ -237,10 +245,10 @@ func (s *State) renderFilters(before *Render, snapshot *Snapshot, nodes map[stri
 		}
 		if f := view.Filters[key]; f != nil {
 			if f.Kind != policy.FilterDNS {
-				all[key] = ProxyFilter{Key: key, Of: f}
+				all[key] = proxyFilter(before, f)
 			}
 		} else if route, ok := s.routing.byKey[key]; ok {
-			all[key] = ProxyFilter{Key: key, Route: &route}
+			all[key] = ProxyFilter{Key: key, Route: &route, Revision: s.routeRevision(route)}
 		} else if kept, ok := before.Get(RenderKey{RenderFilter, key}); ok {
 			all[key] = kept
 		}

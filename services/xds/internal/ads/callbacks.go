@@ -126,6 +126,10 @@ func (h *Hub) closed(key streamKey) {
 	}
 	n := h.node(s.peer.Node)
 	delete(n.streams, s)
+	if s.node != nil {
+		n.take() // there may be one less that has to
+		h.report(n)
+	}
 	if s.client != nil {
 		s.client.streams--
 	}
@@ -244,6 +248,7 @@ func (h *Hub) sent(key streamKey, url string, response any, nonce string) {
 	x.queued = nil
 	m.nonce = nonce
 	x.known = m.versions
+	x.lose()
 	x.wait(m)
 }
 
@@ -271,11 +276,12 @@ func (h *Hub) answer(s *stream, t render.Type, r request) {
 	for name := range m.sent {
 		x.confirm(name)
 	}
+	x.ack(m.sent)
 	cleared := holdings.took(s.own(t, m.sent))
 	if holdings.try(func(name string) *render.Resource { return s.node.snapshot.Find(t, name) }) {
 		h.pumpClient(s)
 	}
-	if cleared {
+	if s.node.take() || cleared {
 		h.report(s.node)
 	}
 }

@@ -31,8 +31,8 @@ type Config struct {
 	NodeStreams int
 	// Patience is how long listeners and routes wait for the clusters that they name, and clusters for the routes that named them; default 5 s.
 	Patience time.Duration
-	// Report is told all of a node's errors by owner, whenever they may have changed. It must not block.
-	Report func(node string, errors map[string]string)
+	// Report is told how things stand with a node, whenever that may have changed. It must not block.
+	Report func(node string, report Report)
 	Log    *slog.Logger
 }
 
@@ -55,6 +55,16 @@ type node struct {
 	snapshot *render.Snapshot
 	clients  map[string]*client
 	streams  map[*stream]bool
+	// taken are the revisions of filters that all of the node's proxies have taken; nil = no proxy is connected.
+	taken map[string]string
+}
+
+// Report is how things stand with a node.
+type Report struct {
+	// Connected: a proxy of the node is.
+	Connected bool
+	// Errors by owner, and the revisions of filters that all its proxies have taken.
+	Errors, Taken map[string]string
 }
 
 // maxClients of one node are remembered without a stream.
@@ -98,6 +108,7 @@ func (h *Hub) Publish(snapshots []*render.Snapshot, gone []string) {
 	for _, name := range gone {
 		if n := h.nodes[name]; n != nil {
 			n.snapshot = nil
+			n.take()
 			h.report(n)
 			h.metrics.refused.DeleteLabelValues(name)
 			h.forget(n)
@@ -138,7 +149,54 @@ func (h *Hub) replace(n *node, snapshot *render.Snapshot) {
 		}
 	}
 	h.pumpNode(n)
+	n.take()
 	h.report(n)
+}
+
+// take computes what the node's proxies have taken; it reports whether that is new. A proxy more is no step back: what was taken was in force.
+func (n *node) take() (changed bool) {
+	var proxies []*stream
+	for s := range n.streams {
+		if s.proxies() {
+			proxies = append(proxies, s)
+		}
+	}
+	before := n.taken
+	if len(proxies) == 0 {
+		n.taken = nil
+		return before != nil
+	}
+	if changed = before == nil; changed {
+		n.taken = map[string]string{}
+	}
+	var filters map[string]render.Filter
+	if n.snapshot != nil {
+		filters = n.snapshot.Filters
+	}
+	for key := range n.taken {
+		if _, wanted := filters[key]; !wanted {
+			delete(n.taken, key)
+			changed = true
+		}
+	}
+	for key, f := range filters {
+		if n.taken[key] != f.Revision && holdAll(proxies, f.Resources) {
+			n.taken[key], changed = f.Revision, true
+		}
+	}
+	return changed
+}
+
+// holdAll reports whether all of some streams' clients have all of some resources.
+func holdAll(streams []*stream, resources []*render.Resource) bool {
+	for _, r := range resources {
+		for _, s := range streams {
+			if s.types[r.Type].acked[r.Name] != r.Version {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // stillWaived returns the waivers of what is still wanted.
@@ -328,7 +386,11 @@ func (h *Hub) resume(req *cache.DeltaRequest, x *exchange) {
 			has[name] = r
 		}
 	}
+	x.ack(has)
 	s.client.types[t].took(has)
+	if s.node.take() {
+		h.report(s.node)
+	}
 }
 
 // watch opens a subscription's next watch and sends what it is owed.
@@ -349,6 +411,9 @@ func (h *Hub) watch(req any, url string, w *watch, begin func(*exchange)) (func(
 	x.wildcard = w.subscription.IsWildcard()
 	if begin != nil {
 		begin(x)
+	}
+	if t == render.Listener && s.node.take() {
+		defer h.report(s.node)
 	}
 	if x.known == nil {
 		x.known = map[string]string{}
@@ -391,7 +456,7 @@ func unserved(url string) bool {
 	return false
 }
 
-// report tells a node's errors.
+// report tells how things stand with a node.
 func (h *Hub) report(n *node) {
 	all := map[string]string{}
 	if n.snapshot != nil {
@@ -404,7 +469,7 @@ func (h *Hub) report(n *node) {
 	}
 	h.metrics.refused.WithLabelValues(n.name).Set(float64(len(all)))
 	if h.config.Report != nil {
-		h.config.Report(n.name, all)
+		h.config.Report(n.name, Report{Connected: n.taken != nil, Errors: all, Taken: maps.Clone(n.taken)})
 	}
 }
 

@@ -46,6 +46,8 @@ type exchange struct {
 	// known are the versions that the client was sent, confirmed the names that it took (or that nobody waits for any more).
 	known     map[string]string
 	confirmed map[string]bool
+	// acked are the versions that the client has taken on this stream, or had when it began.
+	acked map[string]string
 	// queued was handed to the library, unanswered was sent.
 	queued     *message
 	unanswered []*message
@@ -140,9 +142,34 @@ func (x *exchange) forgetUnsubscribed() {
 		if _, ok := sub.SubscribedResources()[name]; !ok {
 			delete(x.known, name)
 			delete(x.confirmed, name)
+			delete(x.acked, name)
 		}
 	}
 }
+
+// ack notes what the client has, as far as it was not sent or told anything else since.
+func (x *exchange) ack(set render.Set) {
+	if x.acked == nil {
+		x.acked = make(map[string]string, len(set))
+	}
+	for name, r := range set {
+		if x.known[name] == r.Version {
+			x.acked[name] = r.Version
+		}
+	}
+}
+
+// lose forgets what the client was told to drop: when it comes again, it must be taken again.
+func (x *exchange) lose() {
+	for name := range x.acked {
+		if x.known[name] == "" {
+			delete(x.acked, name)
+		}
+	}
+}
+
+// proxies reports whether a stream is a proxy's: it wants all listeners.
+func (s *stream) proxies() bool { return s.client != nil && s.types[render.Listener].wildcard }
 
 // due makes the response that an open watch is owed; nil = none.
 func (s *stream) due(t render.Type) *message {
@@ -168,6 +195,7 @@ func (s *stream) due(t render.Type) *message {
 		for name := range visible {
 			x.confirmed[name] = true
 		}
+		x.ack(visible)
 		s.client.types[t].took(s.own(t, visible))
 		return nil
 	}

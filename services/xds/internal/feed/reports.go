@@ -4,61 +4,80 @@ package feed
 
 import (
 	"context"
-	"maps"
 	"sync"
 
 	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
 )
 
-// Reports are the errors of nodes, by the filter or configuration that they are about, on their way to every replica of the policy service. Of several
-// changes of one only the last is sent, so that no more wait than were ever wrong at once.
+// Reports say how things stand with nodes' proxies, by the filter or configuration that it is about, on their way to every replica of the policy service.
+// Of several changes of one only the last is sent, so that no more wait than there are.
 type Reports struct {
 	mu      sync.Mutex
-	current map[subject]string
+	current map[string]map[string]report // by node and resource; "" = the proxies themselves
 	readers map[*reader]bool
+}
+
+// report is what is said of a resource; nothing = it is not worth a word.
+type report struct {
+	err, revision string
+	connected     bool
 }
 
 type subject struct{ node, resource string }
 
 // reader is one stream.
 type reader struct {
-	pending map[subject]string
+	pending map[subject]report
 	changed chan struct{}
 }
 
 // NewReports returns an empty set.
 func NewReports() *Reports {
-	return &Reports{current: map[subject]string{}, readers: map[*reader]bool{}}
+	return &Reports{current: map[string]map[string]report{}, readers: map[*reader]bool{}}
 }
 
 // maxError is what of an error is told.
 const maxError = 1024
 
-// Set replaces the errors of a node.
-func (r *Reports) Set(node string, errors map[string]string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for s := range r.current {
-		if _, still := errors[s.resource]; s.node == node && !still {
-			delete(r.current, s)
-			r.tell(s, "")
-		}
+// Set replaces what is said of a node: whether a proxy of it is connected, what is wrong, by resource, and the revisions of filters that it has taken.
+func (r *Reports) Set(node string, connected bool, errors, taken map[string]string) {
+	now := make(map[string]report, len(taken)+1)
+	if connected {
+		now[""] = report{connected: true}
+	}
+	for filter, revision := range taken {
+		now[filter] = report{revision: revision}
 	}
 	for resource, text := range errors {
-		s := subject{node: node, resource: resource}
+		if resource == "" {
+			continue
+		}
 		if len(text) > maxError {
 			text = text[:maxError] + "..."
 		}
-		if resource != "" && r.current[s] != text {
-			r.current[s] = text
-			r.tell(s, text)
+		now[resource] = report{err: text, revision: now[resource].revision}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before := r.current[node]
+	for resource := range before {
+		if _, still := now[resource]; !still {
+			r.tell(subject{node, resource}, report{})
 		}
+	}
+	for resource, said := range now {
+		if before[resource] != said {
+			r.tell(subject{node, resource}, said)
+		}
+	}
+	if r.current[node] = now; len(now) == 0 {
+		delete(r.current, node)
 	}
 }
 
-func (r *Reports) tell(s subject, text string) {
+func (r *Reports) tell(s subject, said report) {
 	for reader := range r.readers {
-		reader.pending[s] = text
+		reader.pending[s] = said
 		reader.wake()
 	}
 }
@@ -70,11 +89,15 @@ func (r *reader) wake() {
 	}
 }
 
-// send sends all errors, then changes, until ctx ends or a send fails.
+// send sends all reports, then changes, until ctx ends or a send fails.
 func (r *Reports) send(ctx context.Context, send func(*policyv1.ProxyReport) error) error {
-	in := &reader{changed: make(chan struct{}, 1)}
+	in := &reader{changed: make(chan struct{}, 1), pending: map[subject]report{}}
 	r.mu.Lock()
-	in.pending = maps.Clone(r.current)
+	for node, all := range r.current {
+		for resource, said := range all {
+			in.pending[subject{node, resource}] = said
+		}
+	}
 	r.readers[in] = true
 	r.mu.Unlock()
 	defer func() {
@@ -90,11 +113,11 @@ func (r *Reports) send(ctx context.Context, send func(*policyv1.ProxyReport) err
 		case <-in.changed:
 		}
 		for {
-			report, ok := r.next(in)
+			message, ok := r.next(in)
 			if !ok {
 				break
 			}
-			if err := send(report); err != nil {
+			if err := send(message); err != nil {
 				return err
 			}
 		}
@@ -104,9 +127,9 @@ func (r *Reports) send(ctx context.Context, send func(*policyv1.ProxyReport) err
 func (r *Reports) next(in *reader) (*policyv1.ProxyReport, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for s, text := range in.pending {
+	for s, said := range in.pending {
 		delete(in.pending, s)
-		return &policyv1.ProxyReport{Node: s.node, Resource: s.resource, Error: text}, true
+		return &policyv1.ProxyReport{Node: s.node, Resource: s.resource, Error: said.err, Revision: said.revision, Connected: said.connected}, true
 	}
 	return nil, false
 }

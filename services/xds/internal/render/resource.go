@@ -202,6 +202,15 @@ type Snapshot struct {
 	ByName [numTypes]Set
 	// Problems of resources that this node would have, sorted.
 	Problems []Problem
+	// Filters by the keys of the node's slots.
+	Filters map[string]Filter
+}
+
+// Filter is what a proxy must have taken to have taken a filter: resources that are of its slot.
+type Filter struct {
+	// Revision is the policy service's.
+	Revision  string
+	Resources []*Resource
 }
 
 // Equal reports whether two snapshots have the same resources, by version and owner, and the same problems.
@@ -215,7 +224,10 @@ func (s *Snapshot) Equal(o *Snapshot) bool {
 			return false
 		}
 	}
-	return slices.Equal(s.Problems, o.Problems)
+	sameFilter := func(a, b Filter) bool {
+		return a.Revision == b.Revision && slices.EqualFunc(a.Resources, b.Resources, same)
+	}
+	return slices.Equal(s.Problems, o.Problems) && maps.EqualFunc(s.Filters, o.Filters, sameFilter)
 }
 
 // Find returns a resource by name.

@@ -230,7 +230,7 @@ func guard(f func() error) (err error) {
 
 // Snapshot renders what one node needs. A node that is not known needs what all have.
 func (s *State) Snapshot(node string) *Snapshot {
-	b := &builder{state: s, snapshot: &Snapshot{Node: node}, weights: map[string]int{}, problems: map[string]string{}}
+	b := &builder{state: s, snapshot: &Snapshot{Node: node, Filters: map[string]Filter{}}, weights: map[string]int{}, problems: map[string]string{}}
 	for i := range b.snapshot.Sets {
 		b.snapshot.Sets[i], b.snapshot.ByName[i] = Set{}, Set{}
 	}
@@ -261,6 +261,15 @@ type builder struct {
 }
 
 func (b *builder) put(r *Resource) { b.snapshot.Sets[r.Type][r.Name] = r }
+
+// filter notes what a slot's filter is made of.
+func (b *builder) filter(f *filter, resources ...*Resource) {
+	if f.GetRevision() == "" {
+		return // of a policy service of before
+	}
+	resources = append(slices.Clone(b.snapshot.Filters[f.GetKey()].Resources), resources...)
+	b.snapshot.Filters[f.GetKey()] = Filter{Revision: f.GetRevision(), Resources: resources}
+}
 
 // problem keeps the first error of an owner.
 func (b *builder) problem(owner string, err error) {
@@ -315,6 +324,7 @@ func (b *builder) policySlot(in *policyv1.Slot, f *filter) error {
 		}
 	}
 	b.put(l)
+	b.filter(f, l)
 	return nil
 }
 
@@ -336,6 +346,7 @@ func (b *builder) filterRoute(f *filter) error {
 		b.problem(f.GetKey(), f.err)
 	}
 	b.put(f.route)
+	b.filter(f, f.route)
 	return nil
 }
 
@@ -375,6 +386,7 @@ func (b *builder) routeSlot(in *policyv1.Slot, f *filter) error {
 	for _, r := range needed {
 		b.put(r)
 	}
+	b.filter(f, needed...)
 	b.endpoints(target, c)
 	if f.api != nil {
 		b.snapshot.ByName[Listener][f.api.Name] = f.api
