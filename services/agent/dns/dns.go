@@ -264,12 +264,11 @@ func (p *parts) watchPins(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		view, err := p.view.Stale(p.config.BPFFS)
-		names, err2 := p.maps.Stale(p.config.BPFFS)
-		if view || names {
+		stale, err := p.view.Stale()
+		if stale {
 			return errReplaced
 		}
-		if err := errors.Join(err, err2); err != nil {
+		if err != nil {
 			p.log.Warn("it is not known whether the open maps are the node's", "error", err)
 		}
 	}
