@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -206,43 +207,66 @@ func l7Flows(ctx context.Context, t *testing.T, lab *cluster.Lab, pod string) in
 	return len(a.Flows)
 }
 
-// TestRuleEdit edits a rule under a live connection: the next request is judged by the new rule, on the same connection.
+// lateProxy makes an edit while the proxy that is to have it stands still: the edit is not in force.
+func lateProxy(ctx context.Context, t *testing.T, lab *cluster.Lab, edit func()) {
+	t.Helper()
+	proxy := int(lab.Part(ctx, "proxy/node2").Pid)
+	if err := syscall.Kill(proxy, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	edit()
+	_, err := lab.Weir("policy", "wait", "default/ruled", "--timeout", "2s")
+	if err == nil || !strings.Contains(err.Error(), "its proxy has not taken") {
+		t.Errorf("in force without the proxy: %v", err)
+	}
+	if err := syscall.Kill(proxy, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRuleEdit edits a rule under live connections: once the edit is in force, the very next request is judged by the new rule, on the same connection.
 func TestRuleEdit(t *testing.T) {
 	lab := cluster.Up(t, faultPods)
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	lab.Apply(ctx, ruledPolicy)
 	lab.InForce(ctx, "default/ruled")
+	clients, ports := map[string]*web.Client{}, map[string]netip.AddrPort{}
 	for _, c := range l7Everywhere {
-		client := c.web(ctx, lab, ruledAt, web.Options{})
-		first, err := client.Do(ctx, "GET", "http://server:8080/open")
+		clients[c.name] = c.web(ctx, lab, ruledAt, web.Options{})
+		first, err := clients[c.name].Do(ctx, "GET", "http://server:8080/open")
 		if err != nil || first.Echo == nil {
 			t.Fatalf("%s: %d %v", c.name, first.Status, err)
 		}
-		for i, path := range []string{"/secret", "/open", "/other"} {
-			lab.Apply(ctx, strings.Replace(ruledPolicy, `"/open"`, `"`+path+`"`, 1))
-			cluster.Eventually(t, 10*time.Second, func() error {
-				a, err := client.Do(ctx, "GET", "http://server:8080"+path)
-				if err != nil {
-					t.Fatalf("%s: %v", c.name, err)
-				}
-				if a.Status != 200 {
-					return fmt.Errorf("edit %d: %s is answered with %d", i, path, a.Status)
-				}
-				if a.Echo.Client != first.Echo.Client {
-					t.Fatalf("%s: edit %d: the server sees %s, before %s: another connection", c.name, i, a.Echo.Client, first.Echo.Client)
-				}
-				return nil
-			})
+		ports[c.name] = first.Echo.Client
+	}
+	const edits = 50
+	for i := range edits {
+		path := fmt.Sprintf("/edit%d", i)
+		edit := func() { lab.Apply(ctx, strings.Replace(ruledPolicy, `"/open"`, `"`+path+`"`, 1)) }
+		if i%10 == 5 {
+			lateProxy(ctx, t, lab, edit)
+		} else {
+			edit()
 		}
-		lab.Apply(ctx, ruledPolicy)
-		cluster.Eventually(t, 10*time.Second, func() error {
-			a, err := client.Do(ctx, "GET", "http://server:8080/open")
-			if err == nil && a.Status != 200 {
-				err = fmt.Errorf("status %d", a.Status)
+		if out, err := lab.Weir("policy", "wait", "default/ruled", "--timeout", "20s"); err != nil {
+			t.Fatalf("edit %d: %v: %s", i, err, out)
+		}
+		for name, client := range clients {
+			before, err := client.Do(ctx, "GET", fmt.Sprintf("http://server:8080/edit%d", i-1))
+			if err != nil || before.Status != 403 {
+				t.Fatalf("%s, edit %d: what was allowed before is answered with %d, %v", name, i, before.Status, err)
 			}
-			return err
-		})
+			now, err := client.Do(ctx, "GET", "http://server:8080"+path)
+			if err != nil || now.Status != 200 || now.Echo == nil {
+				t.Fatalf("%s, edit %d: what is allowed now is answered with %d, %v", name, i, now.Status, err)
+			}
+			if now.Echo.Client != ports[name] {
+				t.Fatalf("%s, edit %d: the server sees %s, before %s: another connection", name, i, now.Echo.Client, ports[name])
+			}
+		}
+	}
+	for _, client := range clients {
 		client.Close()
 	}
 }
