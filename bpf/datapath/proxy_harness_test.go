@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -60,8 +61,8 @@ type proxied struct {
 type tproxy struct {
 	w    *world
 	seen chan proxied
-	// target says where a connection goes on to, if not where the client wanted to.
-	target func(slot uint16, original netip.AddrPort) netip.AddrPort
+	// target says where a connection goes on to, if not where the client wanted to. It is set while connections of before may still be read.
+	target atomic.Pointer[func(slot uint16, original netip.AddrPort) netip.AddrPort]
 
 	ctx   context.Context
 	end   context.CancelFunc
@@ -81,6 +82,11 @@ func newProxy(w *world) *tproxy {
 	}))
 	w.Cleanup(p.kill)
 	return p
+}
+
+// redirect says where connections go on to from now on.
+func (p *tproxy) redirect(target func(slot uint16, original netip.AddrPort) netip.AddrPort) {
+	p.target.Store(&target)
 }
 
 // keep notes a socket, so that kill closes it.
@@ -183,8 +189,8 @@ func (p *tproxy) serve(slot uint16, mark int, down *net.TCPConn) {
 	defer down.Close()
 	client, original := addrPort(down.RemoteAddr()), addrPort(down.LocalAddr())
 	to := original
-	if p.target != nil {
-		to = p.target(slot, original)
+	if target := p.target.Load(); target != nil {
+		to = (*target)(slot, original)
 	}
 	var up net.Conn
 	err := inside(p.w.node, func() (err error) {

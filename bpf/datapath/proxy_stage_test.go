@@ -25,12 +25,12 @@ func TestProxyRoute(t *testing.T) {
 	p.listen(ingress, MarkIngressPassed)
 	for i, f := range families {
 		vip, backend := at(lbFamilies[map[string]string{"IPv4": "v4", "IPv6": "v6"}[f.name]].vip, 80), at(f.podB, 8080)
-		p.target = func(slot uint16, original netip.AddrPort) netip.AddrPort {
+		p.redirect(func(slot uint16, original netip.AddrPort) netip.AddrPort {
 			if slot == route {
 				return backend
 			}
 			return original
-		}
+		})
 		w.do(w.Services().Upsert(Service{Frontend: Frontend{vip.Addr(), 80, unix.IPPROTO_TCP}, ID: uint32(i + 1), Route: route}))
 		list, err := w.Services().List()
 		w.do(err)
