@@ -104,7 +104,7 @@ func TestProxyKilled(t *testing.T) {
 			t.Errorf("%s: wrong answers: %s", name, r)
 		case strings.HasPrefix(name, "plain") && r.Failures() > 0:
 			t.Errorf("%s: %s", name, r)
-		case r.Total() < 50 || len(r.Right) == 0:
+		case r.Total() < 12 || len(r.Right) == 0: // each kill may cost a worker a time-out
 			t.Errorf("%s: too few: %s", name, r)
 		}
 		if strings.HasPrefix(name, "denied") && r.Servers["ruled"] > 0 {
