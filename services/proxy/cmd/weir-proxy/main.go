@@ -37,10 +37,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	if os.Getenv("GOGC") == "" {
-		// Little lives long but the configuration: the default would collect every few MiB.
-		debug.SetGCPercent(200)
-	}
+	setCollector(config)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	service, err := proxy.New(config, log)
@@ -49,4 +46,22 @@ func run() error {
 	}
 	log.Info("proxy started", "version", version.Version, "node", config.Node, "xds", config.XDS)
 	return service.Run(ctx)
+}
+
+// gcPercent: little lives long but the configuration, about 13 MiB with 1,000 listeners, so the default would collect every few MiB. Requests cost a fifth less
+// CPU than at 200 (BenchmarkProxy of package httpproxy).
+const gcPercent = 400
+
+// gcMemory is what the process may have, besides what it is configured to keep, before it collects more often than gcPercent says: the heap of a proxy with
+// tens of thousands of connections must not grow to five times what lives.
+const gcMemory = 512 << 20
+
+// setCollector trades memory for CPU, within a bound; GOGC and GOMEMLIMIT say otherwise.
+func setCollector(config proxy.Config) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" && config.Limits.TotalBuffer > 0 {
+		debug.SetMemoryLimit(gcMemory + config.Limits.TotalBuffer + config.LogTotalBytes)
+	}
 }
