@@ -65,7 +65,7 @@ func TestNotYetIsTold(t *testing.T) {
 	if err != nil {
 		t.Fatalf("weir-cases: %v\n%s", err, out)
 	}
-	for _, want := range []string{"http: CiliumNetworkPolicy shop/api: spec.ingress[0].toPorts[0].rules.http", "0 of 2 expectations passed, 2 not yet, 0 failed"} {
+	for _, want := range []string{"tls: CiliumNetworkPolicy shop/api: spec.ingress[0].toPorts[0].terminatingTLS", "0 of 2 expectations passed, 2 not yet, 0 failed"} {
 		if !bytes.Contains(out, []byte(want)) {
 			t.Errorf("%q is not in\n%s", want, out)
 		}

@@ -74,7 +74,7 @@ func New(c *format.Case, command func(pod string) []string) (*Plan, error) {
 	b := &builder{
 		c: c, command: command,
 		Plan:  Plan{Pods: map[string]Pod{}, Nodes: map[string]Node{}, Services: map[string]Service{}, Entities: map[string]string{}},
-		taken: map[netip.Addr]bool{},
+		taken: map[netip.Addr]bool{}, missing: c.MissingServers(),
 	}
 	b.flags()
 	b.claim()
@@ -94,6 +94,8 @@ type builder struct {
 	Plan
 	c       *format.Case
 	command func(pod string) []string
+	// missing are name servers that the case does not show.
+	missing []format.Pod
 	taken   map[netip.Addr]bool
 	next    int
 	out     bytes.Buffer
@@ -205,8 +207,10 @@ func (b *builder) flows() []format.Flow {
 		flows = append(flows, b.c.Connections[i].Flow)
 	}
 	for _, d := range b.c.DNSAnswers {
-		// A name server outside, for clients that may ask no other.
-		flows = append(flows, format.Flow{From: d.Client, To: "ip:198.51.100.53", Port: 53, Protocol: format.UDP})
+		listed, usual := b.c.Servers(d.Client)
+		for _, s := range append(listed, usual...) {
+			flows = append(flows, format.Flow{From: d.Client, To: s.End, Port: s.Port, Protocol: format.UDP})
+		}
 	}
 	return flows
 }
@@ -266,7 +270,7 @@ func (b *builder) namespaces() {
 	for _, n := range b.c.Namespaces {
 		add(n.Name, n.Labels)
 	}
-	for _, p := range b.c.Pods {
+	for _, p := range append(slices.Clone(b.c.Pods), b.missing...) {
 		add(p.Namespace, nil)
 	}
 	for _, s := range b.c.Services {
@@ -285,7 +289,7 @@ func (b *builder) namespaces() {
 }
 
 func (b *builder) pods() {
-	for _, p := range b.c.Pods {
+	for _, p := range append(slices.Clone(b.c.Pods), b.missing...) {
 		addrs := b.addrs(p.IP, p.IP6)
 		switch {
 		case p.HostNetwork:

@@ -51,10 +51,12 @@ type Connection struct {
 
 	// closers are connections for requests and queries.
 	closers []io.Closer
-	stream  *stream
-	file    *os.File
-	packet  net.PacketConn
-	opened  bool
+	// asking is that of queries.
+	asking net.Conn
+	stream *stream
+	file   *os.File
+	packet net.PacketConn
+	opened bool
 	// taken: somebody of the lab's own listens at the far end, so that a connection that stands is all that can be seen.
 	taken bool
 }
@@ -321,7 +323,7 @@ func (c *Connection) CloseRequests() {
 	for _, one := range c.closers {
 		one.Close()
 	}
-	c.closers = nil
+	c.closers, c.asking = nil, nil
 }
 
 // Close ends the client's side.

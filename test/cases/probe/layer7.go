@@ -82,14 +82,14 @@ func (v *visits) get(token string) (visit, bool) {
 	return came, ok
 }
 
-// speak serves whatever a connection that carries no tokens speaks: HTTP, TLS with HTTP in it, or (port 53) DNS.
+// speak serves whatever a connection that carries no tokens speaks: HTTP, TLS with HTTP in it, or DNS.
 func (n *Network) speak(c net.Conn, r *bufio.Reader) {
-	if local, err := netip.ParseAddrPort(c.LocalAddr().String()); err == nil && local.Port() == dnsPort {
-		n.names.serveStream(c, r)
-		return
-	}
 	first, err := r.Peek(1)
 	if err != nil {
+		return
+	}
+	if first[0] < 0x0a { // the length of a short message: no text begins so
+		n.names.serveStream(c, r)
 		return
 	}
 	if first[0] == 0x16 { // a TLS handshake record
@@ -212,7 +212,17 @@ func awaitConnected(file *os.File) error {
 	return errors.Join(err, connectErr)
 }
 
-// Ask makes a request on a connection that Connect opened.
+// Secure begins TLS on a connection that Connect opened.
+func Secure(ctx context.Context, conn net.Conn, serverName string) (net.Conn, error) {
+	// Whose certificate it is does not matter here.
+	secure := tls.Client(conn, &tls.Config{ServerName: serverName, InsecureSkipVerify: true}) //nolint:gosec // see above
+	if err := secure.HandshakeContext(ctx); err != nil {
+		return nil, fmt.Errorf("TLS: %w", err)
+	}
+	return secure, nil
+}
+
+// Ask makes a request on a connection that Connect opened, or Secure.
 func (c *Connection) Ask(ctx context.Context, conn net.Conn, q Request) Exchange {
 	x := Exchange{Connected: true}
 	if deadline, ok := ctx.Deadline(); ok {
@@ -222,13 +232,10 @@ func (c *Connection) Ask(ctx context.Context, conn net.Conn, q Request) Exchange
 	}
 	t := newToken(request, 0, c.number)
 	name := hex.EncodeToString(t[:])
-	if q.TLS {
-		// Whose certificate it is does not matter here.
-		secure := tls.Client(conn, &tls.Config{ServerName: q.ServerName, InsecureSkipVerify: true}) //nolint:gosec // see above
-		if x.Err = secure.HandshakeContext(ctx); x.Err != nil {
+	if _, secure := conn.(*tls.Conn); q.TLS && !secure {
+		if conn, x.Err = Secure(ctx, conn, q.ServerName); x.Err != nil {
 			return x
 		}
-		conn = secure
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: %s\r\n%s: %s\r\n", q.Method, q.Target, q.Host, tokenHeader, name)

@@ -54,10 +54,19 @@ func TestLayer7(t *testing.T) {
 	}
 	n.Answer(loopback, "Api.example", []netip.Addr{netip.MustParseAddr("192.0.2.7")}, 5)
 	for _, protocol := range []int{udp, tcp} {
-		c := connection(protocol, dnsPort)
-		l := c.Resolve(ctx, Query{Name: "api.EXAMPLE", Type: dnsmessage.TypeA})
-		if l.Err != nil || !l.Arrived || !slices.Equal(l.Addresses, []netip.Addr{netip.MustParseAddr("192.0.2.7")}) {
-			t.Errorf("protocol %d: %+v", protocol, l)
+		for _, port := range []uint16{53, 5353} {
+			c := connection(protocol, port)
+			for range 2 { // on the same socket
+				l := c.Resolve(ctx, Query{Name: "api.EXAMPLE", Type: dnsmessage.TypeA})
+				if l.Err != nil || !l.Arrived || l.Source.Port() != c.Local().Port() || !slices.Equal(l.Addresses, []netip.Addr{netip.MustParseAddr("192.0.2.7")}) {
+					t.Errorf("protocol %d port %d: %+v", protocol, port, l)
+				}
+			}
 		}
+	}
+	ended, end := context.WithCancel(ctx)
+	end()
+	if l := connection(udp, 18082).Resolve(ended, Query{Name: "api.example", Type: dnsmessage.TypeA}); l.Err == nil {
+		t.Error("a query went on after its context had ended")
 	}
 }

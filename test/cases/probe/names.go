@@ -20,8 +20,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const dnsPort = 53
-
 // names are what name servers answer, and who asked. Safe for concurrent use.
 type names struct {
 	mu sync.Mutex
@@ -142,7 +140,7 @@ type Lookup struct {
 	Err     error
 }
 
-// Resolve asks the far end of a UDP or TCP connection.
+// Resolve asks the far end of a UDP or TCP connection. What was asked before was asked on the same socket.
 func (c *Connection) Resolve(ctx context.Context, q Query) Lookup {
 	var l Lookup
 	name, err := dnsmessage.NewName(strings.TrimSuffix(q.Name, ".") + ".")
@@ -158,10 +156,9 @@ func (c *Connection) Resolve(ctx context.Context, q Query) Lookup {
 		return l
 	}
 	var answer []byte
-	if c.spec.Protocol == tcp {
-		answer, l.Err = c.askStream(ctx, query)
-	} else {
-		answer, l.Err = c.askDatagram(ctx, query)
+	conn, err := c.queries(ctx)
+	if l.Err = err; err == nil {
+		answer, l.Err = c.askOn(ctx, conn, query)
 	}
 	key := nameKey{c.spec.Source, canonical(q.Name)}
 	c.net.names.mu.Lock()
@@ -187,26 +184,16 @@ func (c *Connection) Resolve(ctx context.Context, q Query) Lookup {
 	return l
 }
 
-func (c *Connection) askStream(ctx context.Context, query []byte) ([]byte, error) {
-	conn, err := c.Connect(ctx)
-	if err != nil {
-		return nil, err
+// queries is the socket that a connection's queries are made on.
+func (c *Connection) queries(ctx context.Context) (net.Conn, error) {
+	if c.asking != nil {
+		return c.asking, nil
 	}
-	if deadline, ok := ctx.Deadline(); ok {
-		if err := conn.SetDeadline(deadline); err != nil {
-			return nil, fmt.Errorf("ask: %w", err)
-		}
+	var err error
+	if c.spec.Protocol == tcp {
+		c.asking, err = c.Connect(ctx)
+		return c.asking, err
 	}
-	if err := writeMessage(conn, query); err != nil {
-		return nil, fmt.Errorf("ask: %w", err)
-	}
-	return readMessage(conn)
-}
-
-// askAgain is when a query over UDP is sent once more.
-const askAgain = 2 * time.Second
-
-func (c *Connection) askDatagram(ctx context.Context, query []byte) ([]byte, error) {
 	fd, err := bound(c.spec.From, unix.SOCK_DGRAM, 0, c.local)
 	if err != nil {
 		return nil, err
@@ -216,29 +203,64 @@ func (c *Connection) askDatagram(ctx context.Context, query []byte) ([]byte, err
 		return nil, fmt.Errorf("connect %s to %s: %w", c.local, c.spec.To, err)
 	}
 	file := os.NewFile(uintptr(fd), "query")
-	c.closers = append(c.closers, file)
-	answer := make([]byte, datagramBytes)
+	defer file.Close()
+	conn, err := net.FileConn(file)
+	if err != nil {
+		return nil, fmt.Errorf("ask: %w", err)
+	}
+	c.closers = append(c.closers, conn)
+	c.asking = conn
+	return conn, nil
+}
+
+// askAgain is when a query over UDP is sent once more.
+const askAgain = 2 * time.Second
+
+// askOn sends a query and reads its answer, until ctx ends.
+func (c *Connection) askOn(ctx context.Context, conn net.Conn, query []byte) ([]byte, error) {
 	deadline, ok := ctx.Deadline()
 	if !ok {
 		deadline = time.Now().Add(askAgain)
 	}
-	for {
-		if _, err := file.Write(query); err != nil && !errors.Is(err, unix.ECONNREFUSED) {
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) }) // ends what waits
+	defer stop()
+	if err := conn.SetWriteDeadline(deadline); err != nil {
+		return nil, fmt.Errorf("ask: %w", err)
+	}
+	if c.spec.Protocol == tcp {
+		if err := conn.SetReadDeadline(deadline); err != nil {
+			return nil, fmt.Errorf("ask: %w", err)
+		}
+		if err := writeMessage(conn, query); err != nil {
+			return nil, fmt.Errorf("ask: %w", err)
+		}
+		return readMessage(conn)
+	}
+	answer := make([]byte, datagramBytes)
+	for ctx.Err() == nil {
+		if _, err := conn.Write(query); err != nil && !errors.Is(err, unix.ECONNREFUSED) {
 			return nil, fmt.Errorf("ask: %w", err)
 		}
 		until := time.Now().Add(askAgain)
 		if until.After(deadline) {
 			until = deadline
 		}
-		if err := file.SetReadDeadline(until); err != nil {
+		if err := conn.SetReadDeadline(until); err != nil {
 			return nil, fmt.Errorf("ask: %w", err)
 		}
-		n, err := file.Read(answer)
+		if ctx.Err() != nil {
+			break // it ended before the deadline was set
+		}
+		n, err := conn.Read(answer)
+		for err == nil && (n < 2 || answer[0] != query[0] || answer[1] != query[1]) {
+			n, err = conn.Read(answer) // of an earlier query
+		}
 		if err == nil {
 			return answer[:n], nil
 		}
-		if !time.Now().Before(deadline) || ctx.Err() != nil {
+		if !time.Now().Before(deadline) {
 			return nil, fmt.Errorf("ask: %w", err)
 		}
 	}
+	return nil, fmt.Errorf("ask: %w", ctx.Err())
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"net/textproto"
 	"slices"
 	"strconv"
@@ -38,6 +37,21 @@ type asked struct {
 	body    string
 	headers map[string][]string
 	detail  string
+}
+
+// editLimit is how long after an edit in place was in force in the kernel a proxy may still judge as before: it is told on its own way.
+const editLimit = 2 * time.Second
+
+// tryEdited plays an expectation that asks something on its connection; again, if a policy was edited in place just now.
+func (g *game) tryEdited(ctx context.Context, a *attempt) Outcome {
+	until := time.Now().Add(editLimit)
+	for {
+		o := g.tryLayer7(ctx, a)
+		if o.Class == Passed || !g.edited || time.Now().After(until) || ctx.Err() != nil {
+			return o
+		}
+		time.Sleep(refusedRetry)
+	}
 }
 
 // tryLayer7 plays an expectation that asks something on its connection.
@@ -150,16 +164,7 @@ func (g *game) askHTTP(ctx context.Context, a *attempt, m *made, http *format.HT
 			return seen, nil
 		}
 	}
-	if http == nil {
-		http = &format.HTTP{Method: "GET", Path: "/"}
-	}
-	q := probe.Request{Method: http.Method, Target: http.Path, Host: http.Host, Headers: http.Headers}
-	if q.Host == "" {
-		q.Host = "weir-cases.example"
-	}
-	if tls != nil {
-		q.TLS, q.ServerName = true, tls.SNI
-	}
+	q := requestOf(http, tls)
 	limited, cancel := g.untilDropped(ctx, before)
 	defer cancel()
 	stop := context.AfterFunc(limited, func() { _ = conn.SetDeadline(time.Now()) }) // ends what waits
@@ -174,6 +179,21 @@ func (g *game) askHTTP(ctx context.Context, a *attempt, m *made, http *format.HT
 	}
 	seen.detail = fmt.Sprintf("arrived %t (from %s), status %q, error %v", x.Arrived, x.Source, seen.status, x.Err)
 	return seen, nil
+}
+
+// requestOf is what is sent.
+func requestOf(http *format.HTTP, tls *format.TLS) probe.Request {
+	if http == nil {
+		http = &format.HTTP{Method: "GET", Path: "/"}
+	}
+	q := probe.Request{Method: http.Method, Target: http.Path, Host: http.Host, Headers: http.Headers}
+	if q.Host == "" {
+		q.Host = "weir-cases.example"
+	}
+	if tls != nil {
+		q.TLS, q.ServerName = true, tls.SNI
+	}
+	return q
 }
 
 // isEnd reports whether the other side ended the connection, rather than saying nothing.
@@ -196,23 +216,9 @@ func (g *game) connect(ctx context.Context, m *made, before live.Mark) (net.Conn
 }
 
 func (g *game) askDNS(ctx context.Context, m *made, q *format.DNS, before live.Mark) (asked, error) {
-	kind := dnsmessage.TypeA
-	switch strings.ToUpper(q.Type) {
-	case "", "A":
-	case "AAAA":
-		kind = dnsmessage.TypeAAAA
-	case "MX":
-		kind = dnsmessage.TypeMX
-	case "TXT":
-		kind = dnsmessage.TypeTXT
-	case "SRV":
-		kind = dnsmessage.TypeSRV
-	case "PTR":
-		kind = dnsmessage.TypePTR
-	case "ANY":
-		kind = dnsmessage.TypeALL
-	default:
-		return asked{}, fmt.Errorf("dns.type: %q is not known", q.Type)
+	kind, err := queryType(q.Type)
+	if err != nil {
+		return asked{}, err
 	}
 	limited, cancel := g.untilDropped(ctx, before)
 	defer cancel()
@@ -227,6 +233,25 @@ func (g *game) askDNS(ctx context.Context, m *made, q *format.DNS, before live.M
 	}
 	seen.detail = fmt.Sprintf("answered %t %s, arrived %t (from %s), error %v", l.Answered, seen.status, l.Arrived, l.Source, l.Err)
 	return seen, nil
+}
+
+// queryTypes are those that have names here; others are written TYPE65.
+var queryTypes = map[string]dnsmessage.Type{
+	"": dnsmessage.TypeA, "A": dnsmessage.TypeA, "AAAA": dnsmessage.TypeAAAA, "NS": dnsmessage.TypeNS, "CNAME": dnsmessage.TypeCNAME, "SOA": dnsmessage.TypeSOA,
+	"PTR": dnsmessage.TypePTR, "MX": dnsmessage.TypeMX, "TXT": dnsmessage.TypeTXT, "SRV": dnsmessage.TypeSRV, "ANY": dnsmessage.TypeALL,
+	"NAPTR": 35, "DS": 43, "DNSKEY": 48, "SVCB": 64, "HTTPS": 65, "CAA": 257,
+}
+
+func queryType(text string) (dnsmessage.Type, error) {
+	text = strings.ToUpper(text)
+	if t, ok := queryTypes[text]; ok {
+		return t, nil
+	}
+	n, err := strconv.ParseUint(strings.TrimPrefix(text, "TYPE"), 10, 16)
+	if err != nil {
+		return 0, fmt.Errorf("dns.type: %q is not known", text)
+	}
+	return dnsmessage.Type(n), nil
 }
 
 func rcodeWords(r dnsmessage.RCode) string {
@@ -336,105 +361,40 @@ func split(values []string) []string {
 	return all
 }
 
-// openLayer7 opens the connection of an expectation about a live one, on which a request is made later.
+// openLayer7 opens the connection of an expectation about a live one, and makes a first request on it: what is asked later is not the first.
 func (g *game) openLayer7(ctx context.Context, a *attempt) error {
+	http, dns, tls, err := a.e.Request()
+	if err != nil {
+		return err
+	}
 	before := g.flows.Mark(a.made.connection.Tuples())
 	ctx, cancel := context.WithTimeout(ctx, openLimit)
 	defer cancel()
+	if dns != nil {
+		limited, stop := g.untilDropped(ctx, before)
+		defer stop()
+		l := a.made.connection.Resolve(limited, probe.Query{Name: dns.Query, Type: dnsmessage.TypeA})
+		if !l.Answered {
+			return fmt.Errorf("the first query: %w", l.Err)
+		}
+		return nil
+	}
 	conn, err := g.connect(ctx, a.made, before)
 	if err != nil {
 		return fmt.Errorf("the connection did not open: %w", err)
 	}
+	if tls != nil {
+		if conn, err = probe.Secure(ctx, conn, tls.SNI); err != nil {
+			return err
+		}
+	} else if http != nil {
+		limited, stop := g.untilDropped(ctx, before)
+		x := a.made.connection.Ask(limited, conn, requestOf(http, tls))
+		stop()
+		if x.Status == 0 {
+			return fmt.Errorf("the first request: %w", x.Err)
+		}
+	}
 	a.open = conn
 	return nil
-}
-
-// nameServers are those that a client may ask: the cluster's first, then any pod, then one outside.
-func (g *game) nameServers(client string) []string {
-	var first, rest []string
-	for i := range g.c.Pods {
-		p := &g.c.Pods[i]
-		name := p.Namespace + "/" + p.Name
-		switch {
-		case name == client || p.HostNetwork:
-		case p.Labels["k8s-app"] == "kube-dns" || strings.Contains(p.Name, "dns"):
-			first = append(first, name)
-		default:
-			rest = append(rest, name)
-		}
-	}
-	outside := "ip:" + outsideServer.String()
-	return append(append(first, outside), rest...)
-}
-
-// outsideServer is a name server that the world of a case may have.
-var outsideServer = netip.MustParseAddr("198.51.100.53")
-
-// resolveAnswers makes the queries whose answers a case says came back at a time.
-func (g *game) resolveAnswers(ctx context.Context, at float64) error {
-	for i := range g.c.DNSAnswers {
-		d := &g.c.DNSAnswers[i]
-		if d.At != at {
-			continue
-		}
-		if err := g.resolveAnswer(ctx, d); err != nil {
-			return fmt.Errorf("dns_answers[%d]: %w", i, err)
-		}
-	}
-	return nil
-}
-
-// nameLimit is how long a query may take before another server is asked.
-const nameLimit = 1500 * time.Millisecond
-
-func (g *game) resolveAnswer(ctx context.Context, d *format.DNSAnswer) error {
-	var v4, v6 []netip.Addr
-	for _, text := range d.IPs {
-		a, err := netip.ParseAddr(text)
-		if err != nil {
-			return fmt.Errorf("ips: %w", err)
-		}
-		if a.Is4() {
-			v4 = append(v4, a)
-		} else {
-			v6 = append(v6, a)
-		}
-	}
-	kinds := []dnsmessage.Type{dnsmessage.TypeA}
-	if len(v6) > 0 {
-		kinds = append(kinds, dnsmessage.TypeAAAA)
-	}
-	for _, server := range g.nameServers(d.Client) {
-		// A rule that restricts names makes them known; a server that is reached without one does not. Those that are restricted may be only one of both protocols.
-		for _, protocol := range []string{format.UDP, format.TCP} {
-			m, err := g.connection(ctx, format.Flow{From: d.Client, To: server, Port: dnsPort, Protocol: protocol})
-			if err != nil {
-				continue // of another family
-			}
-			done := g.resolveVia(ctx, m, d, append(v4, v6...), kinds)
-			m.connection.Close()
-			if done {
-				return nil
-			}
-		}
-	}
-	// Nobody may be asked: then no answer can have come, and none is known.
-	return nil
-}
-
-func (g *game) resolveVia(ctx context.Context, m *made, d *format.DNSAnswer, addresses []netip.Addr, kinds []dnsmessage.Type) bool {
-	g.net.Answer(m.source, d.Name, addresses, uint32(d.TTL))
-	before := g.flows.Mark(m.connection.Tuples())
-	for _, kind := range kinds {
-		limited, cancel := context.WithTimeout(ctx, nameLimit)
-		limited, stop := g.untilDropped(limited, before)
-		l := m.connection.Resolve(limited, probe.Query{Name: d.Name, Type: kind})
-		stop()
-		cancel()
-		if !l.Answered || l.RCode != dnsmessage.RCodeSuccess {
-			return false
-		}
-		m.connection.CloseRequests()
-	}
-	return true
 }

@@ -35,7 +35,8 @@ type Options struct {
 func Run(ctx context.Context, c *format.Case, o Options) *Result {
 	began := time.Now()
 	r := &Result{Case: c}
-	ctx, cancel := context.WithTimeout(ctx, o.Limit)
+	c.Quicken()
+	ctx, cancel := context.WithTimeout(ctx, o.Limit+time.Duration(c.Lasts()*float64(time.Second)))
 	defer cancel()
 	r.Err = play(ctx, c, o, r)
 	if r.Err != nil {
@@ -56,6 +57,8 @@ type game struct {
 	flows  *live.Flows
 	net    *probe.Network
 	places *places
+	// edited: an object that was there was changed at the time that is played.
+	edited bool
 
 	// objects are the policies in the world now, by name.
 	objects []*live.Object
@@ -141,7 +144,9 @@ func (g *game) apply(ctx context.Context, trees []yaml.Node) error {
 	}
 	g.all = append(g.all, objects...)
 	for _, o := range objects {
+		had := len(g.objects)
 		g.objects = slices.DeleteFunc(g.objects, func(old *live.Object) bool { return old.Ref == o.Ref })
+		g.edited = g.edited || len(g.objects) < had
 		g.objects = append(g.objects, o)
 	}
 	if err := g.lab.AwaitPolicies(ctx, g.objects); err != nil {

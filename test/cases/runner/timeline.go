@@ -57,6 +57,8 @@ func (g *game) timeline(ctx context.Context, r *Result) error {
 			return err
 		}
 		begin := time.Now()
+		closeEnded(attempts, at)
+		g.edited = false
 		if !applied && at >= 0 {
 			if err := g.apply(ctx, g.c.Policies); err != nil {
 				return err
@@ -86,7 +88,7 @@ func (g *game) timeline(ctx context.Context, r *Result) error {
 			if a.e.At == at {
 				wait.Go(func() {
 					if a.e.IsLayer7() {
-						outcomes[a.index] = g.tryLayer7(ctx, a)
+						outcomes[a.index] = g.tryEdited(ctx, a)
 						return
 					}
 					outcomes[a.index] = g.try(ctx, a)
@@ -106,6 +108,16 @@ func (g *game) timeline(ctx context.Context, r *Result) error {
 	}
 	r.Outcomes = append(validated, outcomes...)
 	return nil
+}
+
+// closeEnded closes the connections that have ended by a time.
+func closeEnded(attempts []*attempt, at float64) {
+	for _, a := range attempts {
+		if a.made != nil && a.on.CloseAt != nil && *a.on.CloseAt <= at && a.e.At < at {
+			a.made.connection.Close()
+			a.made = nil
+		}
+	}
 }
 
 // attempts prepares the expectations, and returns all times at which something happens.
