@@ -283,3 +283,15 @@ func FuzzDestination(f *testing.F) {
 		}
 	})
 }
+
+// A query that the server's connection does not take is not left to wait.
+func TestUnsentQueryIsTold(t *testing.T) {
+	up, far := net.Pipe()
+	if err := errors.Join(far.Close(), up.Close()); err != nil {
+		t.Fatal(err)
+	}
+	s := &stream{upstream: up}
+	if err := s.forward(t.Context(), &query{wire: make([]byte, 12)}); err == nil || s.table.len() != 0 {
+		t.Errorf("forwarded: %v, %d wait", err, s.table.len())
+	}
+}

@@ -183,7 +183,7 @@ func (s *stream) forward(ctx context.Context, q *query) error {
 	}
 	out := framed(q.wire)
 	dnswire.SetID(out[2:], id)
-	if err := up.SetWriteDeadline(time.Now().Add(streamWrite)); err == nil {
+	if err = up.SetWriteDeadline(time.Now().Add(streamWrite)); err == nil {
 		_, err = up.Write(out)
 	}
 	if err != nil {

@@ -49,11 +49,11 @@ const (
 )
 
 var (
-	// ErrIgnore: no query at all (too short, or an answer); nothing is said to the sender.
+	// ErrIgnore says that it is no query at all (too short, or an answer); nothing is said to the sender.
 	ErrIgnore = errors.New("not a query")
-	// ErrFormat: cannot be read, or in two ways.
+	// ErrFormat says that it cannot be read, or in two ways.
 	ErrFormat = errors.New("malformed message")
-	// ErrNotImplemented: another operation than a query.
+	// ErrNotImplemented says that it is another operation than a query.
 	ErrNotImplemented = errors.New("operation is not QUERY")
 )
 
