@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/netip"
 	"net/textproto"
 	"slices"
 	"strconv"
@@ -75,7 +77,14 @@ func (g *game) tryLayer7(ctx context.Context, a *attempt) Outcome {
 	if err != nil {
 		return fail(err)
 	}
-	before := g.flows.Mark(append(m.connection.Tuples(), m.behind...))
+	tuples := append(m.connection.Tuples(), m.behind...)
+	if a.e.Direction != "" {
+		for _, t := range m.connection.Tuples() {
+			t.Src = netip.AddrPortFrom(t.Src.Addr(), 0) // a proxy of the client's side goes on from another port
+			tuples = append(tuples, t)
+		}
+	}
+	before := g.flows.Mark(tuples)
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
 	var seen asked
@@ -226,8 +235,9 @@ func (g *game) askDNS(ctx context.Context, m *made, q *format.DNS, before live.M
 	seen := asked{flows: g.flows.Since(before)}
 	seen.arrived = l.Answered && l.RCode == dnsmessage.RCodeSuccess && l.Arrived
 	seen.proxied = seen.arrived && l.Source.Port() != m.connection.Local().Port()
-	seen.refused = l.Answered && l.RCode != dnsmessage.RCodeSuccess
 	seen.drops = dropsByPolicy(seen.flows)
+	cut := errors.Is(l.Err, unix.ECONNRESET) || errors.Is(l.Err, io.EOF)
+	seen.refused = l.Answered && l.RCode != dnsmessage.RCodeSuccess || cut && len(seen.drops) == 0
 	if l.Answered {
 		seen.status = rcodeWords(l.RCode)
 	}
@@ -276,7 +286,7 @@ func (g *game) awaitTold(ctx context.Context, e *format.Expectation, m *made, be
 		changed := g.flows.Changed()
 		seen.flows = g.flows.Since(before)
 		seen.drops = dropsByPolicy(seen.flows)
-		told := !m.managed || (len(seen.flows) > 0 && toldAsWanted(e, seen.flows))
+		told := !m.managed || (len(seen.flows) > 0 && toldAsWanted(e, seen.flows) && decidedAt(e, seen.flows))
 		if told && (seen.arrived || seen.refused || len(seen.drops) > 0) {
 			return
 		}
@@ -345,9 +355,22 @@ func judgeTold(o *Outcome, e *format.Expectation, s *asked) {
 			wrong("the server got %s: %q, want %q", name, got, want)
 		}
 	}
+	if !decidedAt(e, s.flows) {
+		wrong("flows do not say that it was denied at %s", e.Direction)
+	}
 	if !toldAsWanted(e, s.flows) {
 		wrong("flows do not say verdict %q, log %q", e.FlowVerdict, []string(e.FlowPolicyLog))
 	}
+}
+
+// decidedAt reports whether flows say that a denial was the decision of the end that a case names, if it names one.
+func decidedAt(e *format.Expectation, flows []*flowpb.Flow) bool {
+	if e.Direction == "" || e.Verdict != format.Deny && e.L7 != format.Deny {
+		return true
+	}
+	return slices.ContainsFunc(flows, func(f *flowpb.Flow) bool {
+		return f.Verdict == flowpb.Verdict_DROPPED && strings.EqualFold(f.TrafficDirection.String(), e.Direction)
+	})
 }
 
 // split is values one by one, however they were joined.
