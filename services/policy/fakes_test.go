@@ -60,11 +60,14 @@ func (s *fakeSource) AcquireLease(_ context.Context, r *sourcev1.AcquireLeaseReq
 	return &sourcev1.AcquireLeaseResponse{Holder: s.holder, Acquired: s.holder == r.GetHolder()}, nil
 }
 
-// status waits until the status of an object holds a text.
-func (c *cluster) status(object, want string) {
+// status waits until the status of an object holds a text; agents that are awake take in what comes meanwhile.
+func (c *cluster) status(object, want string, awake ...*agent) {
 	c.t.Helper()
 	timeout := time.After(deadline)
 	for {
+		for _, a := range awake {
+			a.drain()
+		}
 		c.source.mu.Lock()
 		got := c.source.statuses[object]
 		c.source.mu.Unlock()
@@ -401,6 +404,16 @@ func (a *agent) end() codes.Code {
 	for {
 		if err := a.step(); err != nil {
 			return grpcstatus.Code(err)
+		}
+	}
+}
+
+// drain takes in what has come.
+func (a *agent) drain() {
+	a.t.Helper()
+	for len(a.received) > 0 {
+		if err := a.step(); err != nil {
+			a.t.Fatalf("the stream ended: %v", err)
 		}
 	}
 }

@@ -197,21 +197,21 @@ func TestRender(t *testing.T) {
 
 	// A node's proxy that is not there, has not taken it, or refuses it shows in the status, until it has taken it, or nobody says so any more. The
 	// other node has no such pod.
-	c.status("CiliumNetworkPolicy default/api", "generation 1 in force on 1/2 nodes; n1: its proxy is not connected")
+	c.status("CiliumNetworkPolicy default/api", "generation 1 in force on 1/2 nodes; n1: its proxy is not connected", one, two)
 	x.send(&policyv1.WatchRequest{Message: &policyv1.WatchRequest_Report{Report: &policyv1.ProxyReport{Node: "n1", Connected: true}}})
-	c.status("CiliumNetworkPolicy default/api", "in force on 1/2 nodes; n1: its proxy has not taken the newest "+filter.GetKey())
+	c.status("CiliumNetworkPolicy default/api", "in force on 1/2 nodes; n1: its proxy has not taken the newest "+filter.GetKey(), one, two)
 	x.takes("n1", filter.GetKey())
-	c.status("CiliumNetworkPolicy default/api", "generation 1 in force on 2/2 nodes")
+	c.status("CiliumNetworkPolicy default/api", "generation 1 in force on 2/2 nodes", one, two)
 	x.report("n1", filter.GetKey(), "no such regex")
-	c.status("CiliumNetworkPolicy default/api", "in force on 1/2 nodes; n1: its proxy refused "+filter.GetKey()+": no such regex")
+	c.status("CiliumNetworkPolicy default/api", "in force on 1/2 nodes; n1: its proxy refused "+filter.GetKey()+": no such regex", one, two)
 	x.takes("n1", filter.GetKey())
-	c.status("CiliumNetworkPolicy default/api", "generation 1 in force on 2/2 nodes")
+	c.status("CiliumNetworkPolicy default/api", "generation 1 in force on 2/2 nodes", one, two)
 	x.report("n1", filter.GetKey(), "again")
-	c.status("CiliumNetworkPolicy default/api", "again")
+	c.status("CiliumNetworkPolicy default/api", "again", one, two)
 	if err := x.stream.CloseSend(); err != nil {
 		t.Fatal(err)
 	}
-	c.status("CiliumNetworkPolicy default/api", "its proxy is not connected")
+	c.status("CiliumNetworkPolicy default/api", "its proxy is not connected", one, two)
 
 	// An edit of what the rule says keeps the key.
 	y := c.watch(t)
@@ -229,9 +229,9 @@ func TestRender(t *testing.T) {
 	y.send(&policyv1.WatchRequest{Message: &policyv1.WatchRequest_Report{Report: &policyv1.ProxyReport{
 		Node: "n1", Resource: filter.GetKey(), Revision: rendered.GetRevision(),
 	}}})
-	c.status("CiliumNetworkPolicy default/api", "generation 2 in force on 1/2 nodes; n1: its proxy has not taken the newest")
+	c.status("CiliumNetworkPolicy default/api", "generation 2 in force on 1/2 nodes; n1: its proxy has not taken the newest", one, two)
 	y.takes("n1", filter.GetKey())
-	c.status("CiliumNetworkPolicy default/api", "generation 2 in force on 2/2 nodes")
+	c.status("CiliumNetworkPolicy default/api", "generation 2 in force on 2/2 nodes", one, two)
 	// The slot outlives the policy until the agent has given it back.
 	c.source.send(deleted, policyDoc(2, fromWebHTTP))
 	one.until("the end of the policy", func() bool { return one.state["subject api"].GetSubject().GetIngress() == "" })
@@ -260,9 +260,6 @@ func TestEnvoyConfigs(t *testing.T) {
 	x.until("the first state", func() bool { return x.synced })
 	one.until("the service", func() bool { return one.state["service default/web"].GetService().GetPorts()[0].GetRoute() != "" })
 	key := one.state["service default/web"].GetService().GetPorts()[0].GetRoute()
-	for _, a := range []*agent{one, two} {
-		a.until("the whole state", func() bool { return a.synced })
-	}
 	one.slots(slot(1, key))
 	two.slots(slot(1, key))
 	x.until("the route", func() bool { return x.state["filter "+key] != nil && len(x.state["node n2"].GetNode().GetSlots()) == 1 })
@@ -276,28 +273,28 @@ func TestEnvoyConfigs(t *testing.T) {
 	}
 
 	x.takes("n1", key)
-	c.status("CiliumEnvoyConfig default/a", "generation 5 in force on 1/2 nodes; n2: its proxy is not connected")
+	c.status("CiliumEnvoyConfig default/a", "generation 5 in force on 1/2 nodes; n2: its proxy is not connected", one, two)
 	x.takes("n2", key)
-	c.status("CiliumEnvoyConfig default/a", "generation 5 in force on 2/2 nodes")
+	c.status("CiliumEnvoyConfig default/a", "generation 5 in force on 2/2 nodes", one, two)
 	if before := route.GetRevision(); before != "" {
 		c.source.send(modified, configDoc("a", strings.Replace(envoySpec, "prefix: /", "prefix: /x", 1)))
 		x.until("the edited configuration", func() bool { return x.state["filter "+key].GetFilter().GetRevision() != before })
 	}
-	c.status("CiliumEnvoyConfig default/a", "n1: its proxy has not taken the newest "+key)
+	c.status("CiliumEnvoyConfig default/a", "n1: its proxy has not taken the newest "+key, one, two)
 	x.takes("n1", key)
 	x.takes("n2", key)
-	c.status("CiliumEnvoyConfig default/a", "generation 5 in force on 2/2 nodes")
-	c.status("CiliumEnvoyConfig default/b", "port 80 of service default/web is routed by CiliumEnvoyConfig default/a already")
-	c.status("CiliumEnvoyConfig default/c", `"type":"Valid","status":"False"`)
-	c.status("CiliumEnvoyConfig default/c", "spec.resources[0]")
+	c.status("CiliumEnvoyConfig default/a", "generation 5 in force on 2/2 nodes", one, two)
+	c.status("CiliumEnvoyConfig default/b", "port 80 of service default/web is routed by CiliumEnvoyConfig default/a already", one, two)
+	c.status("CiliumEnvoyConfig default/c", `"type":"Valid","status":"False"`, one, two)
+	c.status("CiliumEnvoyConfig default/c", "spec.resources[0]", one, two)
 	// A slot that an agent cannot give, and what a proxy refuses, show in the status of the object.
 	refusal := &policyv1.Refusal{
 		Revision: one.last, Error: "all slots are taken", Resource: &policyv1.ResourceKey{Kind: policyv1.ResourceKind_RESOURCE_KIND_SERVICE, Key: "default/web"},
 	}
 	one.send(&policyv1.SyncRequest{Message: &policyv1.SyncRequest_Refusal{Refusal: refusal}})
-	c.status("CiliumEnvoyConfig default/a", "n1: all slots are taken")
+	c.status("CiliumEnvoyConfig default/a", "n1: all slots are taken", one, two)
 	x.report("n2", "CiliumEnvoyConfig/default/a", "no cluster")
-	c.status("CiliumEnvoyConfig default/a", "n2: its proxy refused CiliumEnvoyConfig/default/a: no cluster")
+	c.status("CiliumEnvoyConfig default/a", "n2: its proxy refused CiliumEnvoyConfig/default/a: no cluster", one, two)
 
 	list, err := c.query().ListPolicies(context.Background(), &policyv1.ListPoliciesRequest{Kind: "CiliumEnvoyConfig", Name: "a"})
 	if err != nil {
