@@ -117,10 +117,18 @@ func TestServiceAffinity(t *testing.T) {
 	// Nothing is remembered for longer than asked.
 	one.Backends, one.Affinity = list, time.Second
 	b.upsert(one)
+	// A write puts an entry before the others of its bucket: while the map is read, two of a bucket would be met in turn for ever.
+	entries := map[tcAffinityKey]tcAffinityEntry{}
 	var k tcAffinityKey
 	var v tcAffinityEntry
 	it := b.coll.Maps[tcMapAffinity].Iterate()
 	for it.Next(&k, &v) {
+		entries[k] = v
+	}
+	if err := it.Err(); err != nil || len(entries) != 30 {
+		t.Fatalf("%d entries of 30 clients, %v", len(entries), err)
+	}
+	for k, v := range entries {
 		v.Time -= uint64(2 * time.Second)
 		if err := b.coll.Maps[tcMapAffinity].Put(k, v); err != nil {
 			t.Fatal(err)
