@@ -97,6 +97,7 @@ func TestUpgrade(t *testing.T) {
 	fresh := at(podA4, 4)
 	var key tcCtKey
 	var value []byte
+	changed := map[tcCtKey][]byte{} // first collected: what is written while it is walked may be met twice
 	it := oldCt.Iterate()
 	for it.Next(&key, &value) {
 		entry := append(append([]byte{}, value...), make([]byte, 8)...) // as long as an entry is now
@@ -111,7 +112,13 @@ func TestUpgrade(t *testing.T) {
 		conn.Dir[0].Packets += 7
 		conn.Dir[0].Bytes += 700
 		conn.Dir[0].Last++
-		if err := oldCt.Put(key, entry[:len(value)]); err != nil {
+		changed[key] = entry[:len(value)]
+	}
+	if err := it.Err(); err != nil {
+		t.Fatal(err)
+	}
+	for key, entry := range changed {
+		if err := oldCt.Put(key, entry); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -167,13 +167,13 @@ func scalarText(n *yaml.Node) string {
 	return ""
 }
 
-// WantStatus, WantBody and WantRCode are what a refusal must say; "" and false = nothing is said of it.
+// WantStatus is the HTTP status that a refusal must have; "" = nothing is said of it.
 func (e *Expectation) WantStatus() string { return scalarText(&e.Status) }
 
 // WantBody is the body that a refusal must have.
 func (e *Expectation) WantBody() (string, bool) { return scalarText(&e.Body), e.Body.Kind != 0 }
 
-// WantRCode is the code of a DNS answer, such as REFUSED.
+// WantRCode is the code of a DNS answer, such as REFUSED; "" = nothing is said of it.
 func (e *Expectation) WantRCode() string { return strings.ToUpper(scalarText(&e.RCode)) }
 
 // HasTimes reports whether times are more than an order: names live as long as their TTL.
