@@ -4,6 +4,8 @@ export PATH := $(CURDIR)/bin/tools:$(PATH)
 
 # Modules in the order of their dependencies; go.work lists the same.
 MODULES := gen internal bpf services/agent services/policy services/xds services/proxy services/identity services/relay services/observer cli lab examples/todo examples/todo/coredns test/reference test/differential test/e2e test/cases
+# Those whose tests take longest, and so begin first.
+LONG := bpf test/differential test/cases services/identity services/agent
 PRESENT := $(foreach m,$(MODULES),$(if $(wildcard $(m)/go.mod),$(m)))
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X github.com/weirmesh/weir/internal/version.Version=$(VERSION) -X main.version=$(VERSION)
@@ -45,7 +47,7 @@ generate-bpf: tools
 test: build ## run every test, end-to-end ones on the lab included (root)
 	@[ "$$(id -u)" = 0 ] || { echo "make test: needs root: namespaces and eBPF" >&2; exit 1; }
 	@scripts/install-deps race
-	@set -e; for m in $(filter-out test/e2e,$(PRESENT)); do echo "== $$m"; (cd $$m && go test -race -count=1 ./...); done
+	@scripts/test-modules $(filter $(LONG),$(PRESENT)) $(filter-out test/e2e $(LONG),$(PRESENT))
 	@echo "== services/proxy, a tenth of the soak"; cd services/proxy && WEIR_SOAK_REQUESTS=360000 go test -count=1 -run '^TestSoak$$' ./internal/httpproxy
 	@echo "== test/e2e"; cd test/e2e && go test -count=1 -timeout 20m -v ./... 2>&1 | $(CURDIR)/scripts/failed-tests; exit $${PIPESTATUS[0]}
 

@@ -27,35 +27,19 @@ import (
 	"github.com/weirmesh/weir/lab/internal/netns"
 )
 
-// binaries builds what a lab needs, once for all tests.
+// binaries is the folder of what a lab needs: that of the repository.
 var binaries = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "weir-lab-test")
+	dir, err := filepath.Abs("../bin")
 	if err != nil {
 		return "", err
 	}
-	for module, packages := range map[string][]string{
-		".": {"./cmd/weir-lab"}, "../services/agent": {"./cmd/weir-agent", "./cmd/weir-cni"}, "../examples/todo": {"./cmd/todo"},
-		"../services/policy": {"./cmd/weir-policy"}, "../services/identity": {"./cmd/weir-identity"},
-		"../services/relay": {"./cmd/weir-relay"}, "../services/observer": {"./cmd/weir-observer"},
-	} {
-		for _, path := range packages {
-			build := exec.Command("go", "build", "-o", dir, path)
-			build.Dir = module
-			if out, err := build.CombinedOutput(); err != nil {
-				return "", fmt.Errorf("go build %s in %s: %w\n%s", path, module, err, out)
-			}
+	for _, name := range []string{"weir-lab", "weir-agent", "weir-cni", "weir-dns", "weir-proxy", "weir-xds", "weir-policy", "weir-identity", "weir-relay", "weir-observer", "todo"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			return "", fmt.Errorf("%s is missing: run make build: %w", name, err)
 		}
 	}
 	return dir, nil
 })
-
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if dir, err := binaries(); err == nil {
-		os.RemoveAll(dir)
-	}
-	os.Exit(code)
-}
 
 // machine stands for the machine of a lab: a network namespace in the place of the machine's own, so that the test sees every trace there,
 // and no trace of anybody else.
