@@ -118,9 +118,26 @@ func ReadCases(folder string) ([]*Case, error) {
 		if err := yaml.Unmarshal(raw, c); err != nil {
 			return nil, fmt.Errorf("case %s: %w", filepath.Base(f), err)
 		}
+		c.defaultNamespaces()
 		out = append(out, c)
 	}
 	return out, nil
+}
+
+// defaultNamespaces gives policies of a namespace that name none the one that an API server would.
+func (c *Case) defaultNamespaces() {
+	lists := [][]map[string]any{c.Policies}
+	for _, change := range c.Changes {
+		lists = append(lists, change.Add, change.Remove)
+	}
+	for _, list := range lists {
+		for _, o := range list {
+			meta, ok := o["metadata"].(map[string]any)
+			if ok && meta["namespace"] == nil && (o["kind"] == "NetworkPolicy" || o["kind"] == "CiliumNetworkPolicy") {
+				meta["namespace"] = "default"
+			}
+		}
+	}
 }
 
 // NotYet returns the field of a policy object that no part of Weir enforces (TLS that ends in the proxy, Kafka, listeners, authentication, names of
