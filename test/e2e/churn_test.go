@@ -52,6 +52,7 @@ spec: {nodeName: node2, containers: [%s]}
 
 // TestStartOfPods starts and ends pods again and again.
 func TestStartOfPods(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, truthPods+`
 ---
 apiVersion: v1

@@ -16,6 +16,7 @@ import (
 
 // TestDemo runs `make demo` as a user does, for some seconds, and looks for the scenes that it promises.
 func TestDemo(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	name := fmt.Sprintf("d%06x", rand.Uint32()&0xffffff)
 	cmd := exec.Command(cluster.Root(t) + "/scripts/demo")
 	cmd.Env = append(os.Environ(), "DEMO_SECONDS=20", "DEMO_NAME="+name, "DEMO_LISTEN="+cluster.FreePort(t))

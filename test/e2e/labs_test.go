@@ -88,6 +88,7 @@ func expectAll(ctx context.Context, t *testing.T, lab *cluster.Lab, want sums) {
 // TestTwoLabs runs two labs side by side, with equal nodes, pods and addresses: each observer tells of its own lab's traffic, all of it and
 // nothing else.
 func TestTwoLabs(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	labs := []*cluster.Lab{cluster.Up(t, truthPods, shortTimeouts), cluster.Up(t, truthPods, shortTimeouts)}
 	t.Run("traffic", func(t *testing.T) {
 		for i, lab := range labs {

@@ -28,6 +28,7 @@ spec: {addresses: [198.51.110.4]}
 // TestLimitOfPrefixes fills the table of addresses: it warns at 80 %, a policy that names a prefix without room is refused by name and comes into force when
 // there is room, the one before it stays, and pods come and go all the while.
 func TestLimitOfPrefixes(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, strings.ReplaceAll(policyPods, "command: [sleep, infinity]", "command: [e2e-traffic, serve]")+"---\n"+cnp("main", limitsPolicy)+"---"+visitor,
 		"--agent-arg=--metrics-listen=127.0.0.1:9962", fmt.Sprintf("--agent-arg=node2:--ipcache-max=%d", ipcacheMax))
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)

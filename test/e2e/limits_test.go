@@ -43,6 +43,7 @@ type full struct {
 // TestLimits fills each table: it warns at 80 %, what does not fit is named and comes into force when there is room, what was in force stays, and
 // nothing forbidden passes.
 func TestLimits(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, strings.ReplaceAll(policyPods, "command: [sleep, infinity]", "command: [e2e-traffic, serve]")+"---\n"+cnp("main", limitsPolicy),
 		"--agent-arg=--metrics-listen=127.0.0.1:9962", "--agent-arg=--ct-timeouts=tcp-closed=1s,tcp-handshake=3s,tcp-closing=3s,udp=3s,udp-answered=3s,icmp=3s",
 		fmt.Sprintf("--agent-arg=node2:--policy-peers-max=%d", peersMax), fmt.Sprintf("--agent-arg=node2:--policy-ranges-max=%d", rangesMax),
