@@ -23,8 +23,8 @@ var requests = flag.Int("requests", 5_000, "requests and queries to send through
 const (
 	serversOfBatch = 16
 	clientsOfBatch = 8
-	// batchesOfLab bounds what one lab plays: a slot that was given rests, and there are 4,095.
-	batchesOfLab = 60
+	// batchesOfLab bounds what one lab plays: a case file has at most 4 MiB, and a slot that was given rests.
+	batchesOfLab = 24
 )
 
 // TestLiveRequests plays random rules for requests and names on live labs: from the policy object through slots, xDS, proxy and weir-dns, against what the
