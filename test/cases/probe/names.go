@@ -20,13 +20,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// names are what name servers answer, and who asked. Safe for concurrent use.
+// names are what name servers answer. Safe for concurrent use.
 type names struct {
 	mu sync.Mutex
 	// known by client and name, in lower case with the trailing dot.
 	known map[nameKey]nameAnswer
-	// asked remembers the source of the last query of a client for a name.
-	asked map[nameKey]netip.AddrPort
 }
 
 type nameKey struct {
@@ -48,6 +46,9 @@ func (n *Network) Answer(client netip.Addr, name string, addresses []netip.Addr,
 	n.names.known[nameKey{client, canonical(name)}] = nameAnswer{addresses, ttl}
 }
 
+// sourceName is the additional record in which an answer says whom the server saw asking.
+var sourceName = dnsmessage.MustNewName("source.weir-cases.")
+
 // anyAddress is what a name has of which nothing is said.
 var anyAddress = netip.MustParseAddr("192.0.2.254")
 
@@ -64,7 +65,6 @@ func (n *names) reply(query []byte, from netip.AddrPort) []byte {
 	}
 	key := nameKey{from.Addr().Unmap(), canonical(q.Name.String())}
 	n.mu.Lock()
-	n.asked[key] = from
 	known, ok := n.known[key]
 	n.mu.Unlock()
 	if !ok {
@@ -81,6 +81,7 @@ func (n *names) reply(query []byte, from netip.AddrPort) []byte {
 			err = errors.Join(err, b.AAAAResource(resource, dnsmessage.AAAAResource{AAAA: a.As16()}))
 		}
 	}
+	err = errors.Join(err, b.StartAdditionals(), b.TXTResource(dnsmessage.ResourceHeader{Name: sourceName, Class: q.Class}, dnsmessage.TXTResource{TXT: []string{from.String()}}))
 	message, finish := b.Finish()
 	if err != nil || finish != nil {
 		return nil
@@ -134,7 +135,7 @@ type Lookup struct {
 	Answered  bool
 	RCode     dnsmessage.RCode
 	Addresses []netip.Addr
-	// Arrived at a server of ours; Source is the client as that saw it.
+	// Arrived: the answer is of a server of ours; Source is the client as that saw it.
 	Arrived bool
 	Source  netip.AddrPort
 	Err     error
@@ -160,10 +161,6 @@ func (c *Connection) Resolve(ctx context.Context, q Query) Lookup {
 	if l.Err = err; err == nil {
 		answer, l.Err = c.askOn(ctx, conn, query)
 	}
-	key := nameKey{c.spec.Source, canonical(q.Name)}
-	c.net.names.mu.Lock()
-	l.Source, l.Arrived = c.net.names.asked[key]
-	c.net.names.mu.Unlock()
 	if l.Err != nil {
 		return l
 	}
@@ -179,6 +176,12 @@ func (c *Connection) Resolve(ctx context.Context, q Query) Lookup {
 			l.Addresses = append(l.Addresses, netip.AddrFrom4(body.A))
 		case *dnsmessage.AAAAResource:
 			l.Addresses = append(l.Addresses, netip.AddrFrom16(body.AAAA))
+		}
+	}
+	for _, r := range m.Additionals {
+		if text, ok := r.Body.(*dnsmessage.TXTResource); ok && r.Header.Name == sourceName {
+			l.Arrived = true
+			l.Source, l.Err = netip.ParseAddrPort(strings.Join(text.TXT, ""))
 		}
 	}
 	return l

@@ -44,7 +44,7 @@ type serverKey struct {
 func NewNetwork() *Network {
 	return &Network{
 		mail: newMailbox(), servers: map[serverKey]func(){}, visits: visits{m: map[string]visit{}},
-		names: names{known: map[nameKey]nameAnswer{}, asked: map[nameKey]netip.AddrPort{}},
+		names: names{known: map[nameKey]nameAnswer{}},
 	}
 }
 
