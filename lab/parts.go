@@ -242,6 +242,7 @@ func (l *Lab) readers(node cluster.NodeConfig) (dns, proxy part.Definition, err 
 	args = []string{
 		filepath.Join(l.config.BinDir, "weir-proxy"), "--node", node.Name, "--xds", l.config.addresses(l.config.XDS, xdsPort),
 		"--socket", proxySocket, "--access-log", filepath.Join(folder, "accesslog.sock"), "--log-level", l.config.LogLevel,
+		"--hot-restart-socket", filepath.Join(folder, "proxy-hot.sock"),
 	}
 	args = append(args, tlsArgs(files)...)
 	proxy = l.process("proxy/"+node.Name, namespace, append(args, forNode(l.config.ProxyArgs, node.Name)...), proxySocket)

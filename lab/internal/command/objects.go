@@ -171,6 +171,7 @@ func partCommand() *cobra.Command {
 		{"kill", "End a part with SIGKILL; it stays down", labv1.ControlPartRequest_ACTION_KILL},
 		{"stop", "Ask a part to end; it stays down", labv1.ControlPartRequest_ACTION_STOP},
 		{"start", "Start a part that is down", labv1.ControlPartRequest_ACTION_START},
+		{"replace", "Start a new process beside the running one, from which it takes over (proxies)", labv1.ControlPartRequest_ACTION_REPLACE},
 		{"crash", "End a part with SIGKILL; the lab starts it again", labv1.ControlPartRequest_ACTION_CRASH},
 	} {
 		var name string

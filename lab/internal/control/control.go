@@ -152,10 +152,11 @@ func (s sender) Write(data []byte) (int, error) {
 // ControlPart implements LabService.
 func (s *Server) ControlPart(ctx context.Context, request *labv1.ControlPartRequest) (*labv1.ControlPartResponse, error) {
 	actions := map[labv1.ControlPartRequest_Action]func(context.Context, string) error{
-		labv1.ControlPartRequest_ACTION_KILL:  s.Parts.Kill,
-		labv1.ControlPartRequest_ACTION_CRASH: s.Parts.Crash,
-		labv1.ControlPartRequest_ACTION_STOP:  s.Parts.StopPart,
-		labv1.ControlPartRequest_ACTION_START: s.Parts.StartPart,
+		labv1.ControlPartRequest_ACTION_KILL:    s.Parts.Kill,
+		labv1.ControlPartRequest_ACTION_CRASH:   s.Parts.Crash,
+		labv1.ControlPartRequest_ACTION_STOP:    s.Parts.StopPart,
+		labv1.ControlPartRequest_ACTION_START:   s.Parts.StartPart,
+		labv1.ControlPartRequest_ACTION_REPLACE: s.Parts.Replace,
 	}
 	action, ok := actions[request.GetAction()]
 	if !ok {

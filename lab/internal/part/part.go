@@ -87,9 +87,10 @@ type part struct {
 }
 
 type command struct {
-	do   func(*process.Process) error // what happens to the process that runs; nil = start
-	stay bool                         // it stays down
-	done chan error
+	do      func(*process.Process) error // what happens to the process that runs; nil = start
+	stay    bool                         // it stays down
+	replace bool                         // start another one beside it
+	done    chan error
 }
 
 // NewManager makes a manager that starts programs by self, which is weir-lab.
@@ -178,6 +179,8 @@ func (p *part) set(f func(*Status)) {
 func (m *Manager) keep(ctx context.Context, p *part, current *process.Process) {
 	backoff := process.Backoff{First: time.Second, Max: 10 * time.Second, Forget: 10 * time.Second}
 	var restart <-chan time.Time
+	var replaced sync.WaitGroup
+	defer replaced.Wait()
 	launch := func() (err error) {
 		restart = nil
 		if current, err = m.launch(p); err != nil {
@@ -205,6 +208,13 @@ func (m *Manager) keep(ctx context.Context, p *part, current *process.Process) {
 			switch {
 			case c.do == nil && current == nil:
 				err = launch()
+			case c.replace:
+				before := current
+				if err = launch(); err != nil {
+					current, restart = before, nil
+				} else {
+					replaced.Go(func() { m.outlive(ctx, p, before) })
+				}
 			case c.do != nil && current != nil:
 				err = c.do(current)
 				m.noteEnd(p, current, Waiting)
@@ -231,11 +241,27 @@ func (m *Manager) keep(ctx context.Context, p *part, current *process.Process) {
 	}
 }
 
-func (m *Manager) noteEnd(p *part, ended *process.Process, state State) {
-	exit := ended.Exit()
+// outlive waits for a process that another one replaces to end by itself; it ends it when ctx ends.
+func (m *Manager) outlive(ctx context.Context, p *part, before *process.Process) {
+	select {
+	case <-before.Done():
+	case <-ctx.Done():
+		if err := before.Stop(stopGrace); err != nil {
+			m.log.Warn("replaced process could not be stopped", "part", p.definition.Name, "error", err)
+		}
+	}
+	m.forget(before)
+}
+
+func (m *Manager) forget(ended *process.Process) {
 	if err := m.ledger.ForgetProcess(ended.Pid); err != nil {
 		m.log.Warn("ledger was not written", "error", err)
 	}
+}
+
+func (m *Manager) noteEnd(p *part, ended *process.Process, state State) {
+	exit := ended.Exit()
+	m.forget(ended)
 	p.set(func(s *Status) { s.State, s.Pid, s.LastExit = state, 0, exit.String() })
 }
 
@@ -254,33 +280,39 @@ func (m *Manager) List() []Status {
 
 // Kill kills a part, which then stays down.
 func (m *Manager) Kill(ctx context.Context, name string) error {
-	return m.command(ctx, name, func(p *process.Process) error { return end(p, syscall.SIGKILL) }, true)
+	return m.command(ctx, name, command{do: kill, stay: true})
 }
 
 // Crash kills a part, which is started again as after any crash.
 func (m *Manager) Crash(ctx context.Context, name string) error {
-	return m.command(ctx, name, func(p *process.Process) error { return end(p, syscall.SIGKILL) }, false)
+	return m.command(ctx, name, command{do: kill})
 }
 
 // StopPart asks a part to end; it then stays down.
 func (m *Manager) StopPart(ctx context.Context, name string) error {
-	return m.command(ctx, name, func(p *process.Process) error { return p.Stop(stopGrace) }, true)
+	return m.command(ctx, name, command{do: func(p *process.Process) error { return p.Stop(stopGrace) }, stay: true})
 }
 
 // StartPart starts a part that is down; one that runs is no error.
 func (m *Manager) StartPart(ctx context.Context, name string) error {
-	return m.command(ctx, name, nil, false)
+	return m.command(ctx, name, command{})
 }
 
-func end(p *process.Process, signal syscall.Signal) error {
-	if err := p.Signal(signal); err != nil {
+// Replace starts a process beside the one that runs, for programs that take over from one another: from now on the part is the new one, and the old one is
+// left to end by itself. One that is down is started.
+func (m *Manager) Replace(ctx context.Context, name string) error {
+	return m.command(ctx, name, command{replace: true})
+}
+
+func kill(p *process.Process) error {
+	if err := p.Signal(syscall.SIGKILL); err != nil {
 		return err
 	}
 	<-p.Done()
 	return nil
 }
 
-func (m *Manager) command(ctx context.Context, name string, do func(*process.Process) error, stay bool) error {
+func (m *Manager) command(ctx context.Context, name string, c command) error {
 	m.mu.Lock()
 	i := slices.IndexFunc(m.parts, func(p *part) bool { return p.definition.Name == name })
 	if i < 0 {
@@ -289,7 +321,7 @@ func (m *Manager) command(ctx context.Context, name string, do func(*process.Pro
 	}
 	p := m.parts[i]
 	m.mu.Unlock()
-	c := command{do: do, stay: stay, done: make(chan error, 1)}
+	c.done = make(chan error, 1)
 	select {
 	case p.commands <- c:
 	case <-ctx.Done():

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -114,6 +115,15 @@ func TestControl(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.await("started again", func(s part.Status) bool { return s.State == part.Running && s.Pid != before && s.Restarts == 1 })
+	now := f.manager.List()[0].Pid
+	if err := f.manager.Replace(ctx, "sleeper"); err != nil {
+		t.Fatal(err)
+	}
+	replaced := f.await("replaced", func(s part.Status) bool { return s.State == part.Running && s.Pid != now })
+	// Both run; the old one is nobody's concern until the end.
+	if err := syscall.Kill(now, 0); err != nil || len(f.ledger.State().Entries) != 2 || replaced.Restarts != 1 {
+		t.Errorf("beside %+v the old process: %v; ledger %v", replaced, err, f.ledger.State().Entries)
+	}
 	if err := f.manager.Kill(ctx, "nobody"); !errors.Is(err, part.ErrUnknown) {
 		t.Errorf("unknown part: %v", err)
 	}

@@ -37,6 +37,8 @@ const (
 	ControlPartRequest_ACTION_START ControlPartRequest_Action = 3
 	// SIGKILL; the supervisor starts the part again as after any crash.
 	ControlPartRequest_ACTION_CRASH ControlPartRequest_Action = 4
+	// Start a process beside the one that runs, which is left to end by itself: hot restart, of parts that know how. If the part is down: as ACTION_START.
+	ControlPartRequest_ACTION_REPLACE ControlPartRequest_Action = 5
 )
 
 // Enum value maps for ControlPartRequest_Action.
@@ -47,6 +49,7 @@ var (
 		2: "ACTION_STOP",
 		3: "ACTION_START",
 		4: "ACTION_CRASH",
+		5: "ACTION_REPLACE",
 	}
 	ControlPartRequest_Action_value = map[string]int32{
 		"ACTION_UNSPECIFIED": 0,
@@ -54,6 +57,7 @@ var (
 		"ACTION_STOP":        2,
 		"ACTION_START":       3,
 		"ACTION_CRASH":       4,
+		"ACTION_REPLACE":     5,
 	}
 )
 
@@ -1923,16 +1927,17 @@ const file_weir_lab_v1_lab_proto_rawDesc = "" +
 	"\x04tail\x18\x05 \x01(\x05H\x00R\x04tail\x88\x01\x01B\a\n" +
 	"\x05_tail\"&\n" +
 	"\x10ReadLogsResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\xd0\x01\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\xe4\x01\n" +
 	"\x12ControlPartRequest\x12\x12\n" +
 	"\x04part\x18\x01 \x01(\tR\x04part\x12>\n" +
-	"\x06action\x18\x02 \x01(\x0e2&.weir.lab.v1.ControlPartRequest.ActionR\x06action\"f\n" +
+	"\x06action\x18\x02 \x01(\x0e2&.weir.lab.v1.ControlPartRequest.ActionR\x06action\"z\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vACTION_KILL\x10\x01\x12\x0f\n" +
 	"\vACTION_STOP\x10\x02\x12\x10\n" +
 	"\fACTION_START\x10\x03\x12\x10\n" +
-	"\fACTION_CRASH\x10\x04\"<\n" +
+	"\fACTION_CRASH\x10\x04\x12\x12\n" +
+	"\x0eACTION_REPLACE\x10\x05\"<\n" +
 	"\x13ControlPartResponse\x12%\n" +
 	"\x04part\x18\x01 \x01(\v2\x11.weir.lab.v1.PartR\x04part\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
