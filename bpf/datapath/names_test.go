@@ -107,6 +107,23 @@ func TestView(t *testing.T) {
 	if stale, err := v.Stale(); err != nil || stale {
 		t.Errorf("stale %v, %v", stale, err)
 	}
+	// As an agent of another layout leaves it.
+	if err := os.Remove(b.oldPin(tcMapCt, layouts[tcMapCt])); err != nil {
+		t.Fatal(err)
+	}
+	if remotes, err := v.LiveRemotes(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without ct: %v, %v; want fs.ErrNotExist", remotes, err)
+	}
+	if stale, err := v.Stale(); err != nil || stale {
+		t.Errorf("without ct: stale %v, %v", stale, err)
+	}
+	other, err := OpenView(b.cfg.PinPath)
+	if err != nil {
+		t.Fatalf("without ct: %v", err)
+	}
+	if err := other.Close(); err != nil {
+		t.Error(err)
+	}
 	if err := os.Remove(b.oldPin(tcMapIpcache, layouts[tcMapIpcache])); err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"sync"
 
 	"github.com/cilium/ebpf"
 )
@@ -16,9 +15,6 @@ import (
 type View struct {
 	bpffs string
 	maps  map[string]*ebpf.Map
-
-	mu        sync.Mutex // guards the buffers of conntrack
-	conntrack *Conntrack
 }
 
 // EndpointPolicyWord says which policy holds in a direction; number 0 = that direction is not enforced.
@@ -31,7 +27,7 @@ type EndpointPolicyWord struct {
 func OpenView(bpffs string) (*View, error) {
 	v := &View{bpffs: bpffs, maps: map[string]*ebpf.Map{}}
 	for _, name := range []string{
-		tcMapEndpoints, tcMapIpcache, tcMapPolicyEndpoints, tcMapPolicyPeers, tcMapPolicyRanges, tcMapPolicyGeneration, tcMapCt,
+		tcMapEndpoints, tcMapIpcache, tcMapPolicyEndpoints, tcMapPolicyPeers, tcMapPolicyRanges, tcMapPolicyGeneration,
 	} {
 		m, err := openPin(bpffs, name, &ebpf.LoadPinOptions{ReadOnly: true})
 		if err != nil {
@@ -39,7 +35,6 @@ func OpenView(bpffs string) (*View, error) {
 		}
 		v.maps[name] = m
 	}
-	v.conntrack = newConntrack(v.maps[tcMapCt], nil)
 	return v, nil
 }
 
@@ -142,13 +137,17 @@ func (v *View) Lookup(policy, peer uint32, proto uint8, port uint16) (PolicyRang
 	return r, err == nil
 }
 
-// LiveRemotes returns the addresses at the far end of connections that are alive: not closed, and not silent for longer than their kind may be.
-func (v *View) LiveRemotes() (map[netip.Addr]struct{}, error) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
+// LiveRemotes returns the addresses at the far end of connections that are alive: not closed, and not silent for longer than their kind may be. It opens ct
+// each time, which upgrades replace under a reader: of another layout than the agent's it cannot read it, and goes on with the rest.
+func (v *View) LiveRemotes() (_ map[netip.Addr]struct{}, err error) {
+	m, err := openPin(v.bpffs, tcMapCt, &ebpf.LoadPinOptions{ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, m.Close()) }()
 	out := map[netip.Addr]struct{}{}
 	now := Now()
-	err := v.conntrack.walk(func(k *tcCtKey, e *tcCtConn) bool {
+	err = newConntrack(m, nil).walk(func(k *tcCtKey, e *tcCtConn) bool {
 		if s := ConnState(e.State); s == 0 || s == StateClosed || s > StateClosed || now > e.Expires {
 			return true
 		}
