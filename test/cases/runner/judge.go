@@ -31,21 +31,29 @@ const (
 // try plays one expectation.
 func (g *game) try(ctx context.Context, a *attempt) Outcome {
 	o := Outcome{What: describe(a.index, a.e), Want: a.e.Verdict, Reason: a.e.Reason, How: Live}
-	fail := func(err error) Outcome {
-		o.Class, o.Got, o.Detail = NotRun, "not runnable", err.Error()
-		return o
-	}
-	m := a.made
+	g.onConnection(ctx, a, &o, func(m *made) error { return g.send(ctx, a, m, &o) })
+	return o
+}
+
+// onConnection calls play with the attempt's connection: the one that lives already, or one of its own. What could not be played is an outcome, too.
+func (g *game) onConnection(ctx context.Context, a *attempt, o *Outcome, play func(*made) error) {
+	m, err := a.made, a.failed
 	if a.on == nil {
-		var err error
-		if m, err = g.connection(ctx, a.e.Flow); err != nil {
-			return fail(err)
+		if m, err = g.connection(ctx, a.e.Flow); err == nil {
+			defer m.connection.Close()
 		}
-		defer m.connection.Close()
-	} else if a.failed != nil {
-		return fail(a.failed)
 	}
-	o.How = m.how
+	if err == nil {
+		o.How = m.how
+		err = play(m)
+	}
+	if err != nil {
+		o.Class, o.Got, o.Detail = NotRun, "not runnable", err.Error()
+	}
+}
+
+// send sends the expectation's message, and judges what becomes of it.
+func (g *game) send(ctx context.Context, a *attempt, m *made, o *Outcome) error {
 	related := a.e.RelatedTo.Kind != 0
 	reply := a.e.ReplyOf.Kind != 0
 	// The message's tuples are known only when it is sent, its flows come later: what was there before is no news.
@@ -69,7 +77,7 @@ func (g *game) try(ctx context.Context, a *attempt) Outcome {
 		}
 	}
 	if err != nil {
-		return fail(err)
+		return err
 	}
 	for _, t := range message.Tuples {
 		if _, ok := before[t]; !ok {
@@ -77,8 +85,8 @@ func (g *game) try(ctx context.Context, a *attempt) Outcome {
 		}
 	}
 	seen := g.observe(ctx, message, before, m.managed && !related, a.e)
-	judge(&o, a.e, seen)
-	return o
+	judge(o, a.e, seen)
+	return nil
 }
 
 // related sends an ICMP error about a connection.

@@ -59,23 +59,15 @@ func (g *game) tryEdited(ctx context.Context, a *attempt) Outcome {
 // tryLayer7 plays an expectation that asks something on its connection.
 func (g *game) tryLayer7(ctx context.Context, a *attempt) Outcome {
 	o := Outcome{What: describe(a.index, a.e) + askedWords(a.e), Want: wantLayer7(a.e), Reason: a.e.Reason, How: Live}
-	fail := func(err error) Outcome {
-		o.Class, o.Got, o.Detail = NotRun, "not runnable", err.Error()
-		return o
-	}
-	m := a.made
-	if a.on == nil {
-		var err error
-		if m, err = g.connection(ctx, a.e.Flow); err != nil {
-			return fail(err)
-		}
-		defer m.connection.Close()
-	} else if a.failed != nil {
-		return fail(a.failed)
-	}
+	g.onConnection(ctx, a, &o, func(m *made) error { return g.ask(ctx, a, m, &o) })
+	return o
+}
+
+// ask makes the expectation's request, and judges what becomes of it.
+func (g *game) ask(ctx context.Context, a *attempt, m *made, o *Outcome) error {
 	http, dns, tls, err := a.e.Request()
 	if err != nil {
-		return fail(err)
+		return err
 	}
 	tuples := append(m.connection.Tuples(), m.behind...)
 	if a.e.Direction != "" {
@@ -98,11 +90,11 @@ func (g *game) tryLayer7(ctx context.Context, a *attempt) Outcome {
 		seen, err = g.askHTTP(ctx, a, m, http, tls, before)
 	}
 	if err != nil {
-		return fail(err)
+		return err
 	}
 	g.awaitTold(ctx, a.e, m, before, &seen)
-	judgeLayer7(&o, a.e, &seen)
-	return o
+	judgeLayer7(o, a.e, &seen)
+	return nil
 }
 
 const dnsPort = 53
