@@ -77,7 +77,7 @@ func connect(t *testing.T, url string, s *spiffe.Source, options ...nats.Option)
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !ok() {
 		if time.Now().After(deadline) {
 			t.Fatalf("gave up waiting for %s", what)

@@ -131,7 +131,7 @@ func (c *central) push(t testing.TB, upserts ...*policyv1.Resource) {
 	c.revision++
 	u := &policyv1.Update{Revision: c.revision + 2, Upserts: upserts}
 	c.mu.Unlock()
-	patience := time.After(20 * time.Second)
+	patience := time.After(time.Minute)
 	select {
 	case c.updates <- u:
 	case <-patience:
@@ -243,7 +243,7 @@ func (c *central) account(t testing.TB) account {
 // until waits until what the relay has fulfils a condition.
 func (c *central) until(t testing.TB, what string, done func(account) bool) account {
 	t.Helper()
-	patience := time.After(20 * time.Second)
+	patience := time.After(time.Minute)
 	for {
 		c.mu.Lock()
 		changed := c.changed
@@ -353,7 +353,7 @@ func (c *cluster) start() {
 	if err := c.agent.Start(); err != nil {
 		c.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(c.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
 	defer cancel()
 	conn := c.dial()
 	defer conn.Close()

@@ -267,7 +267,7 @@ func (c *client) await(what string, request *hubble.GetFlowsRequest, ok func(*an
 // eventually polls a condition that another goroutine will make true.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !ok() {
 		if time.Now().After(deadline) {
 			t.Fatalf("gave up waiting for %s", what)

@@ -28,7 +28,7 @@ import (
 )
 
 // deadline bounds every wait of these tests; nothing is measured against it.
-const deadline = 30 * time.Second
+const deadline = time.Minute
 
 // fakeSource serves objects as the lab does.
 type fakeSource struct {

@@ -35,7 +35,7 @@ import (
 )
 
 // patience bounds waits that end early when what they wait for is there.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // until waits for a condition.
 func until(t testing.TB, what string, ok func() bool) {

@@ -25,7 +25,7 @@ import (
 const trustDomain = "test.local"
 
 // deadline ends what would wait for ever.
-const deadline = 20 * time.Second
+const deadline = time.Minute
 
 // cluster is a policy service that says what a test says, and xDS servers.
 type cluster struct {

@@ -344,7 +344,7 @@ func (w *world) stop(p *process, s syscall.Signal) {
 // until waits for something to become true.
 func (w *world) until(what string, f func() bool) {
 	w.Helper()
-	for deadline := time.Now().Add(15 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !f(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			w.Fatalf("waited 15 s until %s", what)
 		}

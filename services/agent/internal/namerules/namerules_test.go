@@ -25,7 +25,7 @@ import (
 	"github.com/weirmesh/weir/services/agent/internal/namerules"
 )
 
-const patience = 10 * time.Second
+const patience = time.Minute
 
 type fixture struct {
 	t *testing.T

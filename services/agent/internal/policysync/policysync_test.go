@@ -58,7 +58,7 @@ func (r *replica) Sync(stream grpc.BidiStreamingServer[policyv1.SyncRequest, pol
 	}
 }
 
-const patience = 10 * time.Second
+const patience = time.Minute
 
 func wait[T any](t *testing.T, what string, ch <-chan T) T {
 	t.Helper()

@@ -148,7 +148,7 @@ func run(t *testing.T, n network, s *spool.Spool, addresses ...string) []uint64 
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- p.Run(ctx) }()
-	patience := time.After(20 * time.Second)
+	patience := time.After(time.Minute)
 	for waiting := true; waiting && s.Stats().Batches > 0; {
 		select {
 		case <-moved:

@@ -31,7 +31,7 @@ import (
 	"github.com/weirmesh/weir/services/proxy/internal/sockets"
 )
 
-const patience = 20 * time.Second
+const patience = time.Minute
 
 func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
