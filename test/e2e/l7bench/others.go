@@ -8,20 +8,27 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
-// Shape is what a proxy is to be configured with.
+// Shape is what a proxy is to be configured with, or one tenant's part of it.
 type Shape struct {
+	// Namespace is the tenant; others than Weir know none.
+	Namespace string
 	// Origin is the server's address.
 	Origin string
 	// First is the first listener's port on 127.0.0.1; further ones follow.
 	First int
 	// Listeners; 0 = 1. Routes beside the one for everything, by path prefix.
 	Listeners, Routes int
+	// Regexes are further routes by expressions that are dear to compile. Weir only.
+	Regexes int
+	// Rule is an expression for paths by which a policy judges every request; empty = no policy. Weir only.
+	Rule string
 	// Log writes an access log.
 	Log bool
-	// Dir has sockets and logs.
-	Dir string
+	// Reloads prepares HAProxy for being configured anew.
+	Reloads bool
 }
 
 func (s Shape) address() string { return fmt.Sprintf("127.0.0.1:%d", s.First) }
@@ -36,6 +43,26 @@ func (s Shape) ports() []int {
 
 // HAProxy starts HAProxy with one thread.
 func HAProxy(ctx context.Context, dir string, cpu int, s Shape) (*Process, error) {
+	path, err := writeHAProxy(dir, s)
+	if err != nil {
+		return nil, err
+	}
+	mode := "-db" // one process
+	if s.Reloads {
+		mode = "-W" // a master, of whose workers a reload makes a new one
+	}
+	return start(ctx, "haproxy", cpu, dir, s.address(), "haproxy", mode, "-f", path)
+}
+
+// ReloadHAProxy configures one anew that HAProxy started with Reloads in the same folder.
+func ReloadHAProxy(p *Process, dir string, s Shape) error {
+	if _, err := writeHAProxy(dir, s); err != nil {
+		return err
+	}
+	return p.signal(syscall.SIGUSR2)
+}
+
+func writeHAProxy(dir string, s Shape) (path string, err error) {
 	var b strings.Builder
 	b.WriteString("global\n  nbthread 1\n  maxconn 8000\n")
 	if s.Log {
@@ -53,15 +80,31 @@ func HAProxy(ctx context.Context, dir string, cpu int, s Shape) (*Process, error
 		fmt.Fprintf(&b, "  use_backend b if { path_beg /route/%d/ }\n", i)
 	}
 	fmt.Fprintf(&b, "  default_backend b\nbackend b\n  server s %s\n", s.Origin)
-	path := filepath.Join(dir, "haproxy.cfg")
+	path = filepath.Join(dir, "haproxy.cfg")
 	if err := os.WriteFile(path, []byte(b.String()), 0o600); err != nil {
-		return nil, fmt.Errorf("configure haproxy: %w", err)
+		return "", fmt.Errorf("configure haproxy: %w", err)
 	}
-	return start(ctx, "haproxy", cpu, dir, s.address(), "haproxy", "-db", "-f", path)
+	return path, nil
 }
 
 // Nginx starts nginx with one worker.
 func Nginx(ctx context.Context, dir string, cpu int, s Shape) (*Process, error) {
+	path, err := writeNginx(dir, s)
+	if err != nil {
+		return nil, err
+	}
+	return start(ctx, "nginx", cpu, dir, s.address(), "nginx", "-c", path, "-e", filepath.Join(dir, "nginx-error.log"))
+}
+
+// ReloadNginx configures one anew that Nginx started in the same folder.
+func ReloadNginx(p *Process, dir string, s Shape) error {
+	if _, err := writeNginx(dir, s); err != nil {
+		return err
+	}
+	return p.signal(syscall.SIGHUP)
+}
+
+func writeNginx(dir string, s Shape) (path string, err error) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "daemon off;\nuser root;\nworker_processes 1;\npid %s/nginx.pid;\nerror_log %s/nginx-error.log;\nevents { worker_connections 8000; }\nhttp {\n", dir, dir)
 	if s.Log {
@@ -78,9 +121,9 @@ func Nginx(ctx context.Context, dir string, cpu int, s Shape) (*Process, error) 
 		fmt.Fprintf(&b, "    location /route/%d/ { %s }\n", i, pass)
 	}
 	fmt.Fprintf(&b, "    location / { %s }\n  }\n}\n", pass)
-	path := filepath.Join(dir, "nginx.conf")
+	path = filepath.Join(dir, "nginx.conf")
 	if err := os.WriteFile(path, []byte(b.String()), 0o600); err != nil {
-		return nil, fmt.Errorf("configure nginx: %w", err)
+		return "", fmt.Errorf("configure nginx: %w", err)
 	}
-	return start(ctx, "nginx", cpu, dir, s.address(), "nginx", "-c", path, "-e", filepath.Join(dir, "nginx-error.log"))
+	return path, nil
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package l7bench starts HTTP proxies side by side, each alone on a CPU, with equal configurations.
+// Package l7bench starts HTTP proxies side by side on a CPU, with equal configurations, and loads them from another.
 package l7bench
 
 import (
@@ -19,12 +19,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Process is a proxy, or several processes of one, pinned to a CPU.
+// Process is a proxy, or several processes of one, or a server, pinned to a CPU.
 type Process struct {
 	Name    string
 	Address string
 	cmd     *exec.Cmd
 	log     string
+}
+
+// Require says which programs are missing.
+func Require(programs ...string) error {
+	var missing []string
+	for _, p := range programs {
+		if _, err := exec.LookPath(p); err != nil {
+			missing = append(missing, p)
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("not installed: %s (`scripts/install-deps bench` installs what Debian has)", strings.Join(missing, ", "))
+	}
+	return nil
 }
 
 // Pin has this process, with all threads that it starts from now on, run on one CPU.
@@ -76,11 +90,15 @@ func start(ctx context.Context, name string, cpu int, dir, address, program stri
 	}
 }
 
+func (p *Process) signal(s syscall.Signal) error {
+	if err := syscall.Kill(p.cmd.Process.Pid, s); err != nil {
+		return fmt.Errorf("signal %s: %w", p.Name, err)
+	}
+	return nil
+}
+
 // Stop ends the processes.
 func (p *Process) Stop() error {
-	if p.cmd == nil {
-		return nil
-	}
 	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // the group that start made
 	_ = p.cmd.Wait()
 	return nil

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ratio sums up interleaved pairs of measurements: medians of ratios with their spread.
+// Package ratio sums up interleaved pairs of measurements: medians of ratios and of differences, with their spread.
 package ratio
 
 import (
 	"fmt"
+	"math"
 	"slices"
 )
 
@@ -21,34 +22,60 @@ func (p *Pairs) Add(subject, baseline float64) {
 
 // Summary is the median of the ratios and the spread of the middle eight tenths.
 type Summary struct {
-	Median, Low, High float64
+	Spread
 	Subject, Baseline float64
 	N                 int
 }
 
 // Summary computes it. It needs at least one pair.
 func (p *Pairs) Summary() Summary {
-	r := make([]float64, len(p.Subject))
-	for i := range r {
-		r[i] = p.Subject[i] / p.Baseline[i]
-	}
-	slices.Sort(r)
 	return Summary{
-		Median: middle(r), Low: r[len(r)/10], High: r[len(r)-1-len(r)/10],
-		Subject: middle(slices.Sorted(slices.Values(p.Subject))), Baseline: middle(slices.Sorted(slices.Values(p.Baseline))), N: len(r),
+		Spread:  SpreadOf(p.each(func(subject, baseline float64) float64 { return subject / baseline })),
+		Subject: SpreadOf(p.Subject).Median, Baseline: SpreadOf(p.Baseline).Median, N: len(p.Subject),
 	}
 }
 
-func middle(sorted []float64) float64 {
-	n := len(sorted)
-	return (sorted[(n-1)/2] + sorted[n/2]) / 2
+// Difference is by how much the subject is above its baseline, pair by pair. It needs at least one pair.
+func (p *Pairs) Difference() Spread {
+	return SpreadOf(p.each(func(subject, baseline float64) float64 { return subject - baseline }))
 }
+
+func (p *Pairs) each(f func(subject, baseline float64) float64) []float64 {
+	out := make([]float64, len(p.Subject))
+	for i := range out {
+		out[i] = f(p.Subject[i], p.Baseline[i])
+	}
+	return out
+}
+
+// Spread is a median with the bounds of the middle eight tenths.
+type Spread struct {
+	Median, Low, High float64
+}
+
+// SpreadOf computes it from at least one value, in any order.
+func SpreadOf(values []float64) Spread {
+	v := slices.Sorted(slices.Values(values))
+	n := len(v)
+	return Spread{Median: (v[(n-1)/2] + v[n/2]) / 2, Low: v[n/10], High: v[n-1-n/10]}
+}
+
+// Covers says whether the spread leaves open on which side of a value the truth is.
+func (s Spread) Covers(value float64) bool { return s.Low <= value && value <= s.High }
 
 // String is one cell of a table: ratio, spread, and a remark where the spread covers 1.
 func (s Summary) String() string {
 	t := fmt.Sprintf("%.2f (%.2f..%.2f, n=%d)", s.Median, s.Low, s.High, s.N)
-	if s.Low <= 1 && s.High >= 1 {
+	if s.Covers(1) {
 		t += " not distinguishable"
 	}
 	return t
+}
+
+// Quantile is the smallest of the values, which are in rising order, that at least that part of them does not exceed; 0 of none.
+func Quantile[T any](sorted []T, q float64) (value T) {
+	if len(sorted) == 0 {
+		return value
+	}
+	return sorted[min(len(sorted), max(1, int(math.Ceil(q*float64(len(sorted))))))-1]
 }

@@ -40,7 +40,7 @@ func run(ctx context.Context, args []string) error {
 		return web.Serve(ctx, args[1:]...)
 	}
 	if len(args) == 2 && args[0] == "origin" {
-		return httpload.ServeOrigin(ctx, ":"+args[1])
+		return httpload.ServeOrigin(ctx, args[1])
 	}
 	if len(args) > 4 && (args[0] == "http-load" || args[0] == "names-load") {
 		return loadL7(ctx, args[0], args[1:])
@@ -79,7 +79,7 @@ func run(ctx context.Context, args []string) error {
 		return traffic.OffloadOff(args[1])
 	}
 	if len(args) == 0 || args[0] != "run" {
-		return errors.New("usage: e2e-traffic serve | http PORT... | origin PORT | http-load ADDRESS:PORT CONNECTIONS RATE DURATION | names-load ADDRESS:PORT NAME SOCKETS RATE DURATION | names NAME=ADDRESS/TTL... | ready PORT | run [flags] | offload-off INTERFACE | ask-many [flags] ADDRESS:PORT | spoof|orphan-fragments|fill COUNT ADDRESS | measure-serve | load ADDRESS RATE DURATION | measure rtt|throughput|connections|packets ADDRESS DURATION | " + probeUsage)
+		return errors.New("usage: e2e-traffic serve | http PORT... | origin ADDRESS:PORT | http-load ADDRESS:PORT CONNECTIONS RATE DURATION | names-load ADDRESS:PORT NAME SOCKETS RATE DURATION | names NAME=ADDRESS/TTL... | ready PORT | run [flags] | offload-off INTERFACE | ask-many [flags] ADDRESS:PORT | spoof|orphan-fragments|fill COUNT ADDRESS | measure-serve | load ADDRESS RATE DURATION | measure rtt|throughput|connections|packets ADDRESS DURATION | " + probeUsage)
 	}
 	args = args[1:]
 	fs := flag.NewFlagSet("e2e-traffic", flag.ContinueOnError)

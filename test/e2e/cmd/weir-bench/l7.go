@@ -4,230 +4,205 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/weirmesh/weir/test/e2e/httpload"
 	"github.com/weirmesh/weir/test/e2e/l7bench"
-	"github.com/weirmesh/weir/test/e2e/ratio"
 )
 
-// CPUs of the proxies, and of the load with its server.
+// CPUs of the proxies, and of the loads with their servers.
 const proxyCPU, loadCPU = 0, 1
+
+// Addresses of part l7: the server's, and the ports of the proxies that are loaded and of those that are measured for their size.
+const l7Origin, l7First, l7Sized = "127.0.0.1:19000", 19100, 20000
+
+// The load at which latency is measured.
+const l7Connections, l7Rate = 50, 1000
+
+func (b bench) l7bench() l7bench.Bench {
+	return l7bench.Bench{Bin: b.bin, ProxyCPU: proxyCPU, LoadCPU: loadCPU}
+}
 
 // subject is one proxy in one setting.
 type subject struct {
 	name  string
-	start func(ctx context.Context, dir string, s l7bench.Shape) (*l7bench.Process, func() error, error)
+	start func(ctx context.Context, dir string, s l7bench.Shape) (running, error)
 	shape l7bench.Shape
+	// against is the subject of the same setting that it is compared with.
+	against string
 }
 
-const l7Origin, l7First = "127.0.0.1:19000", 19100
+// running is a subject that runs.
+type running struct {
+	*l7bench.Process
+	stop      func() error
+	configure func(ctx context.Context, s l7bench.Shape) error
+	// lines is how many lines of its access log came; nil = not known.
+	lines func() uint64
+}
+
+// everything is the rule of the rows with a rule: it is evaluated, and allows.
+const everything = "/.*"
 
 func (b bench) l7Subjects() []subject {
-	haproxy := func(ctx context.Context, dir string, s l7bench.Shape) (*l7bench.Process, func() error, error) {
-		p, err := l7bench.HAProxy(ctx, dir, proxyCPU, s)
-		return p, p.Stop, err
-	}
-	nginx := func(ctx context.Context, dir string, s l7bench.Shape) (*l7bench.Process, func() error, error) {
-		p, err := l7bench.Nginx(ctx, dir, proxyCPU, s)
-		return p, p.Stop, err
-	}
-	weir := func(rules bool) func(ctx context.Context, dir string, s l7bench.Shape) (*l7bench.Process, func() error, error) {
-		return func(ctx context.Context, dir string, s l7bench.Shape) (*l7bench.Process, func() error, error) {
-			w, err := l7bench.StartWeir(ctx, b.bin, dir, proxyCPU, s, rules)
-			if err != nil {
-				return nil, nil, err
-			}
-			return w.Process, w.Stop, nil
-		}
-	}
+	none := l7bench.Shape{Namespace: "bench"}
+	log, rule := none, none
+	log.Log, rule.Rule = true, everything
+	both := log
+	both.Rule = everything
 	return []subject{
-		{"haproxy, no log", haproxy, l7bench.Shape{}},
-		{"nginx, no log", nginx, l7bench.Shape{}},
-		{"weir-proxy, no log", weir(false), l7bench.Shape{}},
-		{"weir-proxy, a rule", weir(true), l7bench.Shape{}},
-		{"haproxy, log", haproxy, l7bench.Shape{Log: true}},
-		{"nginx, log", nginx, l7bench.Shape{Log: true}},
-		{"weir-proxy, log", weir(false), l7bench.Shape{Log: true}},
-		{"weir-proxy, a rule, log", weir(true), l7bench.Shape{Log: true}},
+		{noProxy, nil, none, ""},
+		{"haproxy, no log", b.haproxy, none, ""}, {"nginx, no log", b.nginx, none, "haproxy, no log"},
+		{"weir-proxy, no log", b.weirProxy, none, "haproxy, no log"}, {"weir-proxy, a rule, no log", b.weirProxy, rule, "haproxy, no log"},
+		{"haproxy, log", b.haproxy, log, ""}, {"nginx, log", b.nginx, log, "haproxy, log"},
+		{"weir-proxy, log", b.weirProxy, log, "haproxy, log"}, {"weir-proxy, a rule, log", b.weirProxy, both, "haproxy, log"},
 	}
 }
 
-// l7 compares proxies: each alone on one CPU, load and server on the other.
-func (b bench) l7(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+// noProxy is the server alone: the floor of the generator, the server and the kernel.
+const noProxy = "no proxy"
+
+func (b bench) haproxy(ctx context.Context, dir string, s l7bench.Shape) (running, error) {
+	p, err := l7bench.HAProxy(ctx, dir, proxyCPU, s)
+	if err != nil {
+		return running{}, err
+	}
+	return running{Process: p, stop: p.Stop, configure: func(_ context.Context, s l7bench.Shape) error { return l7bench.ReloadHAProxy(p, dir, s) }}, nil
+}
+
+func (b bench) nginx(ctx context.Context, dir string, s l7bench.Shape) (running, error) {
+	p, err := l7bench.Nginx(ctx, dir, proxyCPU, s)
+	if err != nil {
+		return running{}, err
+	}
+	return running{Process: p, stop: p.Stop, configure: func(_ context.Context, s l7bench.Shape) error { return l7bench.ReloadNginx(p, dir, s) }}, nil
+}
+
+func (b bench) weirProxy(ctx context.Context, dir string, s l7bench.Shape) (running, error) {
+	w, err := l7bench.StartWeir(ctx, b.bin, dir, proxyCPU, nil, s)
+	if err != nil {
+		return running{}, err
+	}
+	return running{Process: w.Process, stop: w.Stop, configure: func(ctx context.Context, s l7bench.Shape) error { return w.Configure(ctx, s) }, lines: w.Lines}, nil
+}
+
+// l7 compares proxies: each with one thread on one CPU, servers and loads on the other. All run from the beginning to the end, so that no round begins with
+// a cold one; those that are not loaded take no time. The order turns from round to round.
+func (b bench) l7(ctx context.Context) (err error) {
+	if err := l7bench.Require("taskset", "chrt", "haproxy", "nginx"); err != nil {
+		return err
+	}
 	if err := l7bench.Pin(loadCPU); err != nil {
 		return err
 	}
-	origin := make(chan error, 1)
-	go func() { origin <- httpload.ServeOrigin(ctx, l7Origin) }()
-	fmt.Println("\n# L7: proxies, one CPU each; 50 connections; the load and the server share the other CPU")
-	fmt.Printf("%-26s %12s %14s %14s %22s %22s\n", "proxy", "requests/s", "of HAProxy", "CPU/request", "added at 1,000/s: p50", "p99")
-	rates := map[string]*ratio.Pairs{}
-	rows := map[string]l7Row{}
-	for range b.pairs {
-		direct, err := httpload.Load(ctx, l7Origin, 50, 1000, 2*b.duration, "/")
+	dir, err := os.MkdirTemp("", "weir-l7-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	origin, err := b.l7bench().Origin(ctx, dir, l7Origin)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, origin.Stop()) }()
+	if err := b.l7Rounds(ctx, dir); err != nil {
+		return err
+	}
+	return b.l7Sizes(ctx, dir)
+}
+
+func (b bench) l7Rounds(ctx context.Context, dir string) (err error) {
+	subjects := b.l7Subjects()
+	procs := make([]running, len(subjects))
+	defer func() {
+		for _, p := range procs {
+			if p.stop != nil {
+				err = errors.Join(err, p.stop())
+			}
+		}
+	}()
+	for i, s := range subjects {
+		if s.start == nil {
+			continue
+		}
+		s.shape.Origin, s.shape.First = l7Origin, l7First+i
+		own := filepath.Join(dir, fmt.Sprint(i))
+		if err := os.Mkdir(own, 0o700); err != nil {
+			return err
+		}
+		if procs[i], err = s.start(ctx, own, s.shape); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	rows := map[string]*l7Row{}
+	for round := range b.pairs {
+		for i := range subjects {
+			i = (i + round) % len(subjects)
+			if rows[subjects[i].name] == nil {
+				rows[subjects[i].name] = &l7Row{}
+			}
+			if err := b.l7Measure(ctx, procs[i], rows[subjects[i].name]); err != nil {
+				return fmt.Errorf("%s: %w", subjects[i].name, err)
+			}
+		}
+	}
+	printL7(subjects, rows)
+	return nil
+}
+
+// l7Row is what was measured of a subject, round by round. Times are microseconds.
+type l7Row struct {
+	rate, cpu, p50, p99, late []float64
+	// requests that were answered, and lines of the log that came.
+	requests, lines int
+}
+
+// l7Measure takes one round of a subject: warm, as fast as may be, and at a rate.
+func (b bench) l7Measure(ctx context.Context, p running, row *l7Row) error {
+	address := l7Origin
+	cpu, lines := func() (time.Duration, error) { return 0, nil }, func() uint64 { return 0 }
+	if p.Process != nil {
+		address, cpu = p.Address, p.CPU
+	}
+	if p.lines != nil {
+		lines = p.lines
+	}
+	came := lines()
+	var loads [3]httpload.Result
+	var used time.Duration
+	for i, load := range []struct {
+		rate float64
+		over time.Duration
+	}{{0, b.duration / 2}, {0, b.duration * 3 / 2}, {l7Rate, 3 * b.duration}} {
+		before, err := cpu()
 		if err != nil {
 			return err
 		}
-		base := map[bool]float64{}
-		for _, s := range b.l7Subjects() {
-			row, err := b.l7Measure(ctx, s, direct)
-			if err != nil {
-				return fmt.Errorf("%s: %w", s.name, err)
-			}
-			if base[s.shape.Log] == 0 {
-				base[s.shape.Log] = row.rate
-			}
-			if rates[s.name] == nil {
-				rates[s.name] = &ratio.Pairs{}
-			}
-			rates[s.name].Add(row.rate, base[s.shape.Log])
-			sum := rows[s.name]
-			rows[s.name] = l7Row{sum.rate + row.rate, sum.cpu + row.cpu, sum.p50 + row.p50, sum.p99 + row.p99}
-		}
-	}
-	n := float64(b.pairs)
-	for _, s := range b.l7Subjects() {
-		row := rows[s.name]
-		fmt.Printf("%-26s %12.0f %14s %14s %22s %22s\n", s.name, row.rate/n, rates[s.name].Summary(), time.Duration(float64(row.cpu)/n).Round(100*time.Nanosecond),
-			time.Duration(float64(row.p50)/n).Round(time.Microsecond), time.Duration(float64(row.p99)/n).Round(time.Microsecond))
-	}
-	if err := b.l7Sizes(ctx); err != nil {
-		return err
-	}
-	cancel()
-	return <-origin
-}
-
-type l7Row struct {
-	rate          float64
-	cpu, p50, p99 time.Duration
-}
-
-func (b bench) l7Measure(ctx context.Context, s subject, direct httpload.Result) (row l7Row, err error) {
-	dir, err := os.MkdirTemp("", "weir-l7-")
-	if err != nil {
-		return row, err
-	}
-	defer os.RemoveAll(dir)
-	s.shape.Origin, s.shape.First, s.shape.Dir = l7Origin, l7First, dir
-	p, stop, err := s.start(ctx, dir, s.shape)
-	if err != nil {
-		return row, err
-	}
-	defer func() { _ = stop() }()
-	if _, err := httpload.Load(ctx, p.Address, 50, 0, b.duration/2, "/"); err != nil { // warm
-		return row, err
-	}
-	before, err := p.CPU()
-	if err != nil {
-		return row, err
-	}
-	full, err := httpload.Load(ctx, p.Address, 50, 0, 2*b.duration, "/")
-	if err != nil {
-		return row, err
-	}
-	after, err := p.CPU()
-	if err != nil {
-		return row, err
-	}
-	slow, err := httpload.Load(ctx, p.Address, 50, 1000, 2*b.duration, "/")
-	if err != nil {
-		return row, err
-	}
-	if full.Failed+slow.Failed > 0 {
-		return row, fmt.Errorf("%d requests failed", full.Failed+slow.Failed)
-	}
-	return l7Row{
-		rate: full.Rate(), cpu: (after - before) / time.Duration(full.Requests),
-		p50: slow.Latency(0.5) - direct.Latency(0.5), p99: slow.Latency(0.99) - direct.Latency(0.99),
-	}, nil
-}
-
-// l7Sizes measures memory with idle connections, listeners and routes.
-func (b bench) l7Sizes(ctx context.Context) error {
-	fmt.Printf("\n%-26s %16s %18s %16s %14s\n", "memory (MiB)", "started", "1,000 idle conns", "1,000 listeners", "5,000 routes")
-	for _, s := range b.l7Subjects()[:3] {
-		var cells []string
-		for _, shape := range []struct {
-			listeners, routes, idle int
-		}{{1, 0, 0}, {1, 0, 1000}, {1000, 0, 0}, {1, 5000, 0}} {
-			m, err := b.l7Memory(ctx, s, shape.listeners, shape.routes, shape.idle)
-			if err != nil {
-				return fmt.Errorf("%s: %w", s.name, err)
-			}
-			cells = append(cells, fmt.Sprintf("%.1f", float64(m)/(1<<20)))
-		}
-		fmt.Printf("%-26s %16s %18s %16s %14s\n", s.name, cells[0], cells[1], cells[2], cells[3])
-	}
-	return b.l7Add(ctx)
-}
-
-func (b bench) l7Memory(ctx context.Context, s subject, listeners, routes, idle int) (int, error) {
-	dir, err := os.MkdirTemp("", "weir-l7-")
-	if err != nil {
-		return 0, err
-	}
-	defer os.RemoveAll(dir)
-	shape := l7bench.Shape{Origin: l7Origin, First: l7First, Listeners: listeners, Routes: routes, Dir: dir}
-	p, stop, err := s.start(ctx, dir, shape)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = stop() }()
-	if err := awaitPort(ctx, l7First+listeners-1); err != nil {
-		return 0, err
-	}
-	if _, err := httpload.Load(ctx, p.Address, 4, 0, 200*time.Millisecond, "/route/4999/x"); err != nil {
-		return 0, err
-	}
-	closeAll, err := httpload.Idle(ctx, p.Address, idle)
-	defer closeAll()
-	if err != nil {
-		return 0, err
-	}
-	return p.Memory()
-}
-
-func awaitPort(ctx context.Context, port int) error {
-	address := fmt.Sprintf("127.0.0.1:%d", port)
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
-		closeAll, err := httpload.Idle(ctx, address, 1)
-		closeAll()
-		if err == nil || time.Now().After(deadline) {
+		if loads[i], err = b.l7bench().Load(ctx, address, l7Connections, load.rate, load.over); err != nil {
 			return err
 		}
+		after, err := cpu()
+		if err != nil {
+			return err
+		}
+		if i == 1 {
+			used = after - before
+		}
+		if loads[i].Failed > 0 {
+			return fmt.Errorf("%d requests failed: %s", loads[i].Failed, loads[i].First)
+		}
+		row.requests += loads[i].Requests
 	}
-}
-
-// l7Add measures how long the 1,001st listener takes, from its configuration to its first answer.
-func (b bench) l7Add(ctx context.Context) error {
-	dir, err := os.MkdirTemp("", "weir-l7-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	shape := l7bench.Shape{Origin: l7Origin, First: l7First, Listeners: 1000, Dir: dir}
-	w, err := l7bench.StartWeir(ctx, b.bin, dir, proxyCPU, shape, true)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = w.Stop() }()
-	if err := awaitPort(ctx, l7First+999); err != nil {
-		return err
-	}
-	shape.Listeners++
-	begun := time.Now()
-	if err := w.Configure(ctx, shape, true); err != nil {
-		return err
-	}
-	if err := awaitPort(ctx, l7First+1000); err != nil {
-		return err
-	}
-	fmt.Printf("the 1,001st listener of weir-proxy answers after %s\n", time.Since(begun).Round(100*time.Microsecond))
+	full, paced := loads[1], loads[2]
+	row.rate = append(row.rate, full.Rate())
+	row.cpu = append(row.cpu, micros(used)/float64(full.Requests))
+	row.p50, row.p99, row.late = append(row.p50, micros(paced.Median)), append(row.p99, micros(paced.P99)), append(row.late, micros(paced.Late))
+	row.lines += int(lines() - came)
 	return nil
 }
+
+func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }

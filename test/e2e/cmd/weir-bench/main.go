@@ -79,6 +79,9 @@ func run(ctx context.Context) error {
 	if b.bin, err = filepath.Abs(*bin); err != nil {
 		return err
 	}
+	if err := b.built(); err != nil {
+		return err
+	}
 	if b.manifests, err = os.MkdirTemp("", "weir-bench"); err != nil {
 		return err
 	}
@@ -108,6 +111,17 @@ func run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// built says which binaries are missing.
+func (b bench) built() error {
+	var errs []error
+	for _, name := range []string{"weir", "weir-lab", "weir-proxy", "e2e-traffic", "coredns"} {
+		if _, err := os.Stat(filepath.Join(b.bin, name)); err != nil {
+			errs = append(errs, fmt.Errorf("%w (`make build` makes it)", err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (b bench) tool() string { return filepath.Join(b.bin, "e2e-traffic") }

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -17,17 +18,17 @@ import (
 	"github.com/weirmesh/weir/test/e2e/ratio"
 )
 
-// meshPods: an HTTP server under a rule, one that is only seen and one of which neither is; a name server; clients under a DNS rule and without.
+// meshPods: HTTP servers under an L4 rule and under an HTTP rule; a name server; clients under a DNS rule and without.
 const meshPods = `
 apiVersion: v1
 kind: Pod
 metadata: {name: plain, labels: {app: plain}, annotations: {weir.dev/ip-addresses: "10.244.2.101,fd00:10:244:2::101"}}
-spec: {nodeName: node2, containers: [{name: main, image: none, command: [e2e-traffic, origin, "8080"], readinessProbe: {tcpSocket: {port: 8080}}}]}
+spec: {nodeName: node2, containers: [{name: main, image: none, command: [e2e-traffic, origin, ":8080"], readinessProbe: {tcpSocket: {port: 8080}}}]}
 ---
 apiVersion: v1
 kind: Pod
 metadata: {name: ruled, labels: {app: ruled}, annotations: {weir.dev/ip-addresses: "10.244.2.102,fd00:10:244:2::102"}}
-spec: {nodeName: node2, containers: [{name: main, image: none, command: [e2e-traffic, origin, "8080"], readinessProbe: {tcpSocket: {port: 8080}}}]}
+spec: {nodeName: node2, containers: [{name: main, image: none, command: [e2e-traffic, origin, ":8080"], readinessProbe: {tcpSocket: {port: 8080}}}]}
 ---
 apiVersion: v1
 kind: Pod
@@ -102,44 +103,73 @@ func (b bench) mesh(ctx context.Context) error {
 			return fmt.Errorf("%w: %s", err, out)
 		}
 	}
-	fmt.Println("\n# Through the mesh: pod to pod across nodes, flows and access log on; everything shares two CPUs")
-	var rates, names0, p50 ratio.Pairs
-	for range b.pairs {
-		var r [2]httpload.Result
-		for i, address := range []string{"10.244.2.101:8080", "10.244.2.102:8080"} {
-			out, err := b.exec(ctx, lab, "default/free", "e2e-traffic", "http-load", address, "16", "0", (3 * b.duration).String())
-			if err != nil {
-				return fmt.Errorf("load on %s: %w", address, err)
+	return b.meshRounds(ctx, lab)
+}
+
+// meshRounds takes the rounds; who goes first alternates.
+func (b bench) meshRounds(ctx context.Context, lab string) error {
+	var rates, p50, p99 ratio.Pairs
+	var queries, queryP50 ratio.Pairs
+	for round := range b.pairs {
+		var full, paced [2]httpload.Result
+		var fast, slow [2]names.Loaded
+		for i := range 2 {
+			i = (i + round) % 2
+			address := []string{"10.244.2.101:8080", "10.244.2.102:8080"}[i]
+			if err := errors.Join(b.meshLoad(ctx, lab, address, 0, 2*b.duration, &full[i]), b.meshLoad(ctx, lab, address, l7Rate, 3*b.duration, &paced[i])); err != nil {
+				return err
 			}
-			if err := json.Unmarshal(out, &r[i]); err != nil {
-				return fmt.Errorf("load on %s: %w", address, err)
-			}
-		}
-		rates.Add(r[1].Rate(), r[0].Rate())
-		var d [2]names.Loaded
-		var slow [2]names.Loaded
-		for i, pod := range []string{"default/free", "default/bound"} {
-			for rate, into := range map[string]*names.Loaded{"0": &d[i], "500": &slow[i]} {
-				out, err := b.exec(ctx, lab, pod, "e2e-traffic", "names-load", "10.244.1.103:53", "api.example.com", "16", rate, (2 * b.duration).String())
-				if err != nil {
-					return fmt.Errorf("queries of %s: %w", pod, err)
-				}
-				if err := json.Unmarshal(out, into); err != nil {
-					return fmt.Errorf("queries of %s: %w", pod, err)
-				}
+			pod := []string{"default/free", "default/bound"}[i]
+			if err := errors.Join(b.meshAsk(ctx, lab, pod, 0, &fast[i]), b.meshAsk(ctx, lab, pod, 500, &slow[i])); err != nil {
+				return err
 			}
 		}
-		names0.Add(float64(d[1].Queries)/d[1].Took.Seconds(), float64(d[0].Queries)/d[0].Took.Seconds())
-		p50.Add(float64(slow[1].Median)/float64(time.Microsecond), float64(slow[0].Median)/float64(time.Microsecond))
+		rates.Add(full[1].Rate(), full[0].Rate())
+		p50.Add(micros(paced[1].Median), micros(paced[0].Median))
+		p99.Add(micros(paced[1].P99), micros(paced[0].P99))
+		queries.Add(float64(fast[1].Queries)/fast[1].Took.Seconds(), float64(fast[0].Queries)/fast[0].Took.Seconds())
+		queryP50.Add(micros(slow[1].Median), micros(slow[0].Median))
 	}
+	fmt.Printf("\n# Through the mesh: pod to pod across nodes, flows and access log on, everything on the same two CPUs; medians of %d rounds (middle 80 %%)\n", b.pairs)
+	t := table()
+	fmt.Fprintln(t, "what\twith\twithout\twith / without\twith - without\t")
 	for _, row := range []struct {
 		what  string
-		pairs *ratio.Pairs
+		pairs ratio.Pairs
 	}{
-		{"requests/s, an HTTP rule against an L4 rule", &rates}, {"queries/s of CoreDNS, a DNS rule against none", &names0}, {"median latency of a query at 500/s, us", &p50},
+		{"requests/s, an HTTP rule against an L4 rule", rates},
+		{"latency of a request at 1,000/s on 50 connections, us: p50", p50}, {"the same: p99", p99},
+		{"queries/s of CoreDNS, a DNS rule against none", queries}, {"median latency of a query at 500/s, us", queryP50},
 	} {
 		s := row.pairs.Summary()
-		fmt.Printf("%-50s %10.0f %10.0f  %s\n", row.what, s.Subject, s.Baseline, s)
+		fmt.Fprintf(t, "%s\t%.0f\t%.0f\t%s\t%s\t\n", row.what, s.Subject, s.Baseline, s, difference(row.pairs.Subject, row.pairs.Baseline))
+	}
+	return t.Flush()
+}
+
+// meshLoad makes requests from a pod.
+func (b bench) meshLoad(ctx context.Context, lab, address string, rate float64, over time.Duration, into *httpload.Result) error {
+	out, err := b.exec(ctx, lab, "default/free", "e2e-traffic", "http-load", address, fmt.Sprint(l7Connections), fmt.Sprint(rate), over.String())
+	if err == nil {
+		err = json.Unmarshal(out, into)
+	}
+	if err == nil && into.Failed > 0 {
+		err = fmt.Errorf("%d requests failed: %s", into.Failed, into.First)
+	}
+	if err != nil {
+		return fmt.Errorf("load on %s: %w", address, err)
+	}
+	return nil
+}
+
+// meshAsk asks for a name from a pod.
+func (b bench) meshAsk(ctx context.Context, lab, pod string, rate float64, into *names.Loaded) error {
+	out, err := b.exec(ctx, lab, pod, "e2e-traffic", "names-load", "10.244.1.103:53", "api.example.com", "16", fmt.Sprint(rate), (2 * b.duration).String())
+	if err == nil {
+		err = json.Unmarshal(out, into)
+	}
+	if err != nil {
+		return fmt.Errorf("queries of %s: %w", pod, err)
 	}
 	return nil
 }
