@@ -104,9 +104,9 @@ func (n *node) dnsRecord(record *agentv1.DNSRecord) {
 func (n *node) accessLogServer() (*server.Server, net.Listener, error) {
 	rpc := server.New(server.Config{Name: "access-log", Log: n.log, TLS: n.tls, Authorize: server.Table{
 		"/" + accesslogv3.AccessLogService_ServiceDesc.ServiceName + "/": {server.Local},
-	}})
+	}, Options: accesslog.ServerOptions()})
 	rpc.SetServing("", true)
-	accesslogv3.RegisterAccessLogServiceServer(rpc.GRPC(), n.accessLog)
+	n.accessLog.Register(rpc.GRPC())
 	ln, err := server.ListenUnix(n.config.accessLog())
 	return rpc, ln, err
 }

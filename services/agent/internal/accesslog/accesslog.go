@@ -18,6 +18,7 @@ import (
 	"time"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -60,19 +61,18 @@ type Config struct {
 
 // Server serves AccessLogService and is safe for concurrent use.
 type Server struct {
-	accesslogv3.UnimplementedAccessLogServiceServer
 	cfg Config
 	log *slog.Logger
 
 	mu    sync.Mutex
-	rules map[string]ruleSet // by key of a filter
+	known map[string]ruleSet // by key of a filter
 	books map[string]book    // by log name
 	stats Stats
 }
 
 // ruleSet is rules by the names that RBAC policies have.
 type ruleSet struct {
-	names map[string]desired.PolicyRule
+	names map[string][]desired.PolicyRule // one each
 	until time.Time
 }
 
@@ -84,7 +84,7 @@ type Stats struct {
 
 // New makes a server.
 func New(cfg Config) *Server {
-	return &Server{cfg: cfg, log: cfg.Log.With("component", "accesslog"), rules: map[string]ruleSet{}, books: map[string]book{}}
+	return &Server{cfg: cfg, log: cfg.Log.With("component", "accesslog"), known: map[string]ruleSet{}, books: map[string]book{}}
 }
 
 // Stats returns the counts of now.
@@ -99,9 +99,27 @@ type stream struct {
 	*Server
 	logName string
 	slot    slot.Slot // Number 0 = not known
-	begun   map[string]begun
+	begun   map[key]begun
 	// held are keys of begun requests that are not told yet, oldest first; a key may be of one that has ended.
 	held []held
+
+	// Of the message at hand: when it was taken, its number, and room.
+	now      time.Time
+	messages uint64
+	envelope envelope
+	entry    entry
+	url      []byte
+	// What was met, and is likely met again.
+	picker  picker
+	peers   map[string]peer
+	decided map[string]verdicts
+}
+
+func (s *Server) newStream() *stream {
+	return &stream{
+		Server: s, begun: map[key]begun{},
+		picker: picker{&s.cfg.Headers, map[string]headerName{}}, peers: map[string]peer{}, decided: map[string]verdicts{},
+	}
 }
 
 type begun struct {
@@ -109,12 +127,12 @@ type begun struct {
 }
 
 type held struct {
-	key   string
+	key   key
 	until time.Time
 }
 
-// StreamAccessLogs implements AccessLogService. Caller: the node's proxy, as root.
-func (s *Server) StreamAccessLogs(g accesslogv3.AccessLogService_StreamAccessLogsServer) error {
+// streamAccessLogs implements AccessLogService. Caller: the node's proxy, as root.
+func (s *Server) streamAccessLogs(g grpc.ServerStream) error {
 	s.mu.Lock()
 	s.stats.Streams++
 	s.mu.Unlock()
@@ -123,35 +141,24 @@ func (s *Server) StreamAccessLogs(g accesslogv3.AccessLogService_StreamAccessLog
 		s.stats.Streams--
 		s.mu.Unlock()
 	}()
-	st := &stream{Server: s, begun: map[string]begun{}}
+	st := s.newStream()
 	defer st.release(true)
-	messages := make(chan *accesslogv3.StreamAccessLogsMessage)
+	messages := make(chan message)
 	failed := make(chan error, 1)
-	go func() {
-		for {
-			m, err := g.Recv()
-			if err != nil {
-				failed <- err
-				return
-			}
-			select {
-			case messages <- m:
-			case <-g.Context().Done():
-				return
-			}
-		}
-	}()
+	go receive(g, messages, failed)
 	timer := time.NewTimer(hold)
 	defer timer.Stop()
 	for {
 		select {
 		case m := <-messages:
-			if err := st.take(m); err != nil {
+			err := st.take(m.ReadOnlyData())
+			m.Free()
+			if err != nil {
 				return err
 			}
 		case err := <-failed:
 			if errors.Is(err, io.EOF) {
-				return g.SendAndClose(&accesslogv3.StreamAccessLogsResponse{})
+				return g.SendMsg(&accesslogv3.StreamAccessLogsResponse{})
 			}
 			return err
 		case <-timer.C:
@@ -165,10 +172,31 @@ func (s *Server) StreamAccessLogs(g accesslogv3.AccessLogService_StreamAccessLog
 	}
 }
 
-// take takes a message's entries.
-func (st *stream) take(m *accesslogv3.StreamAccessLogsMessage) error {
-	if id := m.GetIdentifier(); id != nil {
-		st.logName = text(id.GetLogName(), maxName)
+// receive reads a stream until it or its handler ends.
+func receive(g grpc.ServerStream, messages chan<- message, failed chan<- error) {
+	for {
+		var m message
+		if err := g.RecvMsg(&m); err != nil {
+			failed <- err
+			return
+		}
+		select {
+		case messages <- m:
+		case <-g.Context().Done():
+			m.Free()
+			return
+		}
+	}
+}
+
+// take takes an encoded message's entries. It keeps none of the bytes.
+func (st *stream) take(raw []byte) error {
+	e := &st.envelope
+	if err := e.decode(raw); err != nil {
+		return status.Errorf(codes.InvalidArgument, "unreadable message: %v", err)
+	}
+	if e.identified {
+		st.logName = text(e.logName, maxName)
 		st.slot = slot.Slot{}
 	}
 	if st.logName == "" {
@@ -177,26 +205,24 @@ func (st *stream) take(m *accesslogv3.StreamAccessLogsMessage) error {
 	if st.slot.Number == 0 {
 		st.slot, _ = st.cfg.Slot(numberOf(st.logName))
 	}
-	http, tcp := m.GetHttpLogs().GetLogEntry(), m.GetTcpLogs().GetLogEntry()
-	count := len(http) + len(tcp)
-	if len(http) > 0 {
-		st.account(http[0].GetCommonProperties().GetCustomTags(), count)
-	} else if len(tcp) > 0 {
-		st.account(tcp[0].GetCommonProperties().GetCustomTags(), count)
+	st.now = st.cfg.Now()
+	st.messages++
+	tell := st.http
+	if e.tcp {
+		tell = st.tcp
+	}
+	for i, raw := range e.entries {
+		err := st.entry.decode(raw, e.tcp)
+		if i == 0 {
+			st.account(st.entry.common.tags, len(e.entries))
+		}
+		if err != nil || !tell(&st.entry) {
+			st.cfg.Malformed()
+		}
 	}
 	st.mu.Lock()
-	st.stats.Entries += uint64(count)
+	st.stats.Entries += uint64(len(e.entries))
 	st.mu.Unlock()
-	for _, e := range http {
-		if !st.http(e) {
-			st.cfg.Malformed()
-		}
-	}
-	for _, e := range tcp {
-		if !st.tcp(e) {
-			st.cfg.Malformed()
-		}
-	}
 	return nil
 }
 
@@ -209,23 +235,25 @@ func numberOf(name string) uint16 {
 	return uint16(n)
 }
 
-// book is what is known of the numbers of a log: the one that follows the last message, less those that the message said were lost and that may lie behind
-// it, which are told.
+// book is what is known of the numbers of a log: the one that follows the last message, and how many lost ones were told that no hole has shown yet. What
+// found no room lies behind all that waited then, which may be several messages.
 type book struct{ next, told uint64 }
 
 // account counts what a proxy of ours says that it has lost, and what a hole in its numbers says beyond that: what a broken stream swallowed.
-func (st *stream) account(tags map[string]string, count int) {
-	lost, _ := strconv.ParseUint(tags["weir.lost"], 10, 32)
-	sequence, err := strconv.ParseUint(tags["weir.sequence"], 10, 62)
-	if err == nil && sequence > 0 {
+func (st *stream) account(tags []pair, count int) {
+	lost := number(tags, "weir.lost", 32)
+	if sequence := number(tags, "weir.sequence", 62); sequence > 0 {
 		st.mu.Lock()
 		b, known := st.books[st.logName]
+		if sequence < b.next {
+			b = book{} // the proxy began anew
+		}
 		covered, hole := b.told+lost, uint64(0)
-		if known && sequence > b.next && sequence-b.next < 1<<32 {
+		if b.next > 0 && sequence-b.next < 1<<32 {
 			hole = sequence - b.next
 		}
 		if known || len(st.books) <= slot.Max {
-			st.books[st.logName] = book{sequence + uint64(count), min(lost, covered-min(covered, hole))}
+			st.books[st.logName] = book{sequence + uint64(count), covered - min(covered, hole)}
 		}
 		st.mu.Unlock()
 		lost += hole - min(hole, covered)
@@ -233,6 +261,19 @@ func (st *stream) account(tags map[string]string, count int) {
 	if lost > 0 {
 		st.cfg.Lost(lost)
 	}
+}
+
+// number reads a tag; 0 = it is not there or no number.
+func number(tags []pair, name string, bits int) uint64 {
+	value, _ := find(tags, name)
+	if len(value) == 0 {
+		return 0
+	}
+	n, err := strconv.ParseUint(string(value), 10, bits)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // release tells requests that have waited long enough; all = the stream ends.
@@ -248,30 +289,29 @@ func (st *stream) release(all bool) {
 	}
 }
 
-// rule finds the rule that an RBAC policy is made of: `namespace/name/list[index]#item`.
-func (s *Server) rule(filter, name string) (desired.PolicyRule, bool) {
+// rule finds the rule that an RBAC policy is made of: `namespace/name/list[index]#item`. Nil = it is not known. Requests share the list.
+func (st *stream) rule(filter, name string) []desired.PolicyRule {
 	if i := strings.LastIndexByte(name, '#'); i >= 0 {
 		name = strings.TrimSuffix(name[:i], "/")
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	set, ok := s.rules[filter]
-	if now := s.cfg.Now(); !ok || now.After(set.until) {
-		set = ruleSet{names: map[string]desired.PolicyRule{}, until: now.Add(rulesFor)}
-		for _, r := range s.cfg.Rules(filter) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	set, ok := st.known[filter]
+	if !ok || st.now.After(set.until) {
+		set = ruleSet{names: map[string][]desired.PolicyRule{}, until: st.now.Add(rulesFor)}
+		for _, r := range st.cfg.Rules(filter) {
 			for _, n := range namesOf(&r) {
 				if _, taken := set.names[n]; !taken {
-					set.names[n] = r
+					set.names[n] = []desired.PolicyRule{r}
 				}
 			}
 		}
-		if len(s.rules) > slot.Max {
-			clear(s.rules)
+		if len(st.known) > slot.Max {
+			clear(st.known)
 		}
-		s.rules[filter] = set
+		st.known[filter] = set
 	}
-	r, ok := set.names[name]
-	return r, ok
+	return set.names[name]
 }
 
 // namesOf lists the names that a rule may have as an RBAC policy.

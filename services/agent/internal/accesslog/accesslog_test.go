@@ -4,6 +4,7 @@ package accesslog
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -19,6 +20,7 @@ import (
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -67,7 +69,15 @@ func start(change func(*Config)) *fixture {
 	return f
 }
 
-func (f *fixture) stream() *stream { return &stream{Server: f.Server, begun: map[string]begun{}} }
+// testStream takes messages that are not encoded yet.
+type testStream struct{ *stream }
+
+func (f *fixture) stream() testStream { return testStream{f.newStream()} }
+
+func (s testStream) take(m *accesslogv3.StreamAccessLogsMessage) error {
+	b, err := proto.Marshal(m)
+	return errors.Join(err, s.stream.take(b))
+}
 
 // take returns lines of what was told.
 func (f *fixture) take() []string {
@@ -280,7 +290,7 @@ func TestMalformed(t *testing.T) {
 // What a proxy says that it has lost is counted, and so is a hole that a broken stream leaves.
 func TestLost(t *testing.T) {
 	f := start(nil)
-	send := func(st *stream, sequence, lost string, n int) {
+	send := func(st testStream, sequence, lost string, n int) {
 		var entries []*datav3.HTTPAccessLogEntry
 		for range n {
 			entries = append(entries, f.entry(datav3.AccessLogType_DownstreamEnd, 200, ""))
@@ -297,6 +307,8 @@ func TestLost(t *testing.T) {
 		{"101", "", 2, 0}, {"103", "", 1, 0}, {"110", "6", 1, 6}, {"114", "1", 1, 9}, {"1", "", 1, 9}, {"nonsense", "-1", 1, 9}, {"2", "3", 1, 12},
 		{"6", "", 1, 12}, // those three, behind the message that told them
 		{"7", "590", 1, 602}, {"598", "", 1, 602}, {"600", "", 1, 603}, {"605", "4", 1, 607}, {"608", "", 1, 609},
+		// What waited lies before those that found no room.
+		{"609", "500", 2, 1109}, {"611", "", 2, 1109}, {"613", "7", 1, 1116}, {"1114", "", 1, 1116}, {"1122", "", 1, 1116}, {"1124", "", 1, 1117},
 	} {
 		send(st, tt.sequence, tt.lost, tt.n)
 		if f.lost != tt.want {
@@ -312,8 +324,8 @@ func TestOverASocket(t *testing.T) {
 	f := start(func(c *Config) { c.Draining, c.Now = draining, time.Now })
 	f.now = time.Now()
 	rpc := server.New(server.Config{Name: "access-log", Log: slog.New(slog.DiscardHandler), Authorize: server.Table{
-		"/" + accesslogv3.AccessLogService_ServiceDesc.ServiceName + "/": {server.Local}}})
-	accesslogv3.RegisterAccessLogServiceServer(rpc.GRPC(), f.Server)
+		"/" + accesslogv3.AccessLogService_ServiceDesc.ServiceName + "/": {server.Local}}, Options: ServerOptions()})
+	f.Register(rpc.GRPC())
 	path := filepath.Join(t.TempDir(), "accesslog.sock")
 	ln, err := server.ListenUnix(path)
 	must(t, err)

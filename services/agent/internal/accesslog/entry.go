@@ -3,154 +3,168 @@
 package accesslog
 
 import (
+	"bytes"
 	"net/netip"
-	"strings"
-	"time"
+	"strconv"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	datav3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
-	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/weirmesh/weir/services/agent/internal/desired"
 	"github.com/weirmesh/weir/services/agent/internal/flow"
 	"github.com/weirmesh/weir/services/agent/internal/slot"
 )
 
-// What RBAC says of itself in an entry.
-const (
-	httpRBAC    = "envoy.filters.http.rbac"
-	networkRBAC = "envoy.filters.network.rbac"
-	deniedWord  = "rbac_access_denied"
-)
-
 const protoTCP = 6
 
+// exchange is a request and its HTTP part in one allocation.
+type exchange struct {
+	request flow.Request
+	http    flow.HTTP
+}
+
 // http tells what an entry says; false = it makes no sense.
-func (st *stream) http(e *datav3.HTTPAccessLogEntry) bool {
-	common := e.GetCommonProperties()
-	r, ok := st.request(common)
-	if !ok || e.GetRequest() == nil {
+func (st *stream) http(e *entry) bool {
+	x := &exchange{}
+	r := &x.request
+	if !st.fill(r, &e.common) || !e.request.set {
 		return false
 	}
-	kind := common.GetAccessLogType()
+	kind := datav3.AccessLogType(e.common.kind)
 	begins := kind == datav3.AccessLogType_DownstreamStart
 	if !begins && kind != datav3.AccessLogType_DownstreamEnd && kind != datav3.AccessLogType_NotSet {
 		return true // in between: nothing that a flow would say
 	}
-	st.describe(r, e)
-	rbac := common.GetMetadata().GetFilterMetadata()[httpRBAC]
-	if name := effective(rbac.GetFields()); name != "" {
-		st.allowedBy(r, name)
+	rbac, ok := st.verdicts(&e.common)
+	if !ok {
+		return false
 	}
-	key := keyOf(common, r)
+	st.describe(x, e)
+	if rbac.http.policy != "" {
+		r.Rules = st.rule(st.slot.Key, rbac.http.policy)
+	}
+	k := keyOf(&e.common, r)
 	if begins {
-		st.begin(key, r, rbac != nil || st.slot.Visibility)
+		st.begin(k, r, rbac.http.set || st.slot.Visibility)
 		return true
 	}
-	st.end(key, r, e)
+	st.end(k, x, e)
 	return true
 }
 
 // begin tells a request, or keeps it for a moment when it is not decided yet.
-func (st *stream) begin(key string, r *flow.Request, decided bool) {
+func (st *stream) begin(k key, r *flow.Request, decided bool) {
 	if len(st.begun) >= maxBegun {
 		return
 	}
 	if decided {
-		st.begun[key] = begun{}
+		st.begun[k] = begun{}
 		st.cfg.Put(r)
 		return
 	}
-	st.begun[key] = begun{r}
-	st.held = append(st.held, held{key, st.cfg.Now().Add(hold)})
+	st.begun[k] = begun{r}
+	st.held = append(st.held, held{k, st.now.Add(hold)})
 }
 
 // end tells a response, and its request if that was not told.
-func (st *stream) end(key string, r *flow.Request, e *datav3.HTTPAccessLogEntry) {
-	response := e.GetResponse()
-	b, known := st.begun[key]
-	delete(st.begun, key)
-	if strings.HasPrefix(response.GetResponseCodeDetails(), deniedWord) {
+func (st *stream) end(k key, x *exchange, e *entry) {
+	r := &x.request
+	b, known := st.begun[k]
+	delete(st.begun, k)
+	if bytes.HasPrefix(e.response.details, []byte(deniedWord)) {
 		r.Denied, r.Rules = true, nil
 		st.cfg.Put(r)
 		return
 	}
+	answer := x
 	if !known || b.request != nil {
 		st.cfg.Put(r)
+		if e.response.code == 0 {
+			return // the client went away
+		}
+		answer = &exchange{*r, *r.HTTP}
+		answer.request.HTTP = &answer.http
 	}
-	code := response.GetResponseCode().GetValue()
-	if code == 0 {
-		return // the client went away
+	if e.response.code == 0 {
+		return
 	}
-	answer := *r
-	answer.Response = true
-	answer.Latency = latencyOf(e.GetCommonProperties())
-	answer.Time += int64(answer.Latency)
-	h := *r.HTTP
-	h.Code = code
-	h.Headers = st.cfg.Headers.pick(requestHeaders(e.GetRequest()), response.GetResponseHeaders(), response.GetResponseTrailers())
-	answer.HTTP = &h
-	st.cfg.Put(&answer)
+	r = &answer.request
+	r.Response = true
+	r.Latency = latencyOf(&e.common)
+	r.Time += int64(r.Latency) //nolint:gosec // a duration
+	r.HTTP.Code = e.response.code
+	r.HTTP.Headers = st.picker.pick(e.headers(), e.response.headers, e.response.trailers)
+	st.cfg.Put(r)
 }
 
-// request makes what HTTP and TCP entries have in common.
-func (st *stream) request(c *datav3.AccessLogCommon) (*flow.Request, bool) {
-	client, ok1 := addressOf(c.GetDownstreamRemoteAddress())
-	server, ok2 := addressOf(c.GetDownstreamLocalAddress())
+// fill fills in what HTTP and TCP entries have in common; false = it makes no sense.
+func (st *stream) fill(r *flow.Request, c *common) bool {
+	client, clientIs, ok1 := st.address(c.remote.raw)
+	server, serverIs, ok2 := st.address(c.local.raw)
 	if !ok1 || !ok2 || client.Addr().Is4() != server.Addr().Is4() {
-		return nil, false
+		return false
 	}
-	now := st.cfg.Now()
-	at := now
-	if t := c.GetStartTime(); t.IsValid() && !t.AsTime().After(now) {
-		at = t.AsTime()
+	at := st.now
+	if c.start.set {
+		t := timestamppb.Timestamp{Seconds: c.start.seconds, Nanos: c.start.nanos}
+		if begun := t.AsTime(); t.IsValid() && !begun.After(st.now) {
+			at = begun
+		}
 	}
-	r := &flow.Request{Time: at.Add(st.cfg.Shift).UnixNano(), Client: client, Server: server, Proto: protoTCP, Direction: uint8(st.slot.Direction)}
-	r.ClientIdentity, r.ServerIdentity = st.cfg.Identity(client.Addr()), st.cfg.Identity(server.Addr())
+	r.Time, r.Client, r.Server, r.Proto = at.Add(st.cfg.Shift).UnixNano(), client, server, protoTCP
+	r.Direction, r.ClientIdentity, r.ServerIdentity = uint8(st.slot.Direction), clientIs, serverIs
 	if st.slot.Number != 0 {
 		r.ProxyPort = slot.PortBase + st.slot.Number
 	}
-	return r, true
+	return true
 }
 
 // describe fills in what speaks HTTP.
-func (st *stream) describe(r *flow.Request, e *datav3.HTTPAccessLogEntry) {
-	q := e.GetRequest()
-	headers := requestHeaders(q)
-	r.TraceID = traceOf(headers["traceparent"])
-	scheme, path := q.GetScheme(), q.GetPath()
-	if scheme == "" {
-		scheme = "http"
+func (st *stream) describe(x *exchange, e *entry) {
+	q := &e.request
+	all := e.headers()
+	x.request.TraceID = traceIn(all)
+	scheme, path, authority := q.scheme, q.path, q.authority
+	if len(scheme) == 0 {
+		scheme = []byte("http")
 	}
-	if i := strings.IndexAny(path, "?#"); i >= 0 && !st.cfg.Query {
+	if i := bytes.IndexAny(path, "?#"); i >= 0 && !st.cfg.Query {
 		path = path[:i]
 	}
-	method := q.GetRequestHeaders()[":method"]
-	if q.GetRequestMethod() != corev3.RequestMethod_METHOD_UNSPECIFIED {
-		method = q.GetRequestMethod().String()
+	authority = authority[bytes.LastIndexByte(authority, '@')+1:] // without user and password
+	st.url = append(append(append(append(st.url[:0], scheme...), "://"...), authority...), path...)
+	x.http = flow.HTTP{
+		Method: methodOf(q), URL: text(st.url, maxURL), Headers: st.picker.pick(all),
+		Protocol: protocolOf(datav3.HTTPAccessLogEntry_HTTPVersion(e.protocol)),
 	}
-	r.HTTP = &flow.HTTP{Method: text(method, maxName), URL: text(scheme+"://"+hostOf(q.GetAuthority())+path, maxURL), Protocol: protocolOf(e.GetProtocolVersion()),
-		Headers: st.cfg.Headers.pick(headers)}
+	x.request.HTTP = &x.http
 }
 
-// hostOf is an authority without user and password.
-func hostOf(authority string) string { return authority[strings.LastIndexByte(authority, '@')+1:] }
+func methodOf(q *request) string {
+	if q.method == int32(corev3.RequestMethod_METHOD_UNSPECIFIED) {
+		method, _ := find(q.headers, ":method")
+		return text(method, maxName)
+	}
+	if name, ok := corev3.RequestMethod_name[q.method]; ok {
+		return name
+	}
+	return strconv.Itoa(int(q.method))
+}
 
-// requestHeaders are a request's headers, those that have fields of their own included.
-func requestHeaders(q *datav3.HTTPRequestProperties) map[string]string {
-	all := make(map[string]string, len(q.GetRequestHeaders())+4)
-	for name, value := range map[string]string{
-		"user-agent": q.GetUserAgent(), "referer": q.GetReferer(), "x-request-id": q.GetRequestId(), "x-forwarded-for": q.GetForwardedFor(),
+// headers are a request's headers, those that have fields of their own included. They are in the entry's room until the next call.
+func (e *entry) headers() []pair {
+	q := &e.request
+	e.all = e.all[:0]
+	for _, p := range [...]pair{
+		{[]byte("user-agent"), q.userAgent}, {[]byte("referer"), q.referer}, {[]byte("x-request-id"), q.theID}, {[]byte("x-forwarded-for"), q.forwarded},
 	} {
-		if value != "" {
-			all[name] = value
+		if len(p.value) > 0 {
+			e.all = append(e.all, p)
 		}
 	}
-	for name, value := range q.GetRequestHeaders() {
-		all[strings.ToLower(name)] = value
-	}
-	return all
+	e.all = append(e.all, q.headers...)
+	return e.all
 }
 
 func protocolOf(v datav3.HTTPAccessLogEntry_HTTPVersion) string {
@@ -166,73 +180,108 @@ func protocolOf(v datav3.HTTPAccessLogEntry_HTTPVersion) string {
 }
 
 // latencyOf is the time from a request's first byte to its response's last.
-func latencyOf(c *datav3.AccessLogCommon) uint64 {
-	for _, d := range []*durationpb.Duration{c.GetTimeToLastDownstreamTxByte(), c.GetDuration(), c.GetTimeToFirstDownstreamTxByte(), c.GetTimeToLastUpstreamRxByte()} {
-		if d.IsValid() && d.AsDuration() > 0 {
+func latencyOf(c *common) uint64 {
+	for _, m := range [...]moment{c.lastTx, c.duration, c.firstTx, c.lastRx} {
+		d := durationpb.Duration{Seconds: m.seconds, Nanos: m.nanos}
+		if m.set && d.IsValid() && d.AsDuration() > 0 {
 			return uint64(d.AsDuration())
 		}
 	}
 	return 0
 }
 
-// keyOf tells requests of a stream apart.
-func keyOf(c *datav3.AccessLogCommon, r *flow.Request) string {
-	if id := c.GetStreamId(); id != "" {
-		return text(id, maxName)
+// key tells requests of a stream apart: by the id that the proxy gave, or by connection and time.
+type key struct {
+	id     string
+	client netip.AddrPort
+	at     int64
+}
+
+func keyOf(c *common, r *flow.Request) key {
+	if len(c.streamID) > 0 {
+		return key{id: text(c.streamID, maxName)}
 	}
-	return r.Client.String() + " " + time.Unix(0, r.Time).UTC().Format(time.RFC3339Nano)
+	return key{client: r.Client, at: r.Time}
 }
 
 // tcp tells a connection of which only the server name is read.
-func (st *stream) tcp(e *datav3.TCPAccessLogEntry) bool {
-	common := e.GetCommonProperties()
-	r, ok := st.request(common)
-	if !ok {
+func (st *stream) tcp(e *entry) bool {
+	c := &e.common
+	r := &flow.Request{}
+	if !st.fill(r, c) {
 		return false
 	}
-	switch common.GetAccessLogType() {
+	switch datav3.AccessLogType(c.kind) {
 	case datav3.AccessLogType_NotSet, datav3.AccessLogType_TcpConnectionEnd:
 	default:
 		return true
 	}
-	rbac := common.GetMetadata().GetFilterMetadata()[networkRBAC]
-	r.Denied = strings.HasPrefix(common.GetConnectionTerminationDetails(), deniedWord) || rbac.GetFields()["enforced_engine_result"].GetStringValue() == "denied"
-	if name := effective(rbac.GetFields()); name != "" && !r.Denied {
-		st.allowedBy(r, name)
+	rbac, ok := st.verdicts(c)
+	if !ok {
+		return false
 	}
-	r.TLS = &flow.TLS{ServerName: text(common.GetTlsProperties().GetTlsSniHostname(), maxName)}
+	r.Denied = bytes.HasPrefix(c.details, []byte(deniedWord)) || rbac.network.denied
+	if rbac.network.policy != "" && !r.Denied {
+		r.Rules = st.rule(st.slot.Key, rbac.network.policy)
+	}
+	r.TLS = &flow.TLS{ServerName: text(c.serverName, maxName)}
 	st.cfg.Put(r)
 	return true
 }
 
-// allowedBy names the rule that let a request pass.
-func (st *stream) allowedBy(r *flow.Request, name string) {
-	if rule, ok := st.rule(st.slot.Key, name); ok {
-		r.Rules = []desired.PolicyRule{rule}
-	}
+// Bounds of what a stream remembers.
+const (
+	maxAddresses = 4096
+	maxVerdicts  = 1024
+	longVerdict  = 4096
+)
+
+// peer is an address that was met, and who had it when the message numbered so was taken.
+type peer struct {
+	ip       netip.Addr
+	identity uint32
+	message  uint64
 }
 
-// addressOf reads a socket address, IPv4 unmapped.
-func addressOf(a *corev3.Address) (netip.AddrPort, bool) {
-	s := a.GetSocketAddress()
-	ip, err := netip.ParseAddr(s.GetAddress())
-	if err != nil || s.GetPortValue() > 65535 {
-		return netip.AddrPort{}, false
+// address reads an Address, which must be a socket's, IPv4 unmapped, and asks who has it: once for each message.
+func (st *stream) address(raw []byte) (netip.AddrPort, uint32, bool) {
+	text, port, ok, err := socket(raw)
+	if err != nil || !ok || port > 65535 {
+		return netip.AddrPort{}, 0, false
 	}
-	return netip.AddrPortFrom(ip.Unmap().WithZone(""), uint16(s.GetPortValue())), true
+	p, known := st.peers[string(text)]
+	if !known {
+		ip, err := netip.ParseAddr(string(text))
+		if err != nil {
+			return netip.AddrPort{}, 0, false
+		}
+		p.ip = ip.Unmap().WithZone("")
+	}
+	if p.message != st.messages {
+		p.identity, p.message = st.cfg.Identity(p.ip), st.messages
+		if len(st.peers) >= maxAddresses {
+			clear(st.peers)
+		}
+		st.peers[string(text)] = p
+	}
+	return netip.AddrPortFrom(p.ip, uint16(port)), p.identity, true
 }
 
-// effective finds the RBAC policy that decided: of shadow rules first, as only those name the one that allows.
-func effective(fields map[string]*structpb.Value) string {
-	found := ""
-	for key, v := range fields {
-		if !strings.HasSuffix(key, "effective_policy_id") || v.GetStringValue() == "" {
-			continue
-		}
-		if strings.HasSuffix(key, "shadow_effective_policy_id") {
-			return v.GetStringValue()
-		}
-		found = v.GetStringValue()
+// verdicts reads what RBAC filters decided; false = it makes no sense. A proxy says the same few things over and over.
+func (st *stream) verdicts(c *common) (verdicts, bool) {
+	v, known := st.decided[string(c.metadata.raw)]
+	if known {
+		return v, true
 	}
-	return found
+	v, err := decodeMetadata(c.metadata.raw)
+	if err != nil {
+		return v, false
+	}
+	if len(c.metadata.raw) <= longVerdict {
+		if len(st.decided) >= maxVerdicts {
+			clear(st.decided)
+		}
+		st.decided[string(c.metadata.raw)] = v
+	}
+	return v, true
 }

@@ -3,6 +3,7 @@
 package accesslog
 
 import (
+	"bytes"
 	"net/textproto"
 	"slices"
 	"strings"
@@ -46,35 +47,82 @@ func NewHeaders(show, redact []string) Headers {
 	return h
 }
 
-// pick makes a flow's headers of several maps; of equal names the last counts.
-func (h *Headers) pick(maps ...map[string]string) []flow.Header {
-	values := map[string]string{}
-	for _, m := range maps {
-		for name, value := range m {
-			lower := strings.ToLower(name)
-			if _, shown := h.shown[lower]; !h.all && !shown || strings.HasPrefix(name, ":") {
-				continue
-			}
-			if _, hidden := h.hides[lower]; hidden {
-				value = redacted
-			}
-			values[text(textproto.CanonicalMIMEHeaderKey(name), maxName)] = text(value, maxValue)
-		}
-	}
-	list := make([]flow.Header, 0, len(values))
-	for name, value := range values {
-		list = append(list, flow.Header{Key: name, Value: value})
-	}
-	slices.SortFunc(list, func(a, b flow.Header) int { return strings.Compare(a.Key, b.Key) })
-	return list[:min(len(list), maxHeaders)]
+// maxNames bounds the names of headers that a stream remembers.
+const maxNames = 1024
+
+// picker picks headers, and remembers what becomes of the names that it met.
+type picker struct {
+	*Headers
+	names map[string]headerName
 }
 
-// text cuts a text, and makes it valid UTF-8.
-func text(s string, limit int) string {
-	if len(s) > limit {
-		s = s[:limit]
+// headerName is what flows call a header, and whether they show it and its value.
+type headerName struct {
+	canonical     string
+	shown, hidden bool
+}
+
+func (p *picker) name(raw []byte) headerName {
+	if n, known := p.names[string(raw)]; known {
+		return n
 	}
-	return strings.ToValidUTF8(s, "")
+	lower := strings.ToLower(string(raw))
+	_, listed := p.shown[lower]
+	_, hidden := p.hides[lower]
+	n := headerName{shown: (p.all || listed) && !strings.HasPrefix(lower, ":"), hidden: hidden}
+	if n.shown {
+		n.canonical = text([]byte(textproto.CanonicalMIMEHeaderKey(lower)), maxName)
+	}
+	if len(p.names) >= maxNames {
+		clear(p.names)
+	}
+	p.names[string(raw)] = n
+	return n
+}
+
+// pick makes a flow's headers of several lists; of equal names the last counts.
+func (p *picker) pick(lists ...[]pair) []flow.Header {
+	count := 0
+	for _, l := range lists {
+		count += len(l)
+	}
+	if count == 0 {
+		return nil
+	}
+	list := make([]flow.Header, 0, count)
+	for _, l := range lists {
+		for _, x := range l {
+			switch n := p.name(x.key); {
+			case n.hidden && n.shown:
+				list = append(list, flow.Header{Key: n.canonical, Value: redacted})
+			case n.shown:
+				list = append(list, flow.Header{Key: n.canonical, Value: text(x.value, maxValue)})
+			}
+		}
+	}
+	slices.SortStableFunc(list, func(a, b flow.Header) int { return strings.Compare(a.Key, b.Key) })
+	kept := list[:0]
+	for i, h := range list {
+		if i+1 == len(list) || list[i+1].Key != h.Key {
+			kept = append(kept, h)
+		}
+	}
+	return kept[:min(len(kept), maxHeaders)]
+}
+
+// text cuts a text, and makes what is left of it valid UTF-8.
+func text(b []byte, limit int) string {
+	return strings.ToValidUTF8(string(b[:min(len(b), limit)]), "")
+}
+
+// traceIn reads the trace's id in headers; "" = none.
+func traceIn(headers []pair) string {
+	for i := len(headers) - 1; i >= 0; i-- {
+		if bytes.EqualFold(headers[i].key, []byte("traceparent")) {
+			return traceOf(string(headers[i].value))
+		}
+	}
+	return ""
 }
 
 // traceOf reads the trace's id of a traceparent header (W3C trace context); "" = none.
