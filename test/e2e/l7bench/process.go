@@ -42,24 +42,7 @@ func Require(programs ...string) error {
 }
 
 // Pin has this process, with all threads that it starts from now on, run on one CPU.
-func Pin(cpu int) error {
-	var set unix.CPUSet
-	set.Set(cpu)
-	tasks, err := os.ReadDir("/proc/self/task")
-	if err != nil {
-		return fmt.Errorf("pin: %w", err)
-	}
-	for _, t := range tasks {
-		id, err := strconv.Atoi(t.Name())
-		if err != nil {
-			continue
-		}
-		if err := unix.SchedSetaffinity(id, &set); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("pin: %w", err)
-		}
-	}
-	return nil
-}
+func Pin(cpu int) error { return pin("self", cpu) }
 
 // start starts a program on a CPU, and waits until it listens.
 func start(ctx context.Context, name string, cpu int, dir, address, program string, args ...string) (*Process, error) {

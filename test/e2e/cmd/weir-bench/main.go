@@ -66,7 +66,7 @@ func run(ctx context.Context) error {
 		return follow(ctx, os.Args[2])
 	}
 	bin := flag.String("bin", "bin", "folder of the binaries")
-	parts := flag.String("parts", "path,flows,policy,services,l7,mesh", "what to measure, comma separated")
+	parts := flag.String("parts", "path,flows,policy,services,l7,dns,mesh", "what to measure, comma separated")
 	serviceCounts := flag.String("services", "10,1000,10000", "numbers of services to try")
 	b := bench{}
 	flag.IntVar(&b.pairs, "pairs", 10, "interleaved pairs of each measurement")
@@ -103,8 +103,10 @@ func run(ctx context.Context) error {
 			err = b.mesh(ctx)
 		case "l7":
 			err = b.l7(ctx)
+		case "dns":
+			err = b.dns(ctx)
 		default:
-			err = fmt.Errorf("part %q: want path, flows, policy, services, l7 or mesh", part)
+			err = fmt.Errorf("part %q: want path, flows, policy, services, l7, dns or mesh", part)
 		}
 		if err != nil {
 			return err
