@@ -10,13 +10,56 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weirmesh/weir/services/agent/internal/mmsg"
 )
 
 // answerer sends UDP answers in the servers' names, with headers of its own on raw sockets. A socket bound to a server's address and port would take that
 // server's packets when it is a process of this node, and there would have to be one for each server.
 type answerer struct {
-	v4, v6  int
-	buffers sync.Pool
+	v4, v6 int
+	single sync.Pool // of *answers for one
+}
+
+// answers gathers answers of one family, which are sent with one call.
+type answers struct {
+	sender  *mmsg.Sender
+	queries []*query
+	packets []byte // grows; those that wait stay where they are
+	v6      bool
+}
+
+func newAnswers(count int) *answers { return &answers{sender: mmsg.NewSender(count)} }
+
+// add adds an answer to a query. False: it does not fit into a packet, or not to those that wait.
+func (x *answers) add(q *query, msg []byte) bool {
+	if !x.put(q.server, q.client, msg) {
+		return false
+	}
+	x.queries = append(x.queries, q)
+	return true
+}
+
+func (x *answers) put(from, to netip.AddrPort, msg []byte) bool {
+	v6 := !from.Addr().Is4()
+	if len(msg) > 0xffff-ipv4Header-udpHeader || x.sender.Full() || x.sender.Len() > 0 && x.v6 != v6 {
+		return false
+	}
+	x.v6 = v6
+	start := len(x.packets)
+	if v6 {
+		x.packets = appendIPv6(x.packets, from, to, msg)
+	} else {
+		x.packets = appendIPv4(x.packets, from, to, msg)
+	}
+	x.sender.Add(x.packets[start:], to.Addr())
+	return true
+}
+
+func (x *answers) reset() {
+	x.sender.Reset()
+	clear(x.queries)
+	x.queries, x.packets = x.queries[:0], x.packets[:0]
 }
 
 const (
@@ -39,7 +82,7 @@ func newAnswerer() (*answerer, error) {
 		return nil, errors.Join(fmt.Errorf("raw IPv6 socket: %w", err), unix.Close(v4))
 	}
 	a := &answerer{v4: v4, v6: v6}
-	a.buffers.New = func() any { b := make([]byte, 0, 2048); return &b }
+	a.single.New = func() any { return newAnswers(1) }
 	return a, nil
 }
 
@@ -56,18 +99,15 @@ func (a *answerer) close() error {
 
 // send sends a datagram. What does not fit into a packet is EMSGSIZE.
 func (a *answerer) send(from, to netip.AddrPort, msg []byte) error {
-	buffer, _ := a.buffers.Get().(*[]byte)
-	defer a.buffers.Put(buffer)
-	if len(msg) > 0xffff-ipv4Header-udpHeader {
+	x, _ := a.single.Get().(*answers)
+	defer a.single.Put(x)
+	defer x.reset()
+	if !x.put(from, to, msg) {
 		return unix.EMSGSIZE
 	}
 	var err error
-	if from.Addr().Is4() {
-		*buffer = appendIPv4(*buffer, from, to, msg)
-		err = unix.Sendto(a.v4, *buffer, unix.MSG_DONTWAIT, &unix.SockaddrInet4{Addr: to.Addr().As4()})
-	} else {
-		*buffer = appendIPv6(*buffer, from, to, msg)
-		err = unix.Sendto(a.v6, *buffer, unix.MSG_DONTWAIT, &unix.SockaddrInet6{Addr: to.Addr().As16()})
+	if !x.sender.Send(a.socket(x), func(_ int, sendErr error) bool { err = sendErr; return false }) {
+		err = unix.EAGAIN
 	}
 	if err != nil {
 		return fmt.Errorf("send to %v: %w", to, err)
@@ -75,17 +115,37 @@ func (a *answerer) send(from, to netip.AddrPort, msg []byte) error {
 	return nil
 }
 
-// appendIPv4 writes a packet; the kernel adds length, identification and checksum of its header.
+func (a *answerer) socket(x *answers) uintptr {
+	if x.v6 {
+		return uintptr(a.v6)
+	}
+	return uintptr(a.v4)
+}
+
+// flush sends what waits. unsent is told of each that could not be sent.
+func (a *answerer) flush(x *answers, unsent func(q *query, err error)) {
+	defer x.reset()
+	if x.sender.Len() == 0 {
+		return
+	}
+	if !x.sender.Send(a.socket(x), func(i int, err error) bool { unsent(x.queries[i], err); return false }) {
+		for _, q := range x.queries[x.sender.Sent():] {
+			unsent(q, unix.EAGAIN)
+		}
+	}
+}
+
+// appendIPv4 appends a packet; the kernel adds length, identification and checksum of its header.
 func appendIPv4(b []byte, from, to netip.AddrPort, msg []byte) []byte {
 	src, dst := from.Addr().As4(), to.Addr().As4()
-	b = append(b[:0], 0x45, 0, 0, 0, 0, 0, 0x40, 0, hopLimit, unix.IPPROTO_UDP, 0, 0)
+	b = append(b, 0x45, 0, 0, 0, 0, 0, 0x40, 0, hopLimit, unix.IPPROTO_UDP, 0, 0)
 	b = append(append(b, src[:]...), dst[:]...)
 	return appendUDP(b, src[:], dst[:], from.Port(), to.Port(), msg)
 }
 
 func appendIPv6(b []byte, from, to netip.AddrPort, msg []byte) []byte {
 	src, dst := from.Addr().As16(), to.Addr().As16()
-	b = append(b[:0], 0x60, 0, 0, 0)
+	b = append(b, 0x60, 0, 0, 0)
 	b = binary.BigEndian.AppendUint16(b, uint16(udpHeader+len(msg)))
 	b = append(b, unix.IPPROTO_UDP, hopLimit)
 	b = append(append(b, src[:]...), dst[:]...)

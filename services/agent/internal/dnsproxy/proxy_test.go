@@ -136,7 +136,7 @@ func TestAnswersWaitForTheMaps(t *testing.T) {
 			b := newBench(t)
 			q := b.query(t, 7)
 			msg := b.answer(t, q)
-			b.answered(q, msg)
+			b.answered(q, msg, nil)
 			clear(msg) // its buffer is used again
 			if b.stream.queued.Load() != 0 || b.flights.count() != 1 {
 				t.Fatalf("%d bytes sent, %d in flight", b.stream.queued.Load(), b.flights.count())
@@ -162,7 +162,7 @@ func TestWrittenAtOnce(t *testing.T) {
 	b.names.early = true
 	for i := range uint16(200) {
 		q := b.query(t, i)
-		b.answered(q, b.answer(t, q))
+		b.answered(q, b.answer(t, q), nil)
 		got, err := b.client.ReadMsg()
 		if err != nil || got.Id != i || len(got.Answer) != 1 {
 			t.Fatalf("answer %v, %v", got, err)

@@ -139,7 +139,13 @@ func (p *Proxy) send(q *query, msg []byte) {
 		q.stream.send(msg)
 		return
 	}
-	err := p.answers.send(q.server, q.client, msg)
+	if err := p.answers.send(q.server, q.client, msg); err != nil {
+		p.unsent(q, err)
+	}
+}
+
+// unsent is told of a UDP answer that was not sent. One that is too long for a packet sends the client to TCP.
+func (p *Proxy) unsent(q *query, err error) {
 	if errors.Is(err, syscall.EMSGSIZE) {
 		p.counters.Truncated.Add(1)
 		err = p.answers.send(q.server, q.client, dnswire.AppendTruncated(nil, q.wire, &q.Query))
@@ -150,8 +156,9 @@ func (p *Proxy) send(q *query, msg []byte) {
 	}
 }
 
-// answered takes the server's answer to a query, whose number is the client's again. msg is the callee's only until it returns.
-func (p *Proxy) answered(q *query, msg []byte) {
+// answered takes the server's answer to a query, whose number is the client's again. msg is the callee's only until it returns. What may go to the client
+// at once goes by out; nil = it is sent now.
+func (p *Proxy) answered(q *query, msg []byte, out *answers) {
 	answer, err := dnswire.ReadAnswer(msg)
 	if err != nil {
 		p.counters.MalformedAnswers.Add(1)
@@ -163,7 +170,7 @@ func (p *Proxy) answered(q *query, msg []byte) {
 		return
 	}
 	if answer.RCode != dnswire.RCodeSuccess || len(answer.Addresses) == 0 {
-		p.release(q, msg, &answer)
+		p.release(q, msg, &answer, out)
 		return
 	}
 	var kept []byte
@@ -173,7 +180,7 @@ func (p *Proxy) answered(q *query, msg []byte) {
 		p.learnt(q, &kept, &answer, err)
 	}) {
 		p.waiting.mu.Unlock()
-		p.release(q, msg, &answer)
+		p.release(q, msg, &answer, out)
 		return
 	}
 	kept = append([]byte(nil), msg...)
@@ -192,17 +199,19 @@ func (p *Proxy) learnt(q *query, kept *[]byte, answer *dnswire.Answer, err error
 		p.fail(q, dnswire.RCodeServerFailure)
 		return
 	}
-	p.release(q, msg, answer)
+	p.release(q, msg, answer, nil)
 }
 
-// release gives an answer to the client.
-func (p *Proxy) release(q *query, msg []byte, answer *dnswire.Answer) {
+// release gives an answer to the client, by out or at once.
+func (p *Proxy) release(q *query, msg []byte, answer *dnswire.Answer, out *answers) {
 	if !p.settle(q) {
 		return
 	}
 	// Told first: the client's next query is not to be told before it.
 	p.count(q, answer)
-	p.send(q, msg)
+	if out == nil || !out.add(q, msg) {
+		p.send(q, msg)
+	}
 	q.ended()
 }
 

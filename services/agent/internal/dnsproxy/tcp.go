@@ -245,7 +245,7 @@ func (s *stream) readAnswers(up net.Conn) {
 			p.counters.Mismatched.Add(1)
 			continue
 		}
-		p.answered(q, msg)
+		p.answered(q, msg, nil)
 	}
 	_ = up.Close()
 	s.mu.Lock()

@@ -9,41 +9,59 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/services/agent/internal/dnswire"
+	"github.com/weirmesh/weir/services/agent/internal/mmsg"
 )
 
-// maxQuery is far more than a query needs.
-const maxQuery = 4096
+const (
+	// maxQuery is far more than a query needs.
+	maxQuery = 4096
+	// controlSpace is more than the kernel tells of a datagram.
+	controlSpace = 128
+	// queryBatch and answerBatch are how many datagrams are taken from a socket at once, if so many have come.
+	queryBatch, answerBatch = 32, 16
+)
 
 // readQueries serves clients' datagrams until the socket is closed.
 func (p *Proxy) readQueries(ctx context.Context, c *net.UDPConn) error {
-	buf, oob := make([]byte, maxQuery+1), make([]byte, 128)
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("read queries: %w", err)
+	}
+	in, out := mmsg.NewReceiver(queryBatch, maxQuery+1, controlSpace), newOutbox(p)
+	var n int
+	var readErr error
+	read := func(fd uintptr) bool {
+		n, readErr = in.Receive(fd)
+		return !errors.Is(readErr, unix.EAGAIN)
+	}
 	for {
-		n, oobn, flags, client, err := c.ReadMsgUDPAddrPort(buf, oob)
-		if err != nil {
+		if err := errors.Join(raw.Read(read), readErr); err != nil {
 			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return nil
 			}
 			return fmt.Errorf("read queries: %w", err)
 		}
-		server, ok := destinationOf(oob[:oobn])
-		if !ok || n > maxQuery || flags&unix.MSG_TRUNC != 0 {
-			p.counters.Malformed.Add(1)
-			continue
+		for i := range n {
+			wire := in.Data(i)
+			server, ok := destinationOf(in.Control(i))
+			if !ok || !in.Whole(i) || len(wire) > maxQuery {
+				p.counters.Malformed.Add(1)
+				continue
+			}
+			if q := p.receive(append([]byte(nil), wire...), in.From(i), server, protoUDP, nil); q != nil {
+				p.forward(ctx, q, wire, out)
+			}
 		}
-		client = netip.AddrPortFrom(client.Addr().Unmap(), client.Port())
-		if q := p.receive(append([]byte(nil), buf[:n]...), client, server, protoUDP, nil); q != nil {
-			p.forward(ctx, q, buf[:n])
-		}
+		out.flush()
 	}
 }
 
-// forward sends a query to its server. wire may be changed.
-func (p *Proxy) forward(ctx context.Context, q *query, wire []byte) {
+// forward has a query sent to its server, by the outbox's next flush. wire may be changed, and stays until then.
+func (p *Proxy) forward(ctx context.Context, q *query, wire []byte, out *outbox) {
 	u, err := p.upstream(ctx, upstreamKey{q.client.Addr(), q.server})
 	if err != nil {
 		if errors.Is(err, errSocketsFull) {
@@ -62,190 +80,109 @@ func (p *Proxy) forward(ctx context.Context, q *query, wire []byte) {
 	}
 	dnswire.SetID(wire, id)
 	q.LimitSize(wire, p.cfg.UDPSize)
-	_, err = u.conn.Write(wire)
-	if errors.Is(err, unix.ECONNREFUSED) {
-		// That was said of an earlier query.
-		_, err = u.conn.Write(wire)
-	}
-	if err != nil {
-		u.table.drop(id)
-		p.counters.Unreachable.Add(1)
-		p.fail(q, dnswire.RCodeServerFailure)
-	}
+	out.add(u, q, id, wire)
 }
 
-// upstreamKey: a socket serves one client and one server.
-type upstreamKey struct {
-	client netip.Addr
-	server netip.AddrPort
+// outbox gathers the queries of one client to one server, which are sent with one call.
+type outbox struct {
+	proxy   *Proxy
+	to      *upstream
+	sender  *mmsg.Sender
+	queries []numbered
+	refused int // the last one that was refused, and tried once more; from 1
+	try     func(fd uintptr) bool
 }
 
-// upstream is a connected socket with the client's address. It has a new random port every now and then.
-type upstream struct {
-	key   upstreamKey
-	conn  *net.UDPConn
-	table table
-	born  time.Time
-	used  time.Time // guarded by upstreams.mu, as uses
-	uses  int
+// numbered is a query that waits in a table.
+type numbered struct {
+	*query
+	id uint16
 }
 
-const (
-	// A port is used for so many queries and so long: it is half of what an answer's forger must guess.
-	maxUses = 512
-	maxAge  = 10 * time.Second
-	maxIdle = 10 * time.Second
-)
-
-var errSocketsFull = errors.New("too many sockets to servers")
-
-// upstreams are all sockets. Retired ones wait for their last answers.
-type upstreams struct {
-	mu      sync.Mutex
-	all     map[upstreamKey]*upstream
-	retired []*upstream
-	clients map[netip.Addr]int // sockets of each, retired ones too
-	total   int
+func newOutbox(p *Proxy) *outbox {
+	o := &outbox{proxy: p, sender: mmsg.NewSender(queryBatch)}
+	failed := o.failed
+	o.try = func(fd uintptr) bool { return o.sender.Send(fd, failed) }
+	return o
 }
 
-// upstream returns the socket to a server for a client, a new one if need be.
-func (p *Proxy) upstream(ctx context.Context, key upstreamKey) (*upstream, error) {
-	s := &p.upstreams
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := time.Now()
-	u := s.all[key]
-	if u != nil && u.uses < maxUses && now.Sub(u.born) < maxAge {
-		u.uses++
-		u.used = now
-		return u, nil
+// add adds a query that is in the table of an upstream: it is not closed before.
+func (o *outbox) add(u *upstream, q *query, id uint16, wire []byte) {
+	if o.to != u || o.sender.Full() {
+		o.flush()
 	}
-	if s.total >= p.cfg.MaxSockets || s.clients[key.client] >= p.cfg.MaxSocketsPerClient {
-		s.makeRoomLocked(key.client, s.total >= p.cfg.MaxSockets)
-	}
-	if s.total >= p.cfg.MaxSockets || s.clients[key.client] >= p.cfg.MaxSocketsPerClient {
-		if u != nil {
-			return u, nil // an old port is better than no answer
-		}
-		return nil, errSocketsFull
-	}
-	conn, err := p.dial(ctx, "udp", key.client, key.server)
-	if err != nil {
-		return nil, fmt.Errorf("socket to %v: %w", key.server, err)
-	}
-	udp, _ := conn.(*net.UDPConn)
-	if u != nil {
-		s.retired = append(s.retired, u)
-	}
-	u = &upstream{key: key, conn: udp, born: now, used: now, uses: 1}
-	s.all[key] = u
-	s.clients[key.client]++
-	s.total++
-	p.tasks.Go(func() { p.readAnswers(u) })
-	return u, nil
+	o.to = u
+	o.sender.Add(wire, netip.Addr{})
+	o.queries = append(o.queries, numbered{q, id})
 }
 
-// makeRoomLocked closes the socket that was used least recently and waits for nothing: of a client, or of all.
-func (s *upstreams) makeRoomLocked(client netip.Addr, ofAll bool) {
-	var oldest *upstream
-	for key, u := range s.all {
-		if (ofAll || key.client == client) && (oldest == nil || u.used.Before(oldest.used)) && u.table.len() == 0 {
-			oldest = u
+// flush sends what was added.
+func (o *outbox) flush() {
+	if o.to == nil {
+		return
+	}
+	if err := o.to.raw.Write(o.try); err != nil {
+		for i := o.sender.Sent(); i < len(o.queries); i++ {
+			o.drop(i)
 		}
 	}
-	if oldest != nil {
-		delete(s.all, oldest.key)
-		s.closeLocked(oldest)
-	}
+	o.sender.Reset()
+	clear(o.queries)
+	o.to, o.queries, o.refused = nil, o.queries[:0], 0
 }
 
-func (s *upstreams) closeLocked(u *upstream) {
-	_ = u.conn.Close() // the reader sees it
-	s.total--
-	if s.clients[u.key.client]--; s.clients[u.key.client] == 0 {
-		delete(s.clients, u.key.client)
+func (o *outbox) failed(i int, err error) bool {
+	if errors.Is(err, unix.ECONNREFUSED) && o.refused != i+1 {
+		o.refused = i + 1 // that was said of an earlier query
+		return true
 	}
+	o.drop(i)
+	return false
 }
 
-// overdue takes the queries that have waited too long, and closes sockets that nobody needs.
-func (s *upstreams) overdue(now time.Time, timeout time.Duration) []*query {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var out []*query
-	for key, u := range s.all {
-		out = u.table.overdue(now.Add(-timeout), out)
-		if now.Sub(u.used) > maxIdle && u.table.len() == 0 {
-			delete(s.all, key)
-			s.closeLocked(u)
-		}
-	}
-	kept := s.retired[:0]
-	for _, u := range s.retired {
-		out = u.table.overdue(now.Add(-timeout), out)
-		// Whoever got it before it retired has sent by now.
-		if u.table.len() == 0 && now.Sub(u.used) > time.Second {
-			s.closeLocked(u)
-			continue
-		}
-		kept = append(kept, u)
-	}
-	clear(s.retired[len(kept):])
-	s.retired = kept
-	return out
+func (o *outbox) drop(i int) {
+	q := o.queries[i]
+	o.to.table.drop(q.id)
+	o.proxy.counters.Unreachable.Add(1)
+	o.proxy.fail(q.query, dnswire.RCodeServerFailure)
 }
 
-func (s *upstreams) closeAll() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for key, u := range s.all {
-		delete(s.all, key)
-		s.closeLocked(u)
-	}
-	for _, u := range s.retired {
-		s.closeLocked(u)
-	}
-	s.retired = nil
+// desk is where answers are read and passed on. A socket has one only while there are answers.
+type desk struct {
+	in  *mmsg.Receiver
+	out *answers
 }
 
-func (s *upstreams) count() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.total
-}
-
-// datagrams are buffers for answers; a socket has one only while it reads.
-var datagrams = sync.Pool{New: func() any { b := make([]byte, dnswire.MaxSize); return &b }}
+// desks are those that nobody sits at.
+var desks = sync.Pool{New: func() any {
+	return &desk{in: mmsg.NewReceiver(answerBatch, dnswire.MaxSize, 0), out: newAnswers(answerBatch)}
+}}
 
 // readAnswers serves a server's datagrams until the socket is closed.
 func (p *Proxy) readAnswers(u *upstream) {
-	raw, err := u.conn.SyscallConn()
-	if err != nil {
-		return
-	}
-	for {
-		var buffer *[]byte
-		var n int
-		var readErr error
-		err := raw.Read(func(fd uintptr) bool {
-			buffer, _ = datagrams.Get().(*[]byte)
-			n, readErr = unix.Read(int(fd), *buffer)
-			if errors.Is(readErr, unix.EAGAIN) {
-				datagrams.Put(buffer)
+	// It returns only at the end: between two calls of Read the poller forgets what has come, and the socket would have to be asked once more.
+	_ = u.raw.Read(func(fd uintptr) bool {
+		d, _ := desks.Get().(*desk)
+		defer desks.Put(d)
+		for {
+			n, err := d.in.Receive(fd)
+			if errors.Is(err, unix.EAGAIN) {
 				return false
 			}
-			return true
-		})
-		if err != nil {
-			p.unreachable(u)
-			return
+			if err != nil {
+				p.unreachable(u)
+				continue
+			}
+			for i := range n {
+				p.datagram(u, d.in.Data(i), d.out)
+			}
+			p.answers.flush(d.out, p.unsent)
+			if n < d.in.Len() {
+				return false
+			}
 		}
-		if readErr != nil {
-			p.unreachable(u)
-		} else {
-			p.datagram(u, (*buffer)[:n])
-		}
-		datagrams.Put(buffer)
-	}
+	})
+	p.unreachable(u)
 }
 
 // unreachable ends what waits for a server that is said not to be there.
@@ -255,11 +192,11 @@ func (p *Proxy) unreachable(u *upstream) {
 	}
 }
 
-func (p *Proxy) datagram(u *upstream, msg []byte) {
+func (p *Proxy) datagram(u *upstream, msg []byte, out *answers) {
 	q := u.table.take(msg)
 	if q == nil {
 		p.counters.Mismatched.Add(1)
 		return
 	}
-	p.answered(q, msg)
+	p.answered(q, msg, out)
 }
