@@ -14,6 +14,7 @@ import (
 
 	mdns "github.com/miekg/dns"
 
+	"github.com/weirmesh/weir/bpf/datapath"
 	agentv1 "github.com/weirmesh/weir/gen/weir/agent/v1"
 	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
 )
@@ -179,5 +180,28 @@ func checkRecords(t *testing.T, records []*agentv1.DNSRecord, network string, cl
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("records\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// The first query after a change of rows is judged by the new ones, though what the old ones said is remembered.
+func TestRowsChange(t *testing.T) {
+	w := newWorld(t)
+	w.zone(w.server, &zone{records: web("web.example.", 600)})
+	const other = slot + 1
+	w.do(w.Slots().Set(other, dnsPort))
+	filters := allow("*.example")
+	w.agent.set(append(filters, &agentv1.DNSFilter{Slot: other, Rules: []*policyv1.DNSRule{{MatchPattern: "*.org"}}}), nil)
+	for i := range 20 {
+		by, want := uint16(slot), mdns.RcodeSuccess
+		if i%2 > 0 {
+			by, want = other, mdns.RcodeRefused
+		}
+		row := []datapath.PolicyRange{{Proto: protoUDP, First: 53, Last: 53, Verdict: datapath.PolicyRedirect, Slot: by, Rule: 1}}
+		w.do(w.Policies().SetPeer(policyNumber, 0, row), w.Policies().Bump())
+		for range 2 {
+			if got := w.ask("udp", w.server.v4, "web.example.", mdns.TypeA); got.Rcode != want {
+				t.Fatalf("round %d: answer %v", i, got)
+			}
+		}
 	}
 }

@@ -25,6 +25,8 @@ type View interface {
 	Peer(a netip.Addr) (identity, peer uint32)
 	Policy(id uint16) (ingress, egress datapath.EndpointPolicyWord)
 	Lookup(policy, peer uint32, proto uint8, port uint16) (datapath.PolicyRange, bool)
+	// Generation is another one after every change of what Lookup says.
+	Generation() (uint64, error)
 }
 
 // Names takes the policies, and says what they allow by name.
@@ -37,6 +39,7 @@ type Names interface {
 // Rules are safe for concurrent use.
 type Rules struct {
 	view  View
+	words words
 	names Names
 	log   *slog.Logger
 	file  string
@@ -52,7 +55,7 @@ type Rules struct {
 // New makes rules without content. file keeps them; empty = nothing does.
 func New(view View, names Names, file string, log *slog.Logger) *Rules {
 	return &Rules{
-		view: view, names: names, log: log.With("component", "rules"), file: file, save: make(chan struct{}, 1),
+		view: view, words: words{view: view, known: map[wordKey]datapath.PolicyRange{}}, names: names, log: log.With("component", "rules"), file: file, save: make(chan struct{}, 1),
 		filters: map[uint16]*filter{}, policies: map[uint32]*agentv1.DNSPolicy{},
 	}
 }
@@ -104,7 +107,7 @@ func (r *Rules) Judge(client netip.Addr, server netip.AddrPort, proto uint8, nam
 // word is what the programs decide for a packet to a server.
 func (r *Rules) word(number uint32, server netip.AddrPort, proto uint8) (datapath.PolicyRange, bool) {
 	identity, peer := r.view.Peer(server.Addr())
-	word, ok := r.view.Lookup(number, peer, proto, server.Port())
+	word, ok := r.words.lookup(number, peer, proto, server.Port())
 	if !ok || !outside(identity) || word.Verdict != datapath.PolicyDefaultDeny && word.Verdict != datapath.PolicyRedirect {
 		return word, ok
 	}

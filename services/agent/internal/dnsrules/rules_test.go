@@ -32,8 +32,11 @@ const clientID = 5
 
 // fakeView has one client; everybody in the cluster is peer 100, everybody else world.
 type fakeView struct {
-	egress datapath.EndpointPolicyWord
-	words  map[uint32]datapath.PolicyRange // by peer
+	egress     datapath.EndpointPolicyWord
+	words      map[uint32]datapath.PolicyRange // by peer
+	lookups    int
+	generation uint64
+	err        error // of Generation
 }
 
 func (v *fakeView) Endpoint(a netip.Addr) (id uint16, identity, peer uint32, ok bool) {
@@ -51,7 +54,10 @@ func (v *fakeView) Policy(uint16) (ingress, egress datapath.EndpointPolicyWord) 
 	return datapath.EndpointPolicyWord{}, v.egress
 }
 
+func (v *fakeView) Generation() (uint64, error) { return v.generation, v.err }
+
 func (v *fakeView) Lookup(_, peer uint32, _ uint8, _ uint16) (datapath.PolicyRange, bool) {
+	v.lookups++
 	r, ok := v.words[peer]
 	return r, ok
 }
@@ -223,5 +229,50 @@ func TestSessions(t *testing.T) {
 	}
 	if _, _, known := damaged.Counts(); known {
 		t.Error("known after a damaged file")
+	}
+}
+
+// What rows decide is looked up once in a generation of policy; who asks, by which policy and whom, for every query.
+func TestRowsAreRemembered(t *testing.T) {
+	v := &fakeView{egress: datapath.EndpointPolicyWord{Number: 7}, words: map[uint32]datapath.PolicyRange{100: word(datapath.PolicyAllow, 0)}, generation: 1}
+	r := New(v, &fakeNames{}, "", slog.New(slog.DiscardHandler))
+	for _, step := range []struct {
+		name    string
+		change  func()
+		server  netip.AddrPort
+		want    dnsproxy.Verdict
+		lookups int
+	}{
+		{"the first", func() {}, serverIn, dnsproxy.Pass, 1},
+		{"again", func() {}, serverIn, dnsproxy.Pass, 1},
+		{"another server", func() {}, serverOut, dnsproxy.Refuse, 2},
+		{"a policy that is not bumped yet", func() { v.words[100] = word(datapath.PolicyDeny, 0) }, serverIn, dnsproxy.Pass, 2},
+		{"another generation", func() { v.generation++ }, serverIn, dnsproxy.Refuse, 3},
+		{"not enforced any more", func() { v.egress.Number = 0 }, serverIn, dnsproxy.Pass, 3},
+		{"another policy", func() { v.egress.Number = 8; v.words[100] = word(datapath.PolicyAllow, 0) }, serverIn, dnsproxy.Pass, 4},
+		{"the first policy again", func() { v.egress.Number = 7 }, serverIn, dnsproxy.Refuse, 4},
+		{"no generation", func() { v.err = errors.New("gone") }, serverIn, dnsproxy.Pass, 5},
+		{"none again", func() {}, serverIn, dnsproxy.Pass, 6},
+	} {
+		step.change()
+		if got := r.Judge(client, step.server, 17, "a.com."); got.Verdict != step.want || v.lookups != step.lookups {
+			t.Errorf("%s: verdict %v after %d lookups, want %v after %d", step.name, got.Verdict, v.lookups, step.want, step.lookups)
+		}
+	}
+	// An answer that could not be had is asked for again.
+	delete(v.words, 100)
+	v.err, v.egress.Number = nil, 9
+	for n := range 2 {
+		if got := r.Judge(client, serverIn, 17, "a.com."); got.Verdict != dnsproxy.Refuse || v.lookups != 7+n {
+			t.Errorf("unreadable: verdict %v after %d lookups", got.Verdict, v.lookups)
+		}
+	}
+	// What is remembered is bounded.
+	v.words[100] = word(datapath.PolicyAllow, 0)
+	for port := range uint16(2 * maxWords) {
+		r.Judge(client, netip.AddrPortFrom(serverIn.Addr(), port), 17, "a.com.")
+		if n := len(r.words.known); n > maxWords {
+			t.Fatalf("%d remembered", n)
+		}
 	}
 }
