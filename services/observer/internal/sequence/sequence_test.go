@@ -15,7 +15,7 @@ import (
 	"github.com/weirmesh/weir/services/observer/internal/event"
 )
 
-const patience = time.Minute
+const patience = 10 * time.Second
 
 func seconds(n int) int64 { return int64(n) * int64(time.Second) }
 
