@@ -11,7 +11,9 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -38,7 +40,29 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	_ = os.RemoveAll(filepath.Dir(natsBinary.path))
+	os.Exit(code)
+}
+
+// natsBinary is this test binary once more, without the race detector: it is the brokers that are tested with it, and NATS is five times slower under it.
+var natsBinary struct {
+	once sync.Once
+	path string
+	err  error
+}
+
+func buildNATS() {
+	b := &natsBinary
+	dir, err := os.MkdirTemp("", "weir-nats-")
+	if err != nil {
+		b.err = err
+		return
+	}
+	b.path = filepath.Join(dir, "nats")
+	if out, err := exec.Command("go", "test", "-c", "-race=false", "-o", b.path, ".").CombinedOutput(); err != nil {
+		b.err = fmt.Errorf("build the NATS server: %w\n%s", err, out)
+	}
 }
 
 // serveNATS serves until its standard input ends, which it does with the test's process.
@@ -79,7 +103,11 @@ func startNATS(t *testing.T) *natsProcess {
 
 func (p *natsProcess) start() {
 	p.t.Helper()
-	cmd := exec.Command(os.Args[0], "-test.run=^$")
+	natsBinary.once.Do(buildNATS)
+	if natsBinary.err != nil {
+		p.t.Fatal(natsBinary.err)
+	}
+	cmd := exec.Command(natsBinary.path)
 	cmd.Env = append(os.Environ(), storeEnv+"="+p.dir, listenEnv+"="+p.listen)
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
