@@ -3,6 +3,7 @@
 package dns
 
 import (
+	"net/netip"
 	"time"
 
 	mdns "github.com/miekg/dns"
@@ -44,22 +45,40 @@ func (m nameMaps) Policies() ([]dnsnames.Row, error) {
 // maxTold bounds the lists of one record.
 const maxTold = 128
 
+// recorded is a record with what it points to, in one piece of memory.
+type recorded struct {
+	record agentv1.DNSRecord
+	time   timestamppb.Timestamp
+	qtypes [1]string
+}
+
 // record queues what the proxy saw.
 func (p *parts) record(r dnsproxy.Record) {
-	m := &agentv1.DNSRecord{
-		Time: timestamppb.New(r.Time), Client: r.Client.String(), Server: r.Server.String(), Protocol: uint32(r.Proto), Denied: r.Denied,
-		Query: r.Query, Qtypes: []string{mdns.Type(r.Type).String()}, Slot: uint32(r.Slot),
-	}
+	x := &recorded{qtypes: [1]string{mdns.Type(r.Type).String()}}
+	x.time.Seconds, x.time.Nanos = r.Time.Unix(), int32(r.Time.Nanosecond())
+	m := &x.record
+	m.Time, m.Protocol, m.Denied, m.Query, m.Qtypes, m.Slot = &x.time, uint32(r.Proto), r.Denied, r.Query, x.qtypes[:], uint32(r.Slot)
+	var room [2 * len("[ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255]:65535")]byte
+	client := r.Client.AppendTo(room[:0])
+	ends := string(r.Server.AppendTo(client))
+	m.Client, m.Server = ends[:len(client)], ends[len(client):]
 	m.Rules, _ = r.Rules.([]*policyv1.PolicyRule)
 	if a := r.Answer; a != nil {
 		m.Response, m.Rcode, m.Ttl, m.LatencyNs = true, uint32(a.RCode), a.TTL, uint64(max(r.Latency, time.Nanosecond))
-		for _, addr := range a.Addresses[:min(len(a.Addresses), maxTold)] {
-			m.Addresses = append(m.Addresses, addr.String())
-		}
+		m.Addresses = textsOf(a.Addresses[:min(len(a.Addresses), maxTold)], netip.Addr.String)
 		m.Cnames = a.CNAMEs
-		for _, t := range a.Types[:min(len(a.Types), maxTold)] {
-			m.Rrtypes = append(m.Rrtypes, mdns.Type(t).String())
-		}
+		m.Rrtypes = textsOf(a.Types[:min(len(a.Types), maxTold)], func(t uint16) string { return mdns.Type(t).String() })
 	}
 	p.records.Add(m)
+}
+
+func textsOf[T any](list []T, text func(T) string) []string {
+	if len(list) == 0 {
+		return nil
+	}
+	out := make([]string, len(list))
+	for i, x := range list {
+		out[i] = text(x)
+	}
+	return out
 }

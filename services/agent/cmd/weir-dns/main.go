@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/pflag"
@@ -17,6 +18,23 @@ import (
 	"github.com/weirmesh/weir/internal/version"
 	"github.com/weirmesh/weir/services/agent/dns"
 )
+
+const (
+	// gcPercent: most of what a query needs ends with its answer, and the default would collect every few MiB.
+	gcPercent = 400
+	// gcMemory is where it collects more often: a full cache of names must not grow to five times itself.
+	gcMemory = 256 << 20
+)
+
+// setCollector trades memory for CPU, within a bound; GOGC and GOMEMLIMIT say otherwise.
+func setCollector() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(gcMemory)
+	}
+}
 
 func main() {
 	if err := run(os.Args[1:]); err != nil && !errors.Is(err, pflag.ErrHelp) {
@@ -41,6 +59,7 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
+	setCollector()
 	service, err := dns.New(config, log)
 	if err != nil {
 		return err

@@ -159,7 +159,7 @@ func (p *Proxy) unsent(q *query, err error) {
 // answered takes the server's answer to a query, whose number is the client's again. msg is the callee's only until it returns. What may go to the client
 // at once goes by out; nil = it is sent now.
 func (p *Proxy) answered(q *query, msg []byte, out *answers) {
-	answer, err := dnswire.ReadAnswer(msg)
+	answer, err := dnswire.ReadAnswer(msg, q.Name)
 	if err != nil {
 		p.counters.MalformedAnswers.Add(1)
 		p.fail(q, dnswire.RCodeServerFailure)

@@ -56,8 +56,7 @@ func (t *table) drop(id uint16) {
 // take finds the query that a message answers, by number and question, and makes the number the client's. nil: it answers none; whoever waits for the
 // number waits on.
 func (t *table) take(msg []byte) *query {
-	head, err := dnswire.ReadAnswerHead(msg)
-	if err != nil {
+	if len(msg) < dnswire.HeaderSize {
 		return nil
 	}
 	id := dnswire.ID(msg)
@@ -65,6 +64,10 @@ func (t *table) take(msg []byte) *query {
 	defer t.mu.Unlock()
 	q := t.queries[id]
 	if q == nil {
+		return nil
+	}
+	head, err := dnswire.ReadAnswerHead(msg, q.Name)
+	if err != nil {
 		return nil
 	}
 	// Later messages of a zone transfer may go without a question.

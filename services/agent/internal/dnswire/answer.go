@@ -53,13 +53,13 @@ func fold(c byte) byte {
 	return c
 }
 
-// ReadAnswerHead reads an answer's header and question, which is enough to find who waits for it.
-func ReadAnswerHead(msg []byte) (Answer, error) {
-	a, _, err := readAnswerHead(msg)
+// ReadAnswerHead reads an answer's header and question, which is enough to find who waits for it. asked is the name that it likely has, or empty.
+func ReadAnswerHead(msg []byte, asked string) (Answer, error) {
+	a, _, err := readAnswerHead(msg, asked)
 	return a, err
 }
 
-func readAnswerHead(msg []byte) (Answer, int, error) {
+func readAnswerHead(msg []byte, asked string) (Answer, int, error) {
 	if len(msg) < HeaderSize {
 		return Answer{}, 0, ErrFormat
 	}
@@ -72,7 +72,7 @@ func readAnswerHead(msg []byte) (Answer, int, error) {
 	case 0:
 		return a, HeaderSize, nil
 	case 1:
-		question, next, err := readQuestion(msg)
+		question, next, err := readQuestion(msg, asked)
 		if err != nil {
 			return a, 0, err
 		}
@@ -82,13 +82,17 @@ func readAnswerHead(msg []byte) (Answer, int, error) {
 	return a, 0, ErrFormat
 }
 
-// ReadAnswer reads an answer. Of a truncated one it reads what is whole. The error is ErrFormat.
-func ReadAnswer(msg []byte) (Answer, error) {
-	a, next, err := readAnswerHead(msg)
+// few is what most answers have no more records than.
+const few = 4
+
+// ReadAnswer reads an answer. Of a truncated one it reads what is whole. asked is the name that it likely answers, or empty. The error is ErrFormat.
+func ReadAnswer(msg []byte, asked string) (Answer, error) {
+	a, next, err := readAnswerHead(msg, asked)
 	if err != nil {
 		return a, err
 	}
-	c := chain{msg: msg, answer: &a, lowest: math.MaxUint32}
+	var addresses [few]address
+	c := chain{msg: msg, answer: &a, lowest: math.MaxUint32, addresses: addresses[:0]}
 	next, err = c.read(next, sectionCount(msg, 6))
 	if err == nil {
 		err = a.readRest(msg, next)
@@ -137,6 +141,12 @@ type address struct {
 
 func (c *chain) read(next, count int) (int, error) {
 	lastAt, lastOwner := -1, ""
+	if len(c.answer.Wire) > 0 {
+		lastAt, lastOwner = HeaderSize, c.answer.Name // the question's
+	}
+	if count > 0 {
+		c.answer.Types = make([]uint16, 0, min(count, few))
+	}
 	for range count {
 		r, err := skipRecord(c.msg, next)
 		if err != nil {
@@ -151,7 +161,7 @@ func (c *chain) read(next, count int) (int, error) {
 				at = int(binary.BigEndian.Uint16(c.msg[next:])) & 0x3fff
 			}
 			if at != lastAt {
-				if lastOwner, _, err = readName(c.msg, next); err != nil {
+				if lastOwner, _, err = readName(c.msg, next, c.answer.Name); err != nil {
 					return 0, err
 				}
 				lastAt = at
@@ -169,7 +179,7 @@ func (c *chain) take(r record, owner string) error {
 	data := c.msg[r.data:r.next]
 	switch {
 	case r.kind == TypeCNAME:
-		target, end, err := readName(c.msg, r.data)
+		target, end, err := readName(c.msg, r.data, "")
 		if err != nil || end != r.next {
 			return ErrFormat
 		}
@@ -196,6 +206,9 @@ func (c *chain) follow() {
 	}
 	for _, x := range c.addresses {
 		if x.owner == name && a.Class == classIN {
+			if a.Addresses == nil {
+				a.Addresses = make([]netip.Addr, 0, len(c.addresses))
+			}
 			a.Addresses = append(a.Addresses, x.addr)
 			ttl = min(ttl, x.ttl)
 		}

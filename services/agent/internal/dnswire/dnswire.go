@@ -95,7 +95,7 @@ func ReadQuery(msg []byte) (Query, error) {
 	if binary.BigEndian.Uint16(msg[4:]) != 1 {
 		return q, ErrFormat
 	}
-	question, next, err := readQuestion(msg)
+	question, next, err := readQuestion(msg, "")
 	if err != nil {
 		return q, err
 	}
@@ -132,9 +132,9 @@ func (q *Query) LimitSize(msg []byte, size uint16) {
 
 func sectionCount(msg []byte, at int) int { return int(binary.BigEndian.Uint16(msg[at:])) }
 
-// readQuestion reads the one question of a message. Its name has no pointer: there is nothing before it to point to.
-func readQuestion(msg []byte) (Question, int, error) {
-	name, next, err := readName(msg, HeaderSize)
+// readQuestion reads the one question of a message. Its name has no pointer: there is nothing before it to point to. likely is as of readName.
+func readQuestion(msg []byte, likely string) (Question, int, error) {
+	name, next, err := readName(msg, HeaderSize, likely)
 	if err != nil {
 		return Question{}, 0, err
 	}
@@ -191,8 +191,9 @@ func skipName(msg []byte, at int) (int, error) {
 	return 0, ErrFormat
 }
 
-// readName returns a name in lower case with a trailing dot, and where it ends. A pointer leads back, never forward: so none leads round.
-func readName(msg []byte, at int) (string, int, error) {
+// readName returns a name in lower case with a trailing dot, and where it ends. A pointer leads back, never forward: so none leads round. likely is what
+// is returned if the name is the same: most names of an answer are known from its query.
+func readName(msg []byte, at int, likely string) (string, int, error) {
 	var buf [4 * maxName]byte
 	out := buf[:0]
 	next, limit, size := 0, at, 1
@@ -206,8 +207,11 @@ func readName(msg []byte, at int) (string, int, error) {
 			if next == 0 {
 				next = at + 1
 			}
-			if len(out) == 0 {
+			switch {
+			case len(out) == 0:
 				return ".", next, nil
+			case string(out) == likely:
+				return likely, next, nil
 			}
 			return string(out), next, nil
 		case n >= 0xc0:

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -142,7 +143,7 @@ func TestReadAnswer(t *testing.T) {
 		{name: "pointer to itself", msg: loop(t), bad: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			a, err := ReadAnswer(c.msg)
+			a, err := ReadAnswer(c.msg, "")
 			if c.bad != (err != nil) || err != nil && !errors.Is(err, ErrFormat) {
 				t.Fatalf("error %v, want one: %v", err, c.bad)
 			}
@@ -170,7 +171,7 @@ func loop(t testing.TB) []byte {
 func TestTruncatedAnswerKeepsWhatIsWhole(t *testing.T) {
 	b := answerOf(t, "a.", dns.TypeA, "a. 9 IN A 1.2.3.4", "a. 9 IN A 1.2.3.5")
 	b[2] |= 2 // TC
-	a, err := ReadAnswer(b[:len(b)-3])
+	a, err := ReadAnswer(b[:len(b)-3], "")
 	if err != nil || !slices.Equal(a.Addresses, []netip.Addr{netip.MustParseAddr("1.2.3.4")}) || !a.Truncated {
 		t.Errorf("got %+v, %v", a, err)
 	}
@@ -180,7 +181,7 @@ func TestExtendedCode(t *testing.T) {
 	m := new(dns.Msg).SetQuestion("a.", dns.TypeA).SetEdns0(1232, false)
 	m.Response = true
 	m.Rcode = dns.RcodeBadVers
-	a, err := ReadAnswer(pack(t, m))
+	a, err := ReadAnswer(pack(t, m), "")
 	if err != nil || a.RCode != dns.RcodeBadVers {
 		t.Errorf("code %d, %v; want %d", a.RCode, err, dns.RcodeBadVers)
 	}
@@ -206,7 +207,7 @@ func TestAnswersQuestion(t *testing.T) {
 		{"no question", empty, false},
 		{"no question, error", emptyError, true},
 	} {
-		a, err := ReadAnswerHead(c.msg)
+		a, err := ReadAnswerHead(c.msg, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -268,9 +269,15 @@ func FuzzQuery(f *testing.F) {
 // FuzzAnswer compares with the library: whatever it reads as addresses of the name, so do we, and no more.
 func FuzzAnswer(f *testing.F) {
 	f.Add(answerOf(f, "a.example.", dns.TypeA, "a.example. 30 IN CNAME b.example.", "b.example. 9 IN A 1.2.3.4", "c.example. 9 IN AAAA ::1"))
+	f.Add(append([]byte{0, 1, 0x80, 0, 0, 0, 0, 1, 0, 0, 0, 0}, "\x01a\x00\x00\x01\x00\x01\x00\x00\x00\x09\x00\x04\x01\x02\x03\x04"...)) // no question
 	f.Add(answerOf(f, "a.", dns.TypeANY, "a. 30 IN A 1.2.3.4", "a. 20 IN AAAA 2001:db8::1", `a. 5 IN TXT "x"`, "a. 4 IN MX 1 m.a."))
 	f.Fuzz(func(t *testing.T, msg []byte) {
-		a, err := ReadAnswer(msg)
+		a, err := ReadAnswer(msg, "")
+		for _, likely := range []string{a.Name, "a.", "a.example."} {
+			if b, likelyErr := ReadAnswer(msg, likely); !reflect.DeepEqual(a, b) || !errors.Is(likelyErr, err) {
+				t.Fatalf("likely %q: %+v, %v; else: %+v, %v", likely, b, likelyErr, a, err)
+			}
+		}
 		var m dns.Msg
 		if libraryErr := m.Unpack(msg); libraryErr != nil || a.Truncated || err != nil {
 			return
@@ -341,7 +348,7 @@ func BenchmarkRead(b *testing.B) {
 	b.Run("answer", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := ReadAnswer(answer); err != nil {
+			if _, err := ReadAnswer(answer, ""); err != nil {
 				b.Fatal(err)
 			}
 		}
