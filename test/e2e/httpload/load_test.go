@@ -7,13 +7,15 @@ import (
 	"context"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"sync/atomic"
 	"testing"
 	"time"
 )
 
-// origin serves on a free port.
-func origin(t *testing.T) (address string) {
+// serve runs a server on a free port.
+func serve(t *testing.T, server func(ctx context.Context, address string) error) (address string) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -23,7 +25,7 @@ func origin(t *testing.T) (address string) {
 	listener.Close()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- ServeOrigin(ctx, address) }()
+	go func() { ended <- server(ctx, address) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -44,7 +46,7 @@ func origin(t *testing.T) (address string) {
 
 // TestLoad: the load and the origin agree on what a request is, and a rate is kept.
 func TestLoad(t *testing.T) {
-	address := origin(t)
+	address := serve(t, ServeOrigin)
 	r, err := Load(t.Context(), address, 4, 0, 200*time.Millisecond, "/")
 	if err != nil || r.Requests < 10 || r.Failed > 0 {
 		t.Errorf("as fast as may be: %+v, %v", r, err)
@@ -150,7 +152,7 @@ func TestFailures(t *testing.T) {
 
 // TestAllocations: nothing is allocated for a request.
 func TestAllocations(t *testing.T) {
-	address := origin(t)
+	address := serve(t, ServeOrigin)
 	l, err := newLoop(t.Context(), address, 1, "/")
 	if err != nil {
 		t.Fatal(err)
@@ -166,5 +168,33 @@ func TestAllocations(t *testing.T) {
 	one()
 	if n := testing.AllocsPerRun(100, one); n >= 1 || l.failed > 0 {
 		t.Errorf("%.1f allocations a request, %d failed", n, l.failed)
+	}
+}
+
+// TestFlood: each kind of the flood reaches a server that refuses nothing.
+func TestFlood(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var requests, bodies, connections atomic.Int64
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if n, err := io.Copy(io.Discard, r.Body); r.Method == "POST" && err == nil && n == floodBody {
+			bodies.Add(1)
+		} else if r.Method == "GET" {
+			requests.Add(1)
+		}
+		if requests.Load() > 0 && bodies.Load() > 0 && connections.Load() > floodRequests+floodBodies {
+			cancel()
+		}
+	}))
+	server.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			connections.Add(1)
+		}
+	}
+	server.Start()
+	defer server.Close()
+	Flood(ctx, server.Listener.Addr().String(), time.Minute)
+	if requests.Load() == 0 || bodies.Load() == 0 || connections.Load() <= floodRequests+floodBodies {
+		t.Errorf("%d requests, %d bodies, %d connections", requests.Load(), bodies.Load(), connections.Load())
 	}
 }

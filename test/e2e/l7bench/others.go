@@ -21,8 +21,8 @@ type Shape struct {
 	First int
 	// Listeners; 0 = 1. Routes beside the one for everything, by path prefix.
 	Listeners, Routes int
-	// Regexes are further routes by expressions that are dear to compile. Weir only.
-	Regexes int
+	// Regexes are further routes by expressions that are dear to compile; another Salt makes others of them. Weir only.
+	Regexes, Salt int
 	// Rule is an expression for paths by which a policy judges every request; empty = no policy. Weir only.
 	Rule string
 	// Log writes an access log.
@@ -54,8 +54,12 @@ func HAProxy(ctx context.Context, dir string, cpu int, s Shape) (*Process, error
 	return start(ctx, "haproxy", cpu, dir, s.address(), "haproxy", mode, "-f", path)
 }
 
-// ReloadHAProxy configures one anew that HAProxy started with Reloads in the same folder.
-func ReloadHAProxy(p *Process, dir string, s Shape) error {
+// ReloadHAProxy configures one anew that HAProxy started with Reloads in the same folder, and that was reloaded so many times already. A master that is
+// still at work on the last configuration forgets the signal.
+func ReloadHAProxy(ctx context.Context, p *Process, dir string, s Shape, reloads int) error {
+	if err := p.says(ctx, "Loading success", reloads+1); err != nil {
+		return err
+	}
 	if _, err := writeHAProxy(dir, s); err != nil {
 		return err
 	}

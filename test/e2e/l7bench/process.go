@@ -41,8 +41,18 @@ func Require(programs ...string) error {
 	return nil
 }
 
-// Pin has this process, with all threads that it starts from now on, run on one CPU.
-func Pin(cpu int) error { return pin("self", cpu) }
+// Pin has this process, with all threads and processes that it starts from now on, run on one CPU; the function that it returns undoes it.
+func Pin(cpu int) (undo func() error, err error) {
+	var before, set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		return nil, fmt.Errorf("pin: %w", err)
+	}
+	set.Set(cpu)
+	return func() error { return allow("self", &before) }, allow("self", &set)
+}
+
+// startTime bounds how long a process takes to be ready.
+const startTime = 15 * time.Second
 
 // start starts a program on a CPU, and waits until it listens.
 func start(ctx context.Context, name string, cpu int, dir, address, program string, args ...string) (*Process, error) {
@@ -59,7 +69,7 @@ func start(ctx context.Context, name string, cpu int, dir, address, program stri
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(startTime); ; time.Sleep(20 * time.Millisecond) {
 		var d net.Dialer
 		conn, err := d.DialContext(ctx, "tcp", address)
 		if err == nil {
@@ -78,6 +88,22 @@ func (p *Process) signal(s syscall.Signal) error {
 		return fmt.Errorf("signal %s: %w", p.Name, err)
 	}
 	return nil
+}
+
+// says waits until the process has said something so many times.
+func (p *Process) says(ctx context.Context, what string, times int) error {
+	for deadline := time.Now().Add(startTime); ; time.Sleep(5 * time.Millisecond) {
+		text, err := os.ReadFile(p.log)
+		if err != nil {
+			return fmt.Errorf("output of %s: %w", p.Name, err)
+		}
+		if strings.Count(string(text), what) >= times {
+			return nil
+		}
+		if time.Now().After(deadline) || ctx.Err() != nil {
+			return fmt.Errorf("%s does not say %q %d times:\n%s", p.Name, what, times, text)
+		}
+	}
 }
 
 // Stop ends the processes.

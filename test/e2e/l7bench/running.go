@@ -51,7 +51,11 @@ func Find(program string, texts ...string) (Running, error) {
 }
 
 // Pin has it, with all threads that it starts from now on, run on one CPU.
-func (r Running) Pin(cpu int) error { return pin(strconv.Itoa(r.pid), cpu) }
+func (r Running) Pin(cpu int) error {
+	var set unix.CPUSet
+	set.Set(cpu)
+	return allow(strconv.Itoa(r.pid), &set)
+}
 
 // CPU is the time that it used so far.
 func (r Running) CPU() (time.Duration, error) {
@@ -63,10 +67,8 @@ func (r Running) CPU() (time.Duration, error) {
 	return time.Duration(ts.Nano()), nil
 }
 
-// pin pins all threads of a process: "self" or a number.
-func pin(process string, cpu int) error {
-	var set unix.CPUSet
-	set.Set(cpu)
+// allow lets all threads of a process ("self" or a number) run on some CPUs.
+func allow(process string, set *unix.CPUSet) error {
 	tasks, err := os.ReadDir("/proc/" + process + "/task")
 	if err != nil {
 		return fmt.Errorf("pin: %w", err)
@@ -76,7 +78,7 @@ func pin(process string, cpu int) error {
 		if err != nil {
 			continue
 		}
-		if err := unix.SchedSetaffinity(id, &set); err != nil && !errors.Is(err, unix.ESRCH) {
+		if err := unix.SchedSetaffinity(id, set); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("pin: %w", err)
 		}
 	}

@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -137,4 +139,22 @@ func (l logTaker) StreamAccessLogs(stream alsv3.AccessLogService_StreamAccessLog
 		}
 		l.lines.Add(uint64(len(m.GetHttpLogs().GetLogEntry())))
 	}
+}
+
+// Scrape reads the metrics of the proxy whose operator's page is there.
+func Scrape(ctx context.Context, admin string) (string, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+admin+"/stats/prometheus", nil)
+	if err != nil {
+		return "", fmt.Errorf("metrics of %s: %w", admin, err)
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return "", fmt.Errorf("metrics of %s: %w", admin, err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		return "", fmt.Errorf("metrics of %s: %w", admin, err)
+	}
+	return string(text), nil
 }

@@ -42,6 +42,12 @@ func run(ctx context.Context, args []string) error {
 	if len(args) == 2 && args[0] == "origin" {
 		return httpload.ServeOrigin(ctx, args[1])
 	}
+	if len(args) == 2 && args[0] == "sink" {
+		return httpload.ServeSink(ctx, args[1])
+	}
+	if len(args) == 3 && args[0] == "http-flood" {
+		return flood(ctx, args[1], args[2])
+	}
 	if len(args) > 4 && (args[0] == "http-load" || args[0] == "names-load") {
 		return loadL7(ctx, args[0], args[1:])
 	}
@@ -79,7 +85,7 @@ func run(ctx context.Context, args []string) error {
 		return traffic.OffloadOff(args[1])
 	}
 	if len(args) == 0 || args[0] != "run" {
-		return errors.New("usage: e2e-traffic serve | http PORT... | origin ADDRESS:PORT | http-load ADDRESS:PORT CONNECTIONS RATE DURATION | names-load ADDRESS:PORT NAME SOCKETS RATE DURATION | names NAME=ADDRESS/TTL... | ready PORT | run [flags] | offload-off INTERFACE | ask-many [flags] ADDRESS:PORT | spoof|orphan-fragments|fill COUNT ADDRESS | measure-serve | load ADDRESS RATE DURATION | measure rtt|throughput|connections|packets ADDRESS DURATION | " + probeUsage)
+		return errors.New("usage: e2e-traffic serve | http PORT... | origin|sink ADDRESS:PORT | http-flood ADDRESS:PORT DURATION | http-load ADDRESS:PORT CONNECTIONS RATE DURATION | names-load ADDRESS:PORT NAME SOCKETS RATE DURATION | names NAME=ADDRESS/TTL... | ready PORT | run [flags] | offload-off INTERFACE | ask-many [flags] ADDRESS:PORT | spoof|orphan-fragments|fill COUNT ADDRESS | measure-serve | load ADDRESS RATE DURATION | measure rtt|throughput|connections|packets ADDRESS DURATION | " + probeUsage)
 	}
 	args = args[1:]
 	fs := flag.NewFlagSet("e2e-traffic", flag.ContinueOnError)
@@ -144,6 +150,14 @@ func loadL7(ctx context.Context, what string, args []string) error {
 		return err
 	}
 	return json.NewEncoder(os.Stdout).Encode(r)
+}
+
+func flood(ctx context.Context, address, d string) error {
+	over, err := time.ParseDuration(d)
+	if err != nil {
+		return fmt.Errorf("duration %q: %w", d, err)
+	}
+	return json.NewEncoder(os.Stdout).Encode(httpload.Flood(ctx, address, over))
 }
 
 func askMany(ctx context.Context, args []string) error {

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -90,10 +91,12 @@ type dnsSubject struct {
 }
 
 // dns compares weir-dns with CoreDNS: each alone on one CPU; load, upstream server and all else of the mesh on the other.
-func (b bench) dns(ctx context.Context) error {
-	if err := l7bench.Pin(loadCPU); err != nil {
+func (b bench) dns(ctx context.Context) (err error) {
+	unpin, err := l7bench.Pin(loadCPU)
+	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, unpin()) }()
 	folder, err := os.MkdirTemp("", "weir-bench-dns")
 	if err != nil {
 		return err

@@ -24,7 +24,7 @@ const l7Origin, l7First, l7Sized = "127.0.0.1:19000", 19100, 20000
 const l7Connections, l7Rate = 50, 1000
 
 func (b bench) l7bench() l7bench.Bench {
-	return l7bench.Bench{Bin: b.bin, ProxyCPU: proxyCPU, LoadCPU: loadCPU}
+	return l7bench.Bench{Bin: b.bin, LoadCPU: loadCPU}
 }
 
 // subject is one proxy in one setting.
@@ -71,7 +71,11 @@ func (b bench) haproxy(ctx context.Context, dir string, s l7bench.Shape) (runnin
 	if err != nil {
 		return running{}, err
 	}
-	return running{Process: p, stop: p.Stop, configure: func(_ context.Context, s l7bench.Shape) error { return l7bench.ReloadHAProxy(p, dir, s) }}, nil
+	reloads := -1
+	return running{Process: p, stop: p.Stop, configure: func(ctx context.Context, s l7bench.Shape) error {
+		reloads++
+		return l7bench.ReloadHAProxy(ctx, p, dir, s, reloads)
+	}}, nil
 }
 
 func (b bench) nginx(ctx context.Context, dir string, s l7bench.Shape) (running, error) {
@@ -96,9 +100,11 @@ func (b bench) l7(ctx context.Context) (err error) {
 	if err := l7bench.Require("taskset", "chrt", "haproxy", "nginx"); err != nil {
 		return err
 	}
-	if err := l7bench.Pin(loadCPU); err != nil {
+	unpin, err := l7bench.Pin(loadCPU)
+	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, unpin()) }()
 	dir, err := os.MkdirTemp("", "weir-l7-")
 	if err != nil {
 		return err

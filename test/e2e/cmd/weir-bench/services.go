@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/weirmesh/weir/test/e2e/l7bench"
 	"github.com/weirmesh/weir/test/e2e/netns"
 	"github.com/weirmesh/weir/test/e2e/plain"
 	"github.com/weirmesh/weir/test/e2e/ratio"
@@ -33,6 +34,9 @@ spec: {clusterIP: %s, selector: {app: %s}, ports: [{name: c, port: 7102}, {name:
 
 // services is the cost of a ClusterIP, and whether it grows with their number.
 func (b bench) services(ctx context.Context, counts string) error {
+	if err := l7bench.Require("nft", "iptables-legacy-restore"); err != nil {
+		return err
+	}
 	fmt.Println("TCP connections a second from a pod through a ClusterIP to another node, and UDP packets a second balanced packet by packet, against rules of kube-proxy's kind in plain namespaces")
 	fmt.Printf("%-10s %-12s %-22s %12s %12s   %s\n", "services", "what", "against", "weir", "baseline", "weir / baseline: median (middle 80 %)")
 	for text := range strings.SplitSeq(counts, ",") {
