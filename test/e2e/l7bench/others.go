@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Shape is what a proxy is to be configured with, or one tenant's part of it.
@@ -54,16 +55,24 @@ func HAProxy(ctx context.Context, dir string, cpu int, s Shape) (*Process, error
 	return start(ctx, "haproxy", cpu, dir, s.address(), "haproxy", mode, "-f", path)
 }
 
-// ReloadHAProxy configures one anew that HAProxy started with Reloads in the same folder, and that was reloaded so many times already. A master that is
-// still at work on the last configuration forgets the signal.
+// ReloadHAProxy configures one anew that HAProxy started with Reloads in the same folder, and that was reloaded so many times already.
 func ReloadHAProxy(ctx context.Context, p *Process, dir string, s Shape, reloads int) error {
-	if err := p.says(ctx, "Loading success", reloads+1); err != nil {
+	if err := p.says(ctx, "Loading success", reloads+1, startTime); err != nil {
 		return err
 	}
 	if _, err := writeHAProxy(dir, s); err != nil {
 		return err
 	}
-	return p.signal(syscall.SIGUSR2)
+	// A master that has just said so still forgets signals.
+	for deadline := time.Now().Add(startTime); ; {
+		if err := p.signal(syscall.SIGUSR2); err != nil {
+			return err
+		}
+		err := p.says(ctx, "Reloading HAProxy", reloads+1, 100*time.Millisecond)
+		if err == nil || time.Now().After(deadline) || ctx.Err() != nil {
+			return err
+		}
+	}
 }
 
 func writeHAProxy(dir string, s Shape) (path string, err error) {

@@ -91,8 +91,8 @@ func (p *Process) signal(s syscall.Signal) error {
 }
 
 // says waits until the process has said something so many times.
-func (p *Process) says(ctx context.Context, what string, times int) error {
-	for deadline := time.Now().Add(startTime); ; time.Sleep(5 * time.Millisecond) {
+func (p *Process) says(ctx context.Context, what string, times int, limit time.Duration) error {
+	for deadline := time.Now().Add(limit); ; time.Sleep(time.Millisecond) {
 		text, err := os.ReadFile(p.log)
 		if err != nil {
 			return fmt.Errorf("output of %s: %w", p.Name, err)
