@@ -89,7 +89,6 @@ __noinline int proxy_listener(struct __sk_buff *skb, __u32 slot, __u32 assign)
 	__u32 size, *port;
 	struct packet *p;
 	int result = 0;
-	bool listens;
 
 	if (!s)
 		return LISTENER_NONE;
@@ -102,20 +101,15 @@ __noinline int proxy_listener(struct __sk_buff *skb, __u32 slot, __u32 assign)
 	else
 		home.lo = (__u64)bpf_htonl(1) << 32;
 	size = tuple_make(&t, &p->src, &home, p->sport, bpf_htons(*port), p->v4);
-	if (p->proto == IPPROTO_TCP) {
-		sk = bpf_skc_lookup_tcp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
-		if (!sk)
-			return LISTENER_NONE;
-		listens = sk->state == TCP_LISTEN;
-		if (listens && assign && bpf_sk_assign(skb, sk, 0))
-			result = LISTENER_FAILED;
-		bpf_sk_release(sk);
-		return listens ? result : LISTENER_NONE;
-	}
-	sk = bpf_sk_lookup_udp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
+	if (p->proto == IPPROTO_TCP)
+		sk = bpf_sk_lookup_tcp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
+	else
+		sk = bpf_sk_lookup_udp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return LISTENER_NONE;
-	if (assign && bpf_sk_assign(skb, sk, 0))
+	if (p->proto == IPPROTO_TCP && sk->state != TCP_LISTEN)
+		result = LISTENER_NONE;
+	else if (assign && bpf_sk_assign(skb, sk, 0))
 		result = LISTENER_FAILED;
 	bpf_sk_release(sk);
 	return result;
