@@ -28,10 +28,12 @@ type prober struct {
 	exec   func(args []string) (*process.Process, error)
 }
 
-// A probe's period when the manifest gives none: Kubernetes' own once the container is ready, and short before, since somebody waits.
+// A probe's period when the manifest gives none: Kubernetes' own once the container is ready, and short before, since somebody waits. Failures in a row that
+// end readiness are Kubernetes' three: a machine that is busy for a second takes no service's last backend away.
 const (
-	defaultPeriod = 10 * time.Second
-	eagerPeriod   = 100 * time.Millisecond
+	defaultPeriod   = 10 * time.Second
+	eagerPeriod     = 100 * time.Millisecond
+	defaultFailures = 3
 )
 
 func seconds(n int32, otherwise time.Duration) time.Duration {
@@ -47,6 +49,10 @@ func (p *prober) run(ctx context.Context, report func(ready bool, why string)) {
 		return
 	}
 	ready := false
+	enough := p.probe.FailureThreshold
+	if enough <= 0 {
+		enough = defaultFailures
+	}
 	successes, failures := int32(0), int32(0)
 	for {
 		attempt, cancel := context.WithTimeout(ctx, seconds(p.probe.TimeoutSeconds, time.Second))
@@ -64,7 +70,7 @@ func (p *prober) run(ctx context.Context, report func(ready bool, why string)) {
 		case err == nil && !ready && successes >= max(p.probe.SuccessThreshold, 1):
 			ready = true
 			report(true, "")
-		case err != nil && ready && failures >= max(p.probe.FailureThreshold, 1):
+		case err != nil && ready && failures >= enough:
 			ready = false
 			report(false, "readiness probe failed: "+err.Error())
 		case err != nil && !ready:

@@ -353,7 +353,7 @@ func TestReadiness(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	flag := filepath.Join(f.dir, "ready")
+	flag, asked := filepath.Join(f.dir, "ready"), filepath.Join(f.dir, "asked")
 	f.apply(fmt.Sprintf(`apiVersion: v1
 kind: Pod
 metadata: {name: web}
@@ -361,7 +361,7 @@ spec:
   hostNetwork: true
   containers:
   - name: main
-    command: [%q, serve, %q]
+    command: [%[1]q, serve, %[2]q]
     ports: [{name: http, containerPort: 8080}]
     readinessProbe: {httpGet: {path: /ready, port: http}, periodSeconds: 1, failureThreshold: 1}
 ---
@@ -372,7 +372,7 @@ spec:
   containers:
   - name: main
     command: [sleep, "1000"]
-    readinessProbe: {exec: {command: [test, -e, %q]}}
+    readinessProbe: {exec: {command: [test, -e, %[2]q]}}
 ---
 apiVersion: v1
 kind: Pod
@@ -383,7 +383,16 @@ spec:
   - name: main
     command: [sleep, "1000"]
     readinessProbe: {tcpSocket: {port: 8080}}
-`, self, flag, flag))
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: failing}
+spec:
+  containers:
+  - name: main
+    command: [sleep, "1000"]
+    readinessProbe: {exec: {command: [sh, -c, 'echo asked >> %[3]s; [ $(wc -l < %[3]s) = 1 ]']}, periodSeconds: 1}
+`, self, flag, asked))
 	f.await("port", "ready", ready)
 	f.await("web", "asked", func(p *corev1.Pod) bool { return strings.Contains(p.Status.Message, "HTTP status 503") })
 	if p := f.awaitStatus("command", "Running"); ready(p) {
@@ -401,6 +410,10 @@ spec:
 		t.Fatal(err)
 	}
 	f.await("web", "not ready again", func(p *corev1.Pod) bool { return !ready(p) })
+	f.await("failing", "not ready any more", func(p *corev1.Pod) bool { return strings.Contains(p.Status.Message, "probe failed") && !ready(p) })
+	if answers, err := os.ReadFile(asked); err != nil || strings.Count(string(answers), "\n") < 4 {
+		t.Errorf("not ready after %q, %v: want one success and three failures", answers, err)
+	}
 	// Its port is in the node's namespace, not in the machine's.
 	if conn, err := net.DialTimeout("tcp", "127.0.0.1:8080", 200*time.Millisecond); err == nil {
 		conn.Close()
