@@ -154,12 +154,13 @@ func askNames(from string) (stop func() (asked int, errs []error)) {
 			if asked%2 == 0 {
 				name, code = "evil.test", dnsmessage.RCodeRefused
 			}
+			begun := time.Now()
 			f, err := names.Ask(from, network, server, name, dnsmessage.TypeA, 5*time.Second)
 			if err == nil && f.RCode != code {
 				err = fmt.Errorf("%s is answered with %s, want %s", name, f.RCode, code)
 			}
 			if err != nil {
-				errs = append(errs, fmt.Errorf("%s %s: %w", network, server, err))
+				errs = append(errs, fmt.Errorf("%s %s at %s: %w", network, server, begun.UTC().Format(time.RFC3339Nano), err))
 			}
 		}
 	})
