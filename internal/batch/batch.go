@@ -43,7 +43,7 @@ type Batch struct {
 	ordered bool
 }
 
-// Parse indexes a batch and keeps the bytes. Items are not decoded. The header's times become those
+// Parse indexes a batch and keeps the bytes, or those that they unpack to. Items are not decoded. The header's times become those
 // of the records, since readers skip batches by them.
 func Parse(data []byte) (*Batch, error) {
 	if len(data) > math.MaxInt32 {
@@ -52,6 +52,12 @@ func Parse(data []byte) (*Batch, error) {
 	h, rest, err := ParseHeader(data)
 	if err != nil {
 		return nil, err
+	}
+	if packed(rest) {
+		if rest, _, err = unpack(nil, rest); err != nil {
+			return nil, err
+		}
+		data = rest
 	}
 	// A record takes at least two bytes, so that a lying header can not make us allocate much.
 	if int(h.Count) > len(rest)/2 {

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/klauspost/compress/s2"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -157,7 +158,8 @@ func TestFieldNumbers(t *testing.T) {
 		message proto.Message
 		fields  map[protoreflect.Name]protowire.Number
 	}{
-		{&flowv1.Batch{}, map[protoreflect.Name]protowire.Number{"header": fieldHeader, "records": fieldRecords}},
+		{&flowv1.Batch{}, map[protoreflect.Name]protowire.Number{
+			"header": fieldHeader, "records": fieldRecords, "compressed_records": fieldPacked}},
 		{&flowv1.BatchHeader{}, map[protoreflect.Name]protowire.Number{
 			"node": fieldNode, "epoch": fieldEpoch, "first": fieldFirst, "count": fieldCount, "min_time": fieldMinTime, "max_time": fieldMaxTime,
 			"namespaces": fieldNamespaces, "verdicts": fieldVerdicts, "event_types": fieldEventTypes, "cluster": fieldCluster}},
@@ -206,6 +208,7 @@ func FuzzParse(f *testing.F) {
 	one := sample()
 	one.Header.Count, one.Records = 1, one.Records[:1]
 	f.Add(encode(f, one))
+	f.Add(pack(f, large(f)))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		b, err := Parse(bytes.Clone(data))
 		if err != nil {
@@ -216,6 +219,13 @@ func FuzzParse(f *testing.F) {
 		}
 		var want flowv1.Batch
 		err = proto.Unmarshal(data, &want)
+		if block := want.GetCompressedRecords(); len(block) > 0 && err == nil {
+			records, err1 := s2.Decode(nil, block)
+			if err1 != nil {
+				t.Fatalf("the library does not decode it: %v", err1)
+			}
+			err = proto.UnmarshalOptions{Merge: true}.Unmarshal(records, &want)
+		}
 		for i := range b.Len() {
 			item, stats := b.Item(i), b.Stats(i)
 			if err != nil {

@@ -55,6 +55,7 @@ func (h *Header) ID() string { return fmt.Sprintf("%s/%d/%d", h.Node, h.Epoch, h
 const (
 	fieldHeader  protowire.Number = 1
 	fieldRecords protowire.Number = 2
+	fieldPacked  protowire.Number = 3
 
 	fieldNode       protowire.Number = 1
 	fieldEpoch      protowire.Number = 2
@@ -195,6 +196,11 @@ func Check(data []byte) (Header, error) {
 	}
 	h, rest, err := ParseHeader(data)
 	if err != nil {
+		return Header{}, err
+	}
+	room := rooms.Get().(*[]byte)
+	defer rooms.Put(room)
+	if rest, *room, err = unpack(*room, rest); err != nil {
 		return Header{}, err
 	}
 	var count uint32

@@ -33,6 +33,7 @@ import (
 	flowv1 "github.com/weirmesh/weir/gen/weir/flow/v1"
 	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
 	relayv1 "github.com/weirmesh/weir/gen/weir/relay/v1"
+	"github.com/weirmesh/weir/internal/batch/batchtest"
 	"github.com/weirmesh/weir/internal/spiffe"
 	"github.com/weirmesh/weir/services/agent/internal/netdev"
 	"github.com/weirmesh/weir/services/agent/internal/testns"
@@ -158,8 +159,8 @@ func (c *central) Publish(stream grpc.BidiStreamingServer[relayv1.PublishRequest
 		if err != nil {
 			return err
 		}
-		b := &flowv1.Batch{}
-		if err := proto.Unmarshal(r.Batch, b); err != nil {
+		b, err := batchtest.Decode(r.Batch)
+		if err != nil {
 			return status.Error(codes.InvalidArgument, err.Error())
 		}
 		c.mu.Lock()

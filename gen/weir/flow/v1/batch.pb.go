@@ -174,9 +174,12 @@ type Batch struct {
 	// Always the first field on the wire, so that a reader can stop after it.
 	Header *BatchHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
 	// Record i has sequence number header.first + i.
-	Records       []*Record `protobuf:"bytes,2,rep,name=records,proto3" json:"records,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Records []*Record `protobuf:"bytes,2,rep,name=records,proto3" json:"records,omitempty"`
+	// In the place of records: fields `records` as one block of S2 (github.com/klauspost/compress/s2), since flows repeat the labels of few endpoints.
+	// Absent = the records are plain. A batch has one of the two.
+	CompressedRecords []byte `protobuf:"bytes,3,opt,name=compressed_records,json=compressedRecords,proto3" json:"compressed_records,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Batch) Reset() {
@@ -219,6 +222,13 @@ func (x *Batch) GetHeader() *BatchHeader {
 func (x *Batch) GetRecords() []*Record {
 	if x != nil {
 		return x.Records
+	}
+	return nil
+}
+
+func (x *Batch) GetCompressedRecords() []byte {
+	if x != nil {
+		return x.CompressedRecords
 	}
 	return nil
 }
@@ -588,10 +598,11 @@ var File_weir_flow_v1_batch_proto protoreflect.FileDescriptor
 
 const file_weir_flow_v1_batch_proto_rawDesc = "" +
 	"\n" +
-	"\x18weir/flow/v1/batch.proto\x12\fweir.flow.v1\"j\n" +
+	"\x18weir/flow/v1/batch.proto\x12\fweir.flow.v1\"\x99\x01\n" +
 	"\x05Batch\x121\n" +
 	"\x06header\x18\x01 \x01(\v2\x19.weir.flow.v1.BatchHeaderR\x06header\x12.\n" +
-	"\arecords\x18\x02 \x03(\v2\x14.weir.flow.v1.RecordR\arecords\"\x90\x02\n" +
+	"\arecords\x18\x02 \x03(\v2\x14.weir.flow.v1.RecordR\arecords\x12-\n" +
+	"\x12compressed_records\x18\x03 \x01(\fR\x11compressedRecords\"\x90\x02\n" +
 	"\vBatchHeader\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x14\n" +

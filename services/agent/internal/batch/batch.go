@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	flowv1 "github.com/weirmesh/weir/gen/weir/flow/v1"
+	wire "github.com/weirmesh/weir/internal/batch"
 )
 
 // Limits of a batch: whichever is reached first makes it full.
@@ -58,6 +59,7 @@ type Sealer struct {
 	verdicts   uint32
 	eventTypes uint32
 	losses     []*flowv1.Loss
+	packer     wire.Packer
 }
 
 // NewSealer begins an epoch with number 1.
@@ -165,10 +167,7 @@ func (s *Sealer) Seal() (*Sealed, bool) {
 	if s.count == 0 {
 		return nil, false
 	}
-	header := s.header()
-	b := protowire.AppendBytes([]byte{tagHeader}, header)
-	// Growing does not clear the memory that the copy fills.
-	b = append(b[:len(b):len(b)], s.records...)
+	b := s.packer.Append(protowire.AppendBytes([]byte{tagHeader}, s.header()), s.records)
 	sealed := &Sealed{Epoch: s.epoch, First: s.next, Count: s.count, MinTime: s.min, MaxTime: s.max, Bytes: b, Losses: s.losses}
 	s.next += uint64(s.count)
 	s.records, s.count, s.namespaces, s.losses = s.records[:0], 0, s.namespaces[:0], nil

@@ -12,13 +12,14 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	flowv1 "github.com/weirmesh/weir/gen/weir/flow/v1"
+	"github.com/weirmesh/weir/internal/batch/batchtest"
 	"github.com/weirmesh/weir/services/agent/internal/batch"
 )
 
 func decode(t *testing.T, s *batch.Sealed) *flowv1.Batch {
 	t.Helper()
-	b := &flowv1.Batch{}
-	if err := proto.Unmarshal(s.Bytes, b); err != nil {
+	b, err := batchtest.Decode(s.Bytes)
+	if err != nil {
 		t.Fatal(err)
 	}
 	return b

@@ -16,6 +16,7 @@ import (
 
 	"github.com/weirmesh/weir/bpf/datapath"
 	flowv1 "github.com/weirmesh/weir/gen/weir/flow/v1"
+	"github.com/weirmesh/weir/internal/batch/batchtest"
 	"github.com/weirmesh/weir/services/agent/internal/batch"
 	"github.com/weirmesh/weir/services/agent/internal/event"
 	"github.com/weirmesh/weir/services/agent/internal/flow"
@@ -163,8 +164,8 @@ func (f *fixture) batches(t *testing.T) []*flowv1.Batch {
 		if err != nil {
 			return list
 		}
-		b := &flowv1.Batch{}
-		if err := proto.Unmarshal(s.Bytes, b); err != nil {
+		b, err := batchtest.Decode(s.Bytes)
+		if err != nil {
 			t.Fatal(err)
 		}
 		list = append(list, b)
@@ -344,8 +345,7 @@ func TestKeptBatchCountsAsNumbered(t *testing.T) {
 	old.runUntil(t, func() bool { return old.Stats().Next == 11 })
 	d.pending = []*batch.Sealed{{Epoch: old.Stats().Epoch, First: 11, Count: 2}}
 	agent(t, rings, Ended{}, d)
-	b := &flowv1.Batch{}
-	if err := proto.Unmarshal(d.pending[1].Bytes, b); err != nil || b.Records[0].GetLoss().GetLast() != 12 {
+	if b, err := batchtest.Decode(d.pending[1].Bytes); err != nil || b.Records[0].GetLoss().GetLast() != 12 {
 		t.Errorf("%v, %v; want the old epoch to end at 12", b, err)
 	}
 }
