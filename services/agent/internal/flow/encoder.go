@@ -54,7 +54,8 @@ type Encoder struct {
 	tcpFlags   [256][]byte // messages TCPFlags
 	icmp       map[uint32][]byte
 
-	proxied proxied
+	proxied      proxied
+	requestRules map[ruleList]*encodedRules
 
 	body, stats []byte
 	meta        batch.Meta
@@ -63,7 +64,7 @@ type Encoder struct {
 
 // NewEncoder makes an encoder.
 func NewEncoder(dir *Directory, clock Clock, node Node) *Encoder {
-	e := &Encoder{dir: dir, clock: clock, icmp: map[uint32][]byte{}, body: make([]byte, 0, 2048), stats: make([]byte, 0, 256)}
+	e := &Encoder{dir: dir, clock: clock, icmp: map[uint32][]byte{}, requestRules: map[ruleList]*encodedRules{}, body: make([]byte, 0, 2048), stats: make([]byte, 0, 256)}
 	var random [8]byte
 	_, _ = rand.Read(random[:]) // never fails (crypto/rand)
 	e.uuids = newUUIDs(random)

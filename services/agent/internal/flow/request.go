@@ -109,7 +109,7 @@ func (e *Encoder) EncodeRequest(r *Request) (*Flow, bool) {
 	}
 	e.dir.mu.Unlock()
 
-	b = appendRules(b, r)
+	b = e.appendRules(b, r)
 	source, destination, sport, dport := near, far, r.Client.Port(), r.Server.Port()
 	if r.Response {
 		source, destination, sport, dport = far, near, dport, sport
@@ -126,15 +126,25 @@ func (e *Encoder) EncodeRequest(r *Request) (*Flow, bool) {
 		b = appendPorts(b, 2<<3|2, sport, dport, nil)
 	}
 	b = appendLayer7(b, r)
-	b = appendStringField(b, tagSummary, requestSummary(r))
+	b, start := begin(b, tagSummary)
+	b = end(appendSummary(b, r), start)
 	e.body = b
 	e.meta = batch.Meta{SourceNamespace: source.namespace, DestinationNamespace: destination.namespace, Verdict: int32(verdict), EventType: eventL7}
 	e.out = Flow{Time: r.Time, Body: e.body, Meta: &e.meta}
 	return &e.out, true
 }
 
+// maxRequestRules bounds how many lists of rules are kept encoded.
+const maxRequestRules = 256
+
+// ruleList is a list of rules that requests share: nobody changes it, and while it is a key nothing else has its place.
+type ruleList struct {
+	first *desired.PolicyRule
+	count int
+}
+
 // appendRules names the rules that let a request pass.
-func appendRules(b []byte, r *Request) []byte {
+func (e *Encoder) appendRules(b []byte, r *Request) []byte {
 	if len(r.Rules) == 0 {
 		return b
 	}
@@ -142,7 +152,15 @@ func appendRules(b []byte, r *Request) []byte {
 	if r.Direction == uint8(desired.Egress) {
 		tag = tagEgressAllowed
 	}
-	rules := encodeRules(0, r.Rules)
+	list := ruleList{&r.Rules[0], len(r.Rules)}
+	rules, known := e.requestRules[list]
+	if !known {
+		if len(e.requestRules) >= maxRequestRules {
+			clear(e.requestRules)
+		}
+		rules = encodeRules(0, r.Rules)
+		e.requestRules[list] = rules
+	}
 	for _, p := range rules.policies {
 		b = appendBytesField(b, tag, p)
 	}
@@ -213,18 +231,22 @@ func appendDNS(b []byte, d *DNS, response bool) []byte {
 	return end(b, start)
 }
 
-// requestSummary is Hubble's line of an L7 flow.
-func requestSummary(r *Request) string {
-	switch {
+// appendSummary appends Hubble's line of an L7 flow.
+func appendSummary(b []byte, r *Request) []byte {
+	switch h := r.HTTP; {
 	case r.DNS != nil:
-		return dnsSummary(r.DNS, r.Response)
-	case r.HTTP != nil && r.Response:
-		h := r.HTTP
-		return h.Protocol + " " + strconv.FormatUint(uint64(h.Code), 10) + " " + strconv.FormatUint(r.Latency/1e6, 10) + "ms (" + h.Method + " " + h.URL + ")"
-	case r.HTTP != nil:
-		return r.HTTP.Protocol + " " + r.HTTP.Method + " " + r.HTTP.URL
+		b = append(b, dnsSummary(r.DNS, r.Response)...)
+	case h != nil && r.Response:
+		b = append(append(b, h.Protocol...), ' ')
+		b = append(strconv.AppendUint(b, uint64(h.Code), 10), ' ')
+		b = append(strconv.AppendUint(b, r.Latency/1e6, 10), "ms ("...)
+		b = append(append(append(append(b, h.Method...), ' '), h.URL...), ')')
+	case h != nil:
+		b = append(append(append(append(append(b, h.Protocol...), ' '), h.Method...), ' '), h.URL...)
+	default:
+		b = append(append(append(b, "tls Fields: map[server_name:"...), r.TLS.ServerName...), ']')
 	}
-	return "tls Fields: map[server_name:" + r.TLS.ServerName + "]"
+	return b
 }
 
 func dnsSummary(d *DNS, response bool) string {
