@@ -166,55 +166,59 @@ func dnsSubjects(lab, folder string) ([]dnsSubject, error) {
 	}, nil
 }
 
-// dnsRow is what is measured of a subject.
+// dnsShot is what one round measures of a subject.
+type dnsShot struct {
+	rate, perCore float64 // queries/s: of the clock, and of the CPU time of the server's process
+	slow          names.Loaded
+}
+
+// dnsRow collects the rounds of a subject: against the first subject, the second one, and the upstream server asked directly.
 type dnsRow struct {
-	reached, perCore, vsAlone, vsForward, cpu, p50, p99 ratio.Pairs
+	rate, ofAlone, ofForward, p50, p99 ratio.Pairs
 }
 
 func (b bench) dnsCompare(ctx context.Context, lab string, subjects []dnsSubject) error {
 	fmt.Println("\n# DNS: each server alone on a CPU, 32 sockets; load, upstream CoreDNS and the rest of the mesh on the other; UDP")
-	rows := make([]dnsRow, len(subjects))
+	rows, shots := make([]dnsRow, len(subjects)), make([]dnsShot, len(subjects))
 	for range b.pairs {
 		direct, err := b.askNames(ctx, lab, dnsSubject{name: "upstream", pod: "default/free", server: dnsUpstream}, "1000")
 		if err != nil {
 			return err
 		}
-		var perCore [2]float64
 		for i, s := range subjects {
-			before, err := s.process.CPU()
-			if err != nil {
+			if shots[i], err = b.dnsMeasure(ctx, lab, s); err != nil {
 				return err
 			}
-			full, err := b.askNames(ctx, lab, s, "0")
-			if err != nil {
-				return err
-			}
-			after, err := s.process.CPU()
-			if err != nil {
-				return err
-			}
-			slow, err := b.askNames(ctx, lab, s, "1000")
-			if err != nil {
-				return err
-			}
-			each := (after - before).Seconds() / float64(full.Queries)
-			if i < len(perCore) {
-				perCore[i] = 1 / each
-			}
+		}
+		for i, x := range shots {
 			r := &rows[i]
-			r.reached.Add(float64(full.Queries)/full.Took.Seconds(), 1)
-			r.perCore.Add(1/each, 1)
-			r.vsAlone.Add(1/each, perCore[0])
-			if i > 0 {
-				r.vsForward.Add(1/each, perCore[1])
-			}
-			r.cpu.Add(1e6*each, 1)
-			r.p50.Add(float64(slow.Median.Microseconds()), float64(direct.Median.Microseconds()))
-			r.p99.Add(float64(slow.P99.Microseconds()), float64(direct.P99.Microseconds()))
+			r.rate.Add(x.rate, shots[0].rate)
+			r.ofAlone.Add(x.perCore, shots[0].perCore)
+			r.ofForward.Add(x.perCore, shots[1].perCore)
+			r.p50.Add(float64(x.slow.Median.Microseconds()), float64(direct.Median.Microseconds()))
+			r.p99.Add(float64(x.slow.P99.Microseconds()), float64(direct.P99.Microseconds()))
 		}
 	}
 	printNames(subjects, rows)
 	return nil
+}
+
+func (b bench) dnsMeasure(ctx context.Context, lab string, s dnsSubject) (x dnsShot, err error) {
+	before, err := s.process.CPU()
+	if err != nil {
+		return x, err
+	}
+	full, err := b.askNames(ctx, lab, s, "0")
+	if err != nil {
+		return x, err
+	}
+	after, err := s.process.CPU()
+	if err != nil {
+		return x, err
+	}
+	x.rate, x.perCore = float64(full.Queries)/full.Took.Seconds(), float64(full.Queries)/(after-before).Seconds()
+	x.slow, err = b.askNames(ctx, lab, s, "1000")
+	return x, err
 }
 
 func printNames(subjects []dnsSubject, rows []dnsRow) {
@@ -222,14 +226,13 @@ func printNames(subjects []dnsSubject, rows []dnsRow) {
 		"p50 at 1,000/s, us", "p99, us")
 	for i, s := range subjects {
 		r := &rows[i]
-		forward := "-"
-		if i > 0 {
-			forward = r.vsForward.Summary().String()
+		perCore, forward, p50, p99 := r.ofAlone.Summary(), r.ofForward.Summary(), r.p50.Summary(), r.p99.Summary()
+		cells := []string{perCore.String(), forward.String()}
+		for k := i; k < len(cells); k++ {
+			cells[k] = "-" // itself, or no proxy
 		}
-		p50, p99 := r.p50.Summary(), r.p99.Summary()
-		fmt.Printf("%-24s %10.0f %12.0f %12.1f   %-28s %-28s %18s %18s\n", s.name, r.reached.Summary().Subject, r.perCore.Summary().Subject,
-			r.cpu.Summary().Subject, r.vsAlone.Summary(), forward, fmt.Sprintf("%.0f (%+.0f)", p50.Subject, p50.Subject-p50.Baseline),
-			fmt.Sprintf("%.0f (%+.0f)", p99.Subject, p99.Subject-p99.Baseline))
+		fmt.Printf("%-24s %10.0f %12.0f %12.1f   %-28s %-28s %18s %18s\n", s.name, r.rate.Summary().Subject, perCore.Subject, 1e6/perCore.Subject,
+			cells[0], cells[1], fmt.Sprintf("%.0f (%+.0f)", p50.Subject, p50.Subject-p50.Baseline), fmt.Sprintf("%.0f (%+.0f)", p99.Subject, p99.Subject-p99.Baseline))
 	}
 	fmt.Println("/s per core: queries by CPU time of the server's process; in brackets: above the upstream server asked directly")
 }
