@@ -89,6 +89,9 @@ func (c *Conn) Next() strict.Message {
 	return r
 }
 
+// Reuse is for h1, which reads the next request into the memory of the last one.
+func (c *Conn) Reuse() {}
+
 // Done says that the request has been answered.
 func (c *Conn) Done() {
 	c.mu.Lock()

@@ -28,6 +28,9 @@ type ClientConn struct {
 	buf    buffer
 	out    []byte
 	in     responseBody
+	// head and resp are the answer's, until the next.
+	head strict.Response
+	resp http.Response
 	// broken: the connection can carry nothing more.
 	broken atomic.Bool
 	last   time.Time
@@ -90,22 +93,27 @@ func (c *ClientConn) Close() {
 	c.nc.Close()
 }
 
-// RoundTrip implements http.RoundTripper.
+// Interrupt wakes whatever reads or writes; the connection is of no use then. The end of a request's context does that too.
+func (c *ClientConn) Interrupt() {
+	c.broken.Store(true)
+	c.nc.SetDeadline(past) //nolint:errcheck // a closed connection has nobody to wake
+}
+
+// RoundTrip implements http.RoundTripper. The answer, but for the values of its header, is the connection's again when the next request is sent.
 func (c *ClientConn) RoundTrip(r *http.Request) (*http.Response, error) {
 	if c.broken.Load() {
 		return nil, ErrBusy
 	}
 	ctx := r.Context()
 	in := &c.in
-	// The end of the context wakes whatever reads or writes; the connection is of no use then.
-	in.stop = context.AfterFunc(ctx, func() {
-		c.broken.Store(true)
-		c.nc.SetDeadline(past) //nolint:errcheck // a closed connection has nobody to wake
-	})
+	in.stop = nil
+	if ctx.Done() != nil {
+		in.stop = context.AfterFunc(ctx, c.Interrupt)
+	}
 	resp, err := c.roundTrip(r, httptrace.ContextClientTrace(ctx))
 	if err != nil {
 		c.Close()
-		in.stop()
+		in.release()
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
@@ -207,9 +215,12 @@ func (c *ClientConn) readHead() (*strict.Response, error) {
 			return nil, err
 		}
 		if n > 0 {
-			r, err := strict.ParseResponse(data[:n], c.limits)
+			if n > bufferSize {
+				c.head = strict.Response{}
+			}
+			err := c.head.Parse(data[:n], c.limits)
 			c.buf.i += n
-			return r, err
+			return &c.head, err
 		}
 		seen = len(data)
 		if err := c.buf.fill(); err != nil {
@@ -219,7 +230,8 @@ func (c *ClientConn) readHead() (*strict.Response, error) {
 }
 
 func (c *ClientConn) response(r *http.Request, head *strict.Response, waits bool) (*http.Response, error) {
-	resp := &http.Response{StatusCode: head.Status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: head.Minor, Header: head.Header, Request: r,
+	resp := &c.resp
+	*resp = http.Response{StatusCode: head.Status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: head.Minor, Header: head.Header,
 		ContentLength: head.Length, Close: head.Close || waits}
 	in := &c.in
 	in.resp, in.closed = resp, false
@@ -282,7 +294,7 @@ func (b *responseBody) Read(p []byte) (int, error) {
 func (b *responseBody) finish() {
 	b.closed = true
 	// A request that is still being sent when its answer has ended leaves the connection at no message's begin.
-	if !b.stop() || b.resp.Close || !b.sender.ended() {
+	if !b.release() || b.resp.Close || !b.sender.ended() {
 		b.c.broken.Store(true)
 	}
 	b.c.last = time.Now()
@@ -295,10 +307,13 @@ func (b *responseBody) Close() error {
 		return nil
 	}
 	b.closed = true
-	b.stop()
+	b.release()
 	b.c.Close()
 	return nil
 }
+
+// release lets the context go; false = it has ended, and the connection with it.
+func (b *responseBody) release() bool { return b.stop == nil || b.stop() }
 
 // tunnel is the connection after a switch of protocols.
 type tunnel struct{ c *ClientConn }
@@ -326,7 +341,7 @@ func (t *tunnel) CloseWrite() error {
 
 // Close implements io.Closer.
 func (t *tunnel) Close() error {
-	t.c.in.stop()
+	t.c.in.release()
 	t.c.Close()
 	return nil
 }

@@ -58,6 +58,7 @@ func own(in []byte, size int) (out []message, answers []byte) {
 		}
 		w.Header()["Date"] = nil
 		w.Write(body)
+		c.Reuse() // strings are all that is kept
 	}))
 	return out, nc.out.Bytes()
 }

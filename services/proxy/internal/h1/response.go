@@ -40,7 +40,7 @@ var errBodyLength = errors.New("body longer than was said")
 
 func (w *response) begin(r *http.Request) {
 	if w.header == nil {
-		w.header = make(http.Header, 16)
+		w.header = make(http.Header)
 	}
 	clear(w.header)
 	w.r, w.wrote, w.status, w.chunked, w.empty, w.remain, w.closing, w.err = r, false, 0, false, false, 0, false, nil

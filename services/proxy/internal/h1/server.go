@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/weirmesh/weir/services/proxy/internal/alarm"
 	"github.com/weirmesh/weir/services/proxy/internal/strict"
 )
 
@@ -39,8 +40,9 @@ type Conn struct {
 	// ctx of all requests: it ends when the client has gone.
 	ctx    context.Context
 	cancel context.CancelFunc
-	// base has nothing but what all requests share; a request's context can be set only by a copy.
-	base http.Request
+	// r is what the handler is given. It and its head are used again if the handler keeps nothing of them (Reuse): reusable.
+	r        *http.Request
+	reusable bool
 	// continued: the client was told to send its body, or did not ask.
 	continued bool
 	hijacked  bool
@@ -53,7 +55,9 @@ type Conn struct {
 	handling bool
 	whole    bool          // the request's body has been read
 	watching chan struct{} // closed when the watch has ended; nil = nobody watches
-	timer    *time.Timer
+	alarm    alarm.Alarm
+	// cut: the connection has a read deadline.
+	cut bool
 }
 
 // watchAfter: most requests are answered sooner, and nobody needs to know whether their clients are still there.
@@ -81,6 +85,11 @@ func (c *Conn) Next() strict.Message { return c.msg }
 // Done is for the library's server, which does not know when a request has ended.
 func (c *Conn) Done() {}
 
+// Reuse is what a handler calls that keeps nothing of its request, and lets nobody else keep it: the next one is read into the same memory.
+func (c *Conn) Reuse() {
+	c.reusable = c.msg.Err == nil && c.msg.Length == 0 && c.msg.Bytes <= bufferSize
+}
+
 // Opaque is for the guard, which reads for somebody else.
 func (c *Conn) Opaque() {}
 
@@ -90,10 +99,16 @@ func (c *Conn) Drain() {
 	defer c.mu.Unlock()
 	c.draining = true
 	if c.idle && !c.served {
-		c.nc.SetReadDeadline(time.Now().Add(c.cfg.Grace)) //nolint:errcheck // a closed connection has no reader to wake
+		c.deadline(time.Now().Add(c.cfg.Grace))
 	} else if c.idle {
-		c.nc.SetReadDeadline(past) //nolint:errcheck // a closed connection has no reader to wake
+		c.deadline(past)
 	}
+}
+
+// deadline sets the connection's read deadline. Called with the lock held.
+func (c *Conn) deadline(t time.Time) {
+	c.cut = !t.IsZero()
+	c.nc.SetReadDeadline(t) //nolint:errcheck // a closed connection has no reader to wake
 }
 
 // Abort makes the read under way and all others end.
@@ -101,15 +116,15 @@ func (c *Conn) Abort() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.aborted = true
-	c.nc.SetReadDeadline(past) //nolint:errcheck // a closed connection has no reader to wake
+	c.deadline(past)
 }
 
 // Serve serves the connection's requests one after the other and returns when it has ended, or a tunnel that the handler made of it has. It does not close it.
 func (c *Conn) Serve(ctx context.Context, h http.Handler) {
 	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	defer c.cancel()
-	c.timer = time.AfterFunc(time.Hour, c.watch)
-	defer c.timer.Stop()
+	c.alarm.Do = c.expire
+	defer c.stop()
 	for {
 		r, err := c.next()
 		if err != nil {
@@ -172,26 +187,26 @@ func (c *Conn) linger(sending bool) {
 
 // next reads a request's head. What is refused is a request too, which the handler answers.
 func (c *Conn) next() (*http.Request, error) {
-	c.msg = strict.Message{}
-	r, err := c.head()
-	var bad *strict.Error
-	switch {
-	case errors.As(err, &bad):
-		c.cfg.Refused(bad.Cause)
-		c.msg.Err = bad
-		r = &strict.Request{Method: http.MethodGet, Minor: 1, Close: true, Header: http.Header{}}
-		c.in.begin(0)
-	case err != nil:
-		return nil, err
-	default:
-		c.msg.Request = r
-		c.in.begin(r.Length)
+	if c.r == nil || !c.reusable {
+		c.msg.Request, c.r = &strict.Request{}, new(http.Request).WithContext(c.ctx)
 	}
+	c.msg.Err, c.reusable = nil, false
+	r := c.msg.Request
+	if err := c.head(r); err != nil {
+		var bad *strict.Error
+		if !errors.As(err, &bad) {
+			return nil, err
+		}
+		c.cfg.Refused(bad.Cause)
+		c.msg = strict.Message{Err: bad}
+		r = &strict.Request{Method: http.MethodGet, Minor: 1, Close: true, Header: http.Header{}}
+	}
+	c.in.begin(r.Length)
 	c.continued = !r.Expect
 	c.mu.Lock()
 	c.whole = r.Length == 0
 	c.mu.Unlock()
-	req := c.base.WithContext(c.ctx)
+	req := c.r
 	req.Method, req.Proto, req.ProtoMajor, req.ProtoMinor = r.Method, "HTTP/1.1", 1, r.Minor
 	req.Header, req.Host, req.RequestURI, req.Body, req.ContentLength = r.Header, r.Host, r.Target, http.NoBody, r.Length
 	if r.Length != 0 {
@@ -201,7 +216,7 @@ func (c *Conn) next() (*http.Request, error) {
 }
 
 // head reads a head, with the deadline of idle connections before its first byte and that of heads after it.
-func (c *Conn) head() (*strict.Request, error) {
+func (c *Conn) head(r *strict.Request) error {
 	seen, blank, began, armed := 0, 0, false, false
 	defer func() {
 		if armed {
@@ -216,19 +231,18 @@ func (c *Conn) head() (*strict.Request, error) {
 		data := c.buf.data()
 		n, err := strict.End(data, seen, c.cfg.Limits)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if n > 0 {
-			r, err := strict.Parse(data[:n], c.cfg.Limits)
-			if err != nil {
-				return nil, err
+			if err := r.Parse(data[:n], c.cfg.Limits); err != nil {
+				return err
 			}
 			c.buf.i += n
 			if r.Upgrade != "" && (r.Length != 0 || !c.cfg.Upgrades(r.Upgrade)) {
 				r.Upgrade = ""
 				delete(r.Header, "Upgrade")
 			}
-			return r, nil
+			return nil
 		}
 		seen = len(data)
 		limit := c.cfg.Idle
@@ -237,12 +251,12 @@ func (c *Conn) head() (*strict.Request, error) {
 		}
 		if seen == 0 || !began {
 			if err := c.arm(limit, seen == 0); err != nil {
-				return nil, err
+				return err
 			}
 			armed, began = true, seen > 0
 		}
 		if err := c.fillHead(); err != nil {
-			return nil, err
+			return err
 		}
 	}
 }
@@ -257,19 +271,54 @@ func (c *Conn) arm(limit time.Duration, idle bool) error {
 		limit = c.cfg.Grace
 	}
 	c.idle = idle
-	if limit <= 0 {
-		return nil
-	}
-	return c.nc.SetReadDeadline(time.Now().Add(limit))
+	c.await(limit)
+	return nil
 }
 
 func (c *Conn) disarm() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.idle = false
-	if !c.aborted {
-		c.nc.SetReadDeadline(time.Time{}) //nolint:errcheck // the next read says it
+	c.await(0)
+}
+
+// await sets how long a read may take; 0 = as long as it likes. Called with the lock held.
+func (c *Conn) await(limit time.Duration) {
+	if c.cut && !c.aborted {
+		c.deadline(time.Time{})
 	}
+	c.wakeAfter(limit)
+}
+
+// wakeAfter makes expire be called after some time; 0 = never. Called with the lock held.
+func (c *Conn) wakeAfter(d time.Duration) {
+	if d <= 0 {
+		c.alarm.Set(time.Time{}, time.Time{})
+		return
+	}
+	now := time.Now()
+	c.alarm.Set(now.Add(d), now)
+}
+
+// expire is called when the alarm's time may have come: a reader is woken, a handler's client is watched.
+func (c *Conn) expire() {
+	c.mu.Lock()
+	due := c.alarm.Due(time.Now())
+	if due && c.handling {
+		c.mu.Unlock()
+		c.watch()
+		return
+	}
+	if due {
+		c.deadline(past)
+	}
+	c.mu.Unlock()
+}
+
+func (c *Conn) stop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.alarm.Stop()
 }
 
 func (c *Conn) fillHead() error {
@@ -293,19 +342,18 @@ func (c *Conn) isAborted() bool {
 
 // setHandling begins and ends the time in which the client's going away matters.
 func (c *Conn) setHandling(on bool) {
+	c.mu.Lock()
+	c.handling = on
 	if on {
-		c.mu.Lock()
-		c.handling, c.served = true, true
+		c.served = true
+		c.wakeAfter(watchAfter)
 		c.mu.Unlock()
-		c.timer.Reset(watchAfter)
 		return
 	}
-	c.timer.Stop()
-	c.mu.Lock()
-	c.handling = false
+	c.wakeAfter(0)
 	watching := c.watching
 	if watching != nil {
-		c.nc.SetReadDeadline(past) //nolint:errcheck // a closed connection has no reader to wake
+		c.deadline(past)
 	}
 	c.mu.Unlock()
 	if watching == nil {
@@ -316,7 +364,7 @@ func (c *Conn) setHandling(on bool) {
 	defer c.mu.Unlock()
 	c.watching = nil
 	if !c.aborted {
-		c.nc.SetReadDeadline(time.Time{}) //nolint:errcheck // the next read says it
+		c.deadline(time.Time{})
 	}
 }
 
@@ -328,8 +376,8 @@ func (c *Conn) watch() {
 		return
 	}
 	if !c.whole {
+		c.wakeAfter(watchAfter)
 		c.mu.Unlock()
-		c.timer.Reset(watchAfter)
 		return
 	}
 	if c.buf.i < c.buf.j {

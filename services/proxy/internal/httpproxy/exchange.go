@@ -32,6 +32,13 @@ type session struct {
 	requests atomic.Uint64
 	// hijacked is called when a tunnel has ended.
 	hijacked func() error
+	// own: the connection is served by package h1, one request after the other.
+	own bool
+	// spare is the exchange of the last request, if it can be used for the next; current how the one under way is ended.
+	spare   *exchange
+	current atomic.Pointer[stream]
+	// unhook lets go of the context of the connection's requests.
+	unhook func() bool
 }
 
 // http1 is who reads an HTTP/1 connection.
@@ -41,6 +48,8 @@ type http1 interface {
 	Done()
 	// Opaque makes the rest of the connection pass as it comes.
 	Opaque()
+	// Reuse says that nobody holds anything of the request any more.
+	Reuse()
 	// Abort ends all reads, Drain the connection when it is idle.
 	Abort()
 	Drain()
@@ -48,6 +57,17 @@ type http1 interface {
 
 // exchange is one request and its answer.
 type exchange struct {
+	request
+	// What follows is used again for a connection's next request, if nobody else can hold it.
+	timer  timer
+	stream stream
+	// writing is held while a head is written: informational ones are written by the library's goroutine.
+	writing sync.Mutex
+	out     outgoing
+}
+
+// request is what belongs to one request alone.
+type request struct {
 	s *session
 	m *Manager
 	w http.ResponseWriter
@@ -61,13 +81,15 @@ type exchange struct {
 	match      route.Match
 	entry      model.Entry
 	body       *source
-	timer      *timer
+	way        forwarding
 	onResponse []mutation.List
 	// close: the connection ends with this answer. replied: its head has been sent.
 	close, replied bool
 	sent           uint64
-	// writing is held while a head is written: informational ones are written by the library's goroutine.
-	writing sync.Mutex
+	// hooked lets go of the request's context, where it has one of its own.
+	hooked func() bool
+	// shared: somebody may still hold something of the exchange when it has ended.
+	shared bool
 	// tunnelled are the bytes that a tunnel brought from the client.
 	tunnelled uint64
 	// grpcStatus overrides what the status of an answer of the proxy's own means to gRPC.
@@ -81,8 +103,8 @@ func pick(n uint64) uint64 { return rand.Uint64N(n) }
 
 // ServeHTTP is the handler of a connection's requests.
 func (s *session) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := &exchange{s: s, m: s.m.current(), w: w, r: r, timer: &timer{}}
-	x.entry = model.Entry{Conn: s.conn, Start: time.Now()}
+	x := s.exchange()
+	x.request = request{s: s, m: s.m.current(), w: w, r: r, entry: model.Entry{Conn: s.conn, Start: time.Now()}}
 	defer x.finish()
 	if !x.read() {
 		return
@@ -95,6 +117,17 @@ func (s *session) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer release()
 	x.serve()
+}
+
+// exchange returns one for a new request.
+func (s *session) exchange() *exchange {
+	if x := s.spare; x != nil {
+		s.spare = nil
+		return x
+	}
+	x := &exchange{}
+	x.timer.fire = x.expire
+	return x
 }
 
 // read takes the request from whichever server it came.
@@ -110,8 +143,10 @@ func (x *exchange) read() bool {
 		x.reply(g.Err.Status, http.StatusText(g.Err.Status), "DPE", "http1."+g.Err.Cause)
 		return false
 	}
-	//nolint:errcheck // only HTTP/1 has it, and this is HTTP/1
-	http.NewResponseController(x.w).EnableFullDuplex()
+	if !x.s.own {
+		//nolint:errcheck // only HTTP/1 has it, and this is HTTP/1
+		http.NewResponseController(x.w).EnableFullDuplex()
+	}
 	x.close = g.Close
 	x.length, x.upgrade, x.expect = g.Length, g.Upgrade, g.Expect
 	x.q = match.Request{Method: g.Method, Scheme: x.scheme(), Authority: g.Host, Path: g.Target, Header: g.Header, Conn: x.s.conn}
@@ -377,7 +412,7 @@ func (x *exchange) finish() {
 	}
 	x.log(false)
 	aborted := recover()
-	x.timer.stop()
+	x.letGo(aborted == nil)
 	if g := x.s.guard; g != nil {
 		if aborted == nil && x.entry.Status != http.StatusSwitchingProtocols {
 			x.drainBody(g)
@@ -390,6 +425,18 @@ func (x *exchange) finish() {
 	if aborted != nil {
 		panic(aborted)
 	}
+}
+
+// letGo ends what watched the exchange, and keeps it for the next request if nobody else has anything of it.
+func (x *exchange) letGo(whole bool) {
+	s := x.s
+	if !s.own || !whole || x.shared || x.length != 0 || x.body != nil {
+		x.timer.release()
+		return
+	}
+	x.timer.stop()
+	s.guard.Reuse()
+	s.spare = x
 }
 
 // Of a body that nobody wanted, as much is read as is cheaper than a new connection; for as long as an honest client needs.

@@ -5,16 +5,13 @@ package httpproxy
 import (
 	"context"
 	"net/http"
-	"net/http/httptrace"
 	"net/netip"
 	"net/textproto"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
 
-	"github.com/weirmesh/weir/services/proxy/internal/match"
 	"github.com/weirmesh/weir/services/proxy/internal/model"
 	"github.com/weirmesh/weir/services/proxy/internal/route"
 	"github.com/weirmesh/weir/services/proxy/internal/strict"
@@ -26,21 +23,31 @@ type forwarding struct {
 	x       *exchange
 	f       *route.Forward
 	cluster model.Cluster
-	ctx     context.Context
 	avoid   []netip.AddrPort
 	retries int
+	answer  answer
 	// streaming: the answer's head has been sent, so that a deadline must wake a write too.
 	streaming atomic.Bool
 }
 
 // answer is what an attempt got.
 type answer struct {
+	x    *exchange
 	resp *http.Response
 	conn *upstream.Conn
 	// done gives endpoint and budget back.
 	done func(ok bool)
-	// stop ends the attempt's context.
+	// stop ends the attempt's context; nil = it had none.
 	stop func()
+}
+
+// release lets go of the connection.
+func (a *answer) release(reuse bool) {
+	if a.stop != nil {
+		a.stop()
+	}
+	a.x.stream.leave()
+	a.conn.Release(reuse)
 }
 
 // forward sends the request to the route's cluster and the answer back.
@@ -64,14 +71,37 @@ func (x *exchange) forward() {
 	if x.m.cfg.xff {
 		x.appendForwardedFor()
 	}
-	ctx, cancel := context.WithCancelCause(x.r.Context())
-	defer cancel(nil)
-	w := &forwarding{x: x, f: f, cluster: cluster, ctx: ctx}
+	x.hook()
+	defer x.unhook()
+	w := &x.way
+	w.x, w.f, w.cluster = x, f, cluster
 	w.openBody()
-	w.watch(cancel)
+	w.watch()
 	if a := w.attempts(); a != nil {
 		w.respond(a)
 	}
+}
+
+// hook makes the client's going away end the stream.
+func (x *exchange) hook() {
+	s, ctx := x.s, x.r.Context()
+	x.stream.begin(ctx)
+	if !s.own {
+		x.hooked = context.AfterFunc(ctx, func() { x.stream.end(context.Cause(ctx)) })
+		return
+	}
+	// All requests of the connection have the same context.
+	s.current.Store(&x.stream)
+	if s.unhook == nil {
+		s.unhook = context.AfterFunc(ctx, func() { s.current.Load().end(context.Cause(ctx)) })
+	}
+}
+
+func (x *exchange) unhook() {
+	if x.hooked != nil {
+		x.hooked()
+	}
+	x.shared = x.stream.finish() || x.shared
 }
 
 func (x *exchange) appendForwardedFor() {
@@ -83,7 +113,7 @@ func (x *exchange) appendForwardedFor() {
 }
 
 // watch starts the stream's timers.
-func (w *forwarding) watch(cancel context.CancelCauseFunc) {
+func (w *forwarding) watch() {
 	x := w.x
 	idle, longest := x.m.cfg.streamIdle, x.m.cfg.maxStream
 	if w.f.Idle >= 0 {
@@ -92,23 +122,27 @@ func (w *forwarding) watch(cancel context.CancelCauseFunc) {
 	if w.f.MaxStream >= 0 {
 		longest = w.f.MaxStream
 	}
-	x.timer.start(idle, func(cause error) {
-		cancel(cause)
-		// The library waits for whoever sends the body, and that one for the client.
-		if x.body.abort() {
-			x.stopReading()
-		}
-		if w.streaming.Load() {
-			http.NewResponseController(x.w).SetWriteDeadline(time.Unix(1, 0)) //nolint:errcheck // the write says it
-		}
-	})
+	now := x.entry.Start
+	x.timer.start(now, idle)
 	if longest > 0 {
-		x.timer.deadline(deadlineStream, longest)
+		x.timer.deadline(now, deadlineStream, longest)
 	}
 	if x.length == 0 {
-		w.bodyWhole()
+		w.bodyWhole(now)
 	} else if x.m.cfg.request > 0 {
-		x.timer.deadline(deadlineRequest, x.m.cfg.request)
+		x.timer.deadline(now, deadlineRequest, x.m.cfg.request)
+	}
+}
+
+// expire is called by the timer.
+func (x *exchange) expire(cause error) {
+	x.stream.end(cause)
+	// The library waits for whoever sends the body, and that one for the client.
+	if x.body.abort() {
+		x.stopReading()
+	}
+	if x.way.streaming.Load() {
+		http.NewResponseController(x.w).SetWriteDeadline(time.Unix(1, 0)) //nolint:errcheck // the write says it
 	}
 }
 
@@ -121,7 +155,7 @@ func (x *exchange) stopReading() {
 }
 
 // bodyWhole starts the time that the answer may take.
-func (w *forwarding) bodyWhole() {
+func (w *forwarding) bodyWhole(now time.Time) {
 	timeout := w.f.Timeout
 	if w.f.GRPCTimeoutMax >= 0 {
 		if d, ok := grpcTimeout(w.x.q.Header.Get("Grpc-Timeout")); ok {
@@ -131,10 +165,10 @@ func (w *forwarding) bodyWhole() {
 		}
 	}
 	if w.x.m.cfg.request > 0 && w.x.length != 0 {
-		w.x.timer.deadline(deadlineRequest, 0)
+		w.x.timer.deadline(now, deadlineRequest, 0)
 	}
 	if timeout > 0 {
-		w.x.timer.deadline(deadlineResponse, timeout)
+		w.x.timer.deadline(now, deadlineResponse, timeout)
 	}
 }
 
@@ -158,7 +192,7 @@ func (w *forwarding) openBody() {
 	if x.length == 0 || x.r.Body == nil {
 		return
 	}
-	s := &source{body: x.r.Body, touch: x.timer.touch, trailer: func() http.Header { return x.r.Trailer }, whole: w.bodyWhole, lost: true}
+	s := &source{body: x.r.Body, touch: x.timer.touch, trailer: func() http.Header { return x.r.Trailer }, whole: func() { w.bodyWhole(time.Now()) }, lost: true}
 	if w.f.Retry.Wants(&x.q) {
 		limit := int64(defaultBuffer)
 		if w.f.BufferLimit >= 0 {
@@ -182,7 +216,7 @@ func (w *forwarding) attempts() *answer {
 	for {
 		w.x.entry.Attempts++
 		a, fail := w.attempt(wants)
-		again := wants && w.retries < w.f.Retry.Num && w.ctx.Err() == nil && (w.x.body == nil || w.x.body.replayable())
+		again := wants && w.retries < w.f.Retry.Num && w.x.stream.over() == nil && (w.x.body == nil || w.x.body.replayable())
 		if fail != nil {
 			if again && w.f.Retry.AfterFailure(fail.kind) && w.again() {
 				continue
@@ -215,7 +249,7 @@ func (w *forwarding) again() bool {
 	select {
 	case <-t.C:
 		return true
-	case <-w.ctx.Done():
+	case <-w.x.stream.context().Done():
 		return false
 	}
 }
@@ -224,8 +258,7 @@ func (w *forwarding) again() bool {
 func (a *answer) discard() {
 	whole := discard(a.resp.Body, defaultBuffer)
 	a.resp.Body.Close()
-	a.stop()
-	a.conn.Release(whole && !a.resp.Close)
+	a.release(whole && !a.resp.Close)
 	a.done(false)
 }
 
@@ -271,40 +304,68 @@ func (w *forwarding) attempt(retrying bool) (*answer, *failure) {
 // send sends the request on one connection. stale: the connection had been idle and nothing says that the server began.
 func (w *forwarding) send(e model.Endpoint, fresh bool) (a *answer, fail *failure, stale bool) {
 	x := w.x
-	ctx, stop := w.ctx, func() {}
-	var perTry *time.Timer
+	var t try
 	if w.f.Retry != nil && w.f.Retry.PerTry > 0 {
-		c, cancel := context.WithCancelCause(w.ctx)
-		perTry = time.AfterFunc(w.f.Retry.PerTry, func() { cancel(errPerTry) })
-		ctx, stop = c, func() { perTry.Stop(); cancel(nil) }
+		t.limit(x.stream.context(), w.f.Retry.PerTry)
 	}
-	conn, err := x.m.env.Upstreams.Get(ctx, x.s.conn, w.cluster, e, w.protocol(), fresh)
+	conn, err := w.connect(&t, e, fresh)
 	if err != nil {
-		defer stop()
-		return nil, w.classify(causeOf(ctx, err), false), false
+		defer t.end()
+		return nil, w.classify(w.causeOf(t.ctx, err), false), false
 	}
-	var sent atomic.Bool
-	req, body := w.request(ctx, &sent)
-	resp, err := conn.RoundTrip(req) //nolint:bodyclose // who takes the answer closes it
+	resp, sent, err := w.roundTrip(&t, conn) //nolint:bodyclose // who takes the answer closes it
 	if err != nil {
-		defer stop()
-		if body != nil {
-			body.Close()
-		}
+		defer t.end()
+		x.stream.leave()
 		conn.Release(false)
-		stale = conn.Used() && ctx.Err() == nil && (x.body == nil || x.body.replayable()) && (!sent.Load() || idempotent(x.q.Method))
-		return nil, w.classify(causeOf(ctx, err), !sent.Load()), stale
+		stale = conn.Used() && !t.over() && x.stream.over() == nil && (x.body == nil || x.body.replayable()) && (!sent || idempotent(x.q.Method))
+		return nil, w.classify(w.causeOf(t.ctx, err), !sent), stale
 	}
-	if perTry != nil {
-		perTry.Stop()
-	}
+	t.answered()
 	x.timer.touch()
-	return &answer{resp: resp, conn: conn, stop: stop}, nil, false
+	w.answer = answer{x: x, resp: resp, conn: conn, stop: t.stop}
+	return &w.answer, nil, false
 }
 
-func causeOf(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); cause != nil {
+func (w *forwarding) connect(t *try, e model.Endpoint, fresh bool) (*upstream.Conn, error) {
+	x := w.x
+	if !fresh {
+		if conn := x.m.env.Upstreams.Take(x.s.conn, w.cluster, e, w.protocol()); conn != nil {
+			return conn, nil
+		}
+	}
+	ctx := t.ctx
+	if ctx == nil {
+		ctx = x.stream.context()
+	}
+	return x.m.env.Upstreams.Get(ctx, x.s.conn, w.cluster, e, w.protocol(), true)
+}
+
+// roundTrip sends the request and waits for the answer's head. sent: the server may have got the request's.
+func (w *forwarding) roundTrip(t *try, conn *upstream.Conn) (resp *http.Response, sent bool, err error) {
+	if own := conn.Own(); own != nil && w.x.body == nil && t.ctx == nil {
+		return w.direct(own)
+	}
+	w.x.shared = true
+	if t.ctx == nil {
+		t.ctx = w.x.stream.context()
+	}
+	var began atomic.Bool
+	req, body := w.request(t.ctx, &began)
+	resp, err = conn.RoundTrip(req)
+	if err != nil && body != nil {
+		body.Close()
+	}
+	return resp, began.Load(), err
+}
+
+// causeOf is why an attempt ended: what ended the stream, or the attempt, if anything did.
+func (w *forwarding) causeOf(ctx context.Context, err error) error {
+	if cause := w.x.stream.over(); cause != nil {
 		return cause
+	}
+	if ctx != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	return err
 }
@@ -315,46 +376,6 @@ func idempotent(method string) bool {
 		return true
 	}
 	return false
-}
-
-// request makes the upstream request. The target goes out as it was judged, so it is opaque to the library.
-func (w *forwarding) request(ctx context.Context, sent *atomic.Bool) (*http.Request, *view) {
-	x := w.x
-	trace := &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }, Got1xxResponse: x.informational}
-	// A request's context can be set only by a copy, and the client's has to be copied anyway.
-	r := x.r.WithContext(httptrace.WithClientTrace(ctx, trace))
-	r.Method, r.URL, r.Host, r.Header, r.RequestURI = x.q.Method, target(&x.q), x.q.Authority, x.q.Header, ""
-	r.Proto, r.ProtoMajor, r.ProtoMinor, r.TransferEncoding, r.Close = "HTTP/1.1", 1, 1, nil, false
-	r.Body, r.ContentLength, r.Trailer = nil, 0, nil
-	if _, ok := x.q.Header["User-Agent"]; !ok {
-		x.q.Header["User-Agent"] = nil
-	}
-	if x.upgrade != "" {
-		x.q.Header["Connection"] = []string{"Upgrade"}
-	}
-	var v *view
-	if x.body != nil {
-		v = &view{s: x.body}
-		r.Body, r.ContentLength = v, x.length
-		if x.length < 0 {
-			v.trailer = http.Header{}
-			r.Trailer = v.trailer
-		}
-	}
-	return r, v
-}
-
-func target(q *match.Request) *url.URL {
-	u := &url.URL{Scheme: q.Scheme, Host: q.Authority, Opaque: q.Path}
-	if strings.HasPrefix(q.Path, "//") {
-		// Opaque would read as an authority.
-		u.Opaque = ""
-		u.RawPath, u.RawQuery, u.ForceQuery = q.URLPath(), q.Query(), strings.HasSuffix(q.Path, "?")
-		if p, err := url.PathUnescape(u.RawPath); err == nil {
-			u.Path = p
-		}
-	}
-	return u
 }
 
 // informational passes 1xx answers on; 100 is sent by the library when the body is read.

@@ -21,9 +21,8 @@ func (w *forwarding) respond(a *answer) {
 	finished := false
 	defer func() {
 		a.resp.Body.Close()
-		a.stop()
 		whole := x.body == nil || x.body.ended()
-		a.conn.Release(finished && whole && !a.resp.Close)
+		a.release(finished && whole && !a.resp.Close)
 		a.done(finished)
 	}()
 	streamed := a.resp.ContentLength < 0 && x.q.Method != http.MethodHead
@@ -46,13 +45,11 @@ func (w *forwarding) answerHead(resp *http.Response) {
 	clear(h)
 	connection := resp.Header["Connection"]
 	for name, values := range resp.Header {
-		h[name] = values
+		if !strict.Hop(name) {
+			h[name] = values
+		}
 	}
 	dropNominated(h, connection)
-	strict.HopByHop(h)
-	delete(h, "Upgrade")
-	delete(h, "Trailer")
-	delete(h, "Te")
 	if len(resp.Trailer) > 0 {
 		names := make([]string, 0, len(resp.Trailer))
 		for name := range resp.Trailer {
@@ -118,7 +115,6 @@ func (x *exchange) copyBody(resp *http.Response, streamed bool) error {
 			if werr != nil {
 				return errWrite{werr}
 			}
-			x.timer.touch()
 			remain -= int64(n)
 		}
 		if atEnd(err) || !streamed && remain == 0 && err == nil {
@@ -128,6 +124,7 @@ func (x *exchange) copyBody(resp *http.Response, streamed bool) error {
 			return err
 		}
 		if n > 0 {
+			x.timer.touch()
 			x.flush()
 		}
 	}
@@ -152,7 +149,7 @@ func (x *exchange) copied(resp *http.Response, err error, remain int64) error {
 func (w *forwarding) broken(err error) {
 	x := w.x
 	var writing errWrite
-	cause := causeOf(w.ctx, err)
+	cause := w.causeOf(nil, err)
 	switch {
 	case errors.Is(cause, errTimeout):
 		x.flag("UT")

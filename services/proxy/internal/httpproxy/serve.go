@@ -114,10 +114,21 @@ func (s *session) serveHTTP1(ctx context.Context, nc net.Conn, first []byte) {
 	}
 	cfg := s.m.cfg
 	c := h1.NewConn(nc, first, h1.Config{Limits: cfg.limits, Idle: cfg.idle, Header: cfg.headers, Upgrades: s.upgrades, Grace: firstGrace, Refused: s.refused})
-	s.guard, s.hijacked = c, func() error { return nil }
+	s.guard, s.own, s.hijacked = c, true, func() error { return nil }
 	stop := context.AfterFunc(ctx, c.Drain)
 	defer stop()
+	defer s.end()
 	c.Serve(ctx, s)
+}
+
+// end lets go of what the session kept for its next request.
+func (s *session) end() {
+	if s.unhook != nil {
+		s.unhook()
+	}
+	if s.spare != nil {
+		s.spare.timer.release()
+	}
 }
 
 func (s *session) upgrades(protocol string) bool {

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/weirmesh/weir/services/proxy/internal/alarm"
 )
 
 // Why a stream was ended.
@@ -17,7 +19,7 @@ var (
 	errRequest   = errors.New("request timeout")
 )
 
-// timer watches a stream: one runtime timer for its idleness and all its deadlines. The zero timer watches nothing.
+// timer watches a stream: one alarm for its idleness and all its deadlines. One that has been stopped can be started again.
 type timer struct {
 	idle  time.Duration
 	began time.Time
@@ -26,8 +28,8 @@ type timer struct {
 
 	mu    sync.Mutex
 	at    [3]time.Time
-	t     *time.Timer
-	ended bool
+	alarm alarm.Alarm
+	on    bool
 }
 
 // deadlines of a stream.
@@ -39,24 +41,29 @@ const (
 
 var deadlineErrors = [...]error{deadlineResponse: errTimeout, deadlineStream: errMaxStream, deadlineRequest: errRequest}
 
-// start begins to watch; fire is called at most once, in a goroutine of its own.
-func (t *timer) start(idle time.Duration, fire func(error)) {
+// start begins to watch; fire is called at most once, in a goroutine of its own, and not after stop has returned.
+func (t *timer) start(now time.Time, idle time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.idle, t.began, t.fire = idle, time.Now(), fire
-	t.arm(t.began)
+	t.idle, t.began, t.at, t.on = idle, now, [3]time.Time{}, true
+	t.last.Store(0)
+	if t.alarm.Do == nil {
+		t.alarm.Do = t.check
+	}
+	t.arm(now)
 }
 
 // deadline sets one of the deadlines; 0 = none.
-func (t *timer) deadline(which int, after time.Duration) {
+func (t *timer) deadline(now time.Time, which int, after time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := time.Now()
 	t.at[which] = time.Time{}
 	if after > 0 {
 		t.at[which] = now.Add(after)
 	}
-	t.arm(now)
+	if t.on {
+		t.arm(now)
+	}
 }
 
 // touch notes that something moved.
@@ -66,20 +73,8 @@ func (t *timer) touch() {
 	}
 }
 
-// arm sets the runtime timer to what comes first. Called with the lock held.
-func (t *timer) arm(now time.Time) {
-	if t.fire == nil || t.ended {
-		return
-	}
-	next := t.next()
-	switch {
-	case next.IsZero():
-	case t.t == nil:
-		t.t = time.AfterFunc(next.Sub(now), t.check)
-	default:
-		t.t.Reset(next.Sub(now))
-	}
-}
+// arm sets the alarm to what comes first. Called with the lock held.
+func (t *timer) arm(now time.Time) { t.alarm.Set(t.next(), now) }
 
 func (t *timer) next() time.Time {
 	var next time.Time
@@ -95,37 +90,45 @@ func (t *timer) next() time.Time {
 }
 
 func (t *timer) check() {
-	if err := t.due(); err != nil {
-		t.fire(err)
-	}
-}
-
-func (t *timer) due() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.ended {
-		return nil
-	}
 	now := time.Now()
+	if !t.alarm.Due(now) {
+		return
+	}
+	err := t.due(now)
+	if err == nil {
+		t.arm(now)
+		return
+	}
+	t.on = false
+	// With the lock held: whoever stops the timer knows that it does nothing any more.
+	t.fire(err)
+}
+
+func (t *timer) due(now time.Time) error {
 	for i, at := range t.at {
 		if !at.IsZero() && !now.Before(at) {
-			t.ended = true
 			return deadlineErrors[i]
 		}
 	}
 	if t.idle > 0 && now.Sub(t.began) >= time.Duration(t.last.Load())+t.idle {
-		t.ended = true
 		return errIdle
 	}
-	t.arm(now)
 	return nil
 }
 
 func (t *timer) stop() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.ended = true
-	if t.t != nil {
-		t.t.Stop()
-	}
+	t.on = false
+	t.alarm.Set(time.Time{}, time.Time{})
+}
+
+// release stops for good.
+func (t *timer) release() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.on = false
+	t.alarm.Stop()
 }

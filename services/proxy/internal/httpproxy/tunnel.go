@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"time"
 
 	"github.com/weirmesh/weir/services/proxy/internal/strict"
 )
@@ -17,8 +18,7 @@ func (w *forwarding) switchProtocols(a *answer) {
 	x := w.x
 	defer func() {
 		a.resp.Body.Close()
-		a.stop()
-		a.conn.Release(false)
+		a.release(false)
 		a.done(true)
 	}()
 	server, ok := a.resp.Body.(io.ReadWriteCloser)
@@ -55,7 +55,7 @@ func (w *forwarding) switchProtocols(a *answer) {
 		x.flag("DC")
 		return
 	}
-	x.timer.deadline(deadlineResponse, 0)
+	x.timer.deadline(time.Now(), deadlineResponse, 0)
 	w.tunnel(client, server)
 }
 
@@ -70,7 +70,7 @@ func (w *forwarding) tunnel(client net.Conn, server io.ReadWriteCloser) {
 		endDirection(server, err)
 	}()
 	// A drain leaves tunnels alone: they have no request that could be finished, and last until their connection is closed.
-	stop := context.AfterFunc(w.ctx, func() {
+	stop := context.AfterFunc(x.stream.context(), func() {
 		client.Close()
 		server.Close()
 	})

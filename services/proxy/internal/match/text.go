@@ -125,8 +125,14 @@ func CompileRegex(m *matcherv3.RegexMatcher, path string) (String, error) {
 	return re.MatchString, nil
 }
 
-// plain returns a cheaper matcher for the two commonest shapes: a literal, and a literal followed by ".*".
+// plain returns a cheaper matcher for the commonest shapes: a literal, a literal followed by ".*", and several of these of which one must match.
 func plain(re *syntax.Regexp) String {
+	switch re.Op {
+	case syntax.OpCapture:
+		return plain(re.Sub[0])
+	case syntax.OpAlternate:
+		return oneOf(re.Sub)
+	}
 	parts := []*syntax.Regexp{re}
 	if re.Op == syntax.OpConcat {
 		parts = re.Sub
@@ -142,4 +148,27 @@ func plain(re *syntax.Regexp) String {
 		return func(s string) bool { return strings.HasPrefix(s, text) && strings.IndexByte(s[len(text):], '\n') < 0 }
 	}
 	return nil
+}
+
+// maxPlain is how many texts are compared one after the other; an automaton has to be asked for more.
+const maxPlain = 8
+
+func oneOf(list []*syntax.Regexp) String {
+	if len(list) > maxPlain {
+		return nil
+	}
+	all := make([]String, len(list))
+	for i, re := range list {
+		if all[i] = plain(re); all[i] == nil {
+			return nil
+		}
+	}
+	return func(s string) bool {
+		for _, f := range all {
+			if f(s) {
+				return true
+			}
+		}
+		return false
+	}
 }

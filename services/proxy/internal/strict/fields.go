@@ -12,46 +12,82 @@ import (
 // fields reads header lines.
 type fields struct {
 	count int
+	// header and values are what is read into: nil, or of an earlier message that nobody needs any more.
+	header http.Header
+	values []string
 	// host and the number of Host lines.
 	host  string
 	hosts int
+	// framed: there is a field that may say how long the body is; hop: one that may concern the connection alone, or an expectation. Most requests have neither.
+	framed, hop bool
+}
+
+// fewFields is how many headers a map holds that is cheap to make, to look into and to keep.
+const fewFields = 8
+
+// begin makes room for n fields.
+func (f *fields) begin(n int) {
+	if f.header == nil || n > fewFields || len(f.header) > fewFields {
+		f.header = make(http.Header, max(n, fewFields))
+	} else {
+		clear(f.header)
+	}
+	// All values share one array: most headers have one.
+	if cap(f.values) < n || cap(f.values) > fewFields {
+		f.values = make([]string, 0, max(n, fewFields))
+	}
+	f.values = f.values[:0]
+}
+
+func (f *fields) add(name, value string) {
+	f.framed = f.framed || name == "Content-Length" || name == "Transfer-Encoding"
+	f.hop = f.hop || Hop(name) || name == "Expect"
+	if old, ok := f.header[name]; ok {
+		f.header[name] = append(old, value)
+		return
+	}
+	f.values = append(f.values, value)
+	n := len(f.values)
+	f.header[name] = f.values[n-1 : n : n]
+}
+
+// Hop reports whether a field, by its canonical name, concerns one connection alone.
+func Hop(name string) bool {
+	switch name {
+	case "Connection", "Keep-Alive", "Proxy-Connection", "Transfer-Encoding", "Http2-Settings", "Te", "Trailer", "Upgrade":
+		return true
+	}
+	return false
 }
 
 // parse reads lines up to and with the empty one.
-func (f *fields) parse(text string) (http.Header, error) {
+func (f *fields) parse(text string) error {
 	n := max(0, strings.Count(text, "\n")-1)
 	if n > f.count {
-		return nil, errHeadCount
+		return errHeadCount
 	}
-	h := make(http.Header, n)
-	// All values share one array: most headers have one.
-	values := make([]string, 0, n)
+	f.begin(n)
 	for {
 		line, rest, ok := strings.Cut(text, "\r\n")
 		if !ok {
-			return nil, refuse("header")
+			return refuse("header")
 		}
 		if line == "" {
 			if rest != "" {
-				return nil, refuse("header")
+				return refuse("header")
 			}
-			return h, nil
+			return nil
 		}
 		text = rest
 		name, value, err := field(line)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if name == "Host" {
 			f.host, f.hosts = value, f.hosts+1
 			continue
 		}
-		if old, ok := h[name]; ok {
-			h[name] = append(old, value)
-			continue
-		}
-		values = append(values, value)
-		h[name] = values[len(values)-1 : len(values) : len(values)]
+		f.add(name, value)
 	}
 }
 
@@ -64,29 +100,39 @@ func field(line string) (name, value string, err error) {
 	if !ok || !validToken(name) {
 		return "", "", refuse("header-name")
 	}
-	value = strings.Trim(value, " \t")
+	value = trim(value)
 	if !ValidValue(value) {
 		return "", "", refuse("header-value")
 	}
 	return textproto.CanonicalMIMEHeaderKey(name), value, nil
 }
 
+// trim takes spaces and tabs off both ends.
+func trim(s string) string {
+	for s != "" && (s[0] == ' ' || s[0] == '\t') {
+		s = s[1:]
+	}
+	for s != "" && (s[len(s)-1] == ' ' || s[len(s)-1] == '\t') {
+		s = s[:len(s)-1]
+	}
+	return s
+}
+
 // Trailer reads the trailer of a chunked body, up to and with the empty line.
 func Trailer(b []byte, l Limits) (http.Header, error) {
 	f := fields{count: l.Count}
-	h, err := f.parse(string(b))
-	if err != nil {
+	if err := f.parse(string(b)); err != nil {
 		return nil, err
 	}
 	if f.hosts > 0 {
 		return nil, refuse("trailer")
 	}
-	for name := range h {
+	for name := range f.header {
 		if !ValidTrailer(name) {
 			return nil, refuse("trailer")
 		}
 	}
-	return h, nil
+	return f.header, nil
 }
 
 // ValidTrailer reports whether a field, by its canonical name, may stand in a trailer: nothing that frames, routes or authenticates may.

@@ -52,25 +52,33 @@ func bounded(n int, l Limits) (int, error) {
 	return n, nil
 }
 
-// ParseResponse reads a complete head, as ResponseEnd has measured it.
-func ParseResponse(head []byte, l Limits) (*Response, error) {
+// Parse reads a complete head, as ResponseEnd has measured it, into r, whose former content is lost but for the values of its header: the map alone is used again.
+func (r *Response) Parse(head []byte, l Limits) error {
+	f := fields{count: l.Count, header: r.Header}
+	*r = Response{Length: -1}
 	text := string(head)
 	line, rest := cutLine(text)
-	r := &Response{Length: -1}
-	if !r.statusLine(line) {
-		return nil, ErrResponse
+	if !r.statusLine(line) || !f.parseLenient(rest) {
+		return ErrResponse
 	}
-	if r.Header = lenientFields(rest, l.Count); r.Header == nil {
-		return nil, ErrResponse
+	r.Header, r.Close = f.header, r.Minor == 0
+	if f.framed && !r.frame() {
+		return ErrResponse
 	}
-	if !r.frame() {
-		return nil, ErrResponse
+	if !f.hop {
+		return nil
 	}
 	connection := r.Header["Connection"]
 	r.Close = r.Minor == 0 && !hasOption(connection, "keep-alive") || hasOption(connection, "close")
+	r.announced()
+	return nil
+}
+
+// announced takes the names of the trailer off the header.
+func (r *Response) announced() {
 	for _, v := range r.Header["Trailer"] {
 		for _, name := range strings.Split(v, ",") {
-			name = http.CanonicalHeaderKey(strings.Trim(name, " \t"))
+			name = http.CanonicalHeaderKey(trim(name))
 			if validToken(name) && ValidTrailer(name) {
 				if r.Trailer == nil {
 					r.Trailer = http.Header{}
@@ -80,7 +88,6 @@ func ParseResponse(head []byte, l Limits) (*Response, error) {
 		}
 	}
 	delete(r.Header, "Trailer")
-	return r, nil
 }
 
 func (r *Response) statusLine(line string) bool {
@@ -126,40 +133,34 @@ func cutLine(text string) (line, rest string) {
 	return strings.TrimSuffix(line, "\r"), rest
 }
 
-// lenientFields reads a server's header: lines may be folded, which is undone. nil = it cannot be read.
-func lenientFields(text string, count int) http.Header {
+// parseLenient reads a server's header: lines may be folded, which is undone. false = it cannot be read.
+func (f *fields) parseLenient(text string) bool {
 	n := max(0, strings.Count(text, "\n")-1)
-	if n > count {
-		return nil
+	if n > f.count {
+		return false
 	}
-	h := make(http.Header, n)
-	values := make([]string, 0, n)
+	f.begin(n)
 	last := ""
 	for {
 		var line string
 		line, text = cutLine(text)
 		if line == "" {
-			return h
+			return true
 		}
 		if line[0] == ' ' || line[0] == '\t' {
-			v := h[last]
-			folded := strings.Trim(line, " \t")
+			v := f.header[last]
+			folded := trim(line)
 			if len(v) == 0 || !ValidValue(folded) {
-				return nil
+				return false
 			}
 			v[len(v)-1] += " " + folded
 			continue
 		}
 		name, value, err := field(line)
 		if err != nil {
-			return nil
+			return false
 		}
 		last = name
-		if old, ok := h[name]; ok {
-			h[name] = append(old, value)
-			continue
-		}
-		values = append(values, value)
-		h[name] = values[len(values)-1 : len(values) : len(values)]
+		f.add(name, value)
 	}
 }

@@ -51,6 +51,8 @@ type Request struct {
 	Upgrade string
 	// Bytes of the head.
 	Bytes int
+	// values is the array that the header's values stand in.
+	values []string
 }
 
 // Message is a request, or why it was refused.
@@ -110,27 +112,43 @@ func End(b []byte, from int, l Limits) (int, error) {
 
 // Parse reads a complete head, as End has measured it.
 func Parse(head []byte, l Limits) (*Request, error) {
+	r := &Request{}
+	if err := r.Parse(head, l); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Parse reads a complete head into r, whose former content is lost: a connection reads all of its requests into one, and they share a header's map and array.
+func (r *Request) Parse(head []byte, l Limits) error {
+	f := fields{count: l.Count, header: r.Header, values: r.values}
+	*r = Request{Bytes: len(head)}
 	text := string(head)
 	line, rest, ok := strings.Cut(text, "\r\n")
 	if !ok {
-		return nil, refuse("request-line")
+		return refuse("request-line")
 	}
-	r := &Request{Bytes: len(head)}
 	var err error
 	if r.Method, r.Target, r.Minor, err = requestLine(line); err != nil {
-		return nil, err
+		return err
 	}
-	f := fields{count: l.Count}
-	if r.Header, err = f.parse(rest); err != nil {
-		return nil, err
+	if err := f.parse(rest); err != nil {
+		return err
 	}
+	r.Header, r.values = f.header, f.values
 	if err := r.form(&f); err != nil {
-		return nil, err
+		return err
 	}
-	if err := r.frame(); err != nil {
-		return nil, err
+	r.Close = r.Minor == 0
+	if f.framed {
+		if err := r.frame(); err != nil {
+			return err
+		}
 	}
-	return r, r.connection()
+	if f.hop {
+		return r.connection()
+	}
+	return nil
 }
 
 func requestLine(line string) (method, target string, minor int, err error) {
@@ -229,7 +247,6 @@ func (r *Request) frame() error {
 
 // connection reads what concerns this connection alone, and takes it off.
 func (r *Request) connection() error {
-	r.Close = r.Minor == 0
 	upgrade := false
 	for _, v := range r.Header["Connection"] {
 		for v != "" {

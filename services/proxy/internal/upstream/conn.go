@@ -3,7 +3,6 @@
 package upstream
 
 import (
-	"container/list"
 	"context"
 	"errors"
 	"net"
@@ -47,12 +46,22 @@ type Conn struct {
 
 	// Under the pool's lock.
 	uses, inUse int
-	element     *list.Element
 	since       time.Time
+	// idle: it is in the pool's list, between these two.
+	idle          bool
+	before, after *Conn
 }
 
 // RoundTrip sends a request and returns the answer's head.
 func (c *Conn) RoundTrip(r *http.Request) (*http.Response, error) { return c.rt.RoundTrip(r) }
+
+// Own is the connection itself if the proxy speaks HTTP/1 on it without the library, else nil: whoever has a request on it can interrupt it.
+func (c *Conn) Own() *h1.ClientConn {
+	if own, ok := c.rt.(ownConn); ok {
+		return own.ClientConn
+	}
+	return nil
+}
 
 // Used reports whether the connection had carried a request before: an early end may then mean only that the server closed it as idle.
 func (c *Conn) Used() bool { return c.uses > 0 }

@@ -4,7 +4,6 @@
 package upstream
 
 import (
-	"container/list"
 	"context"
 	"net/netip"
 	"sync"
@@ -59,7 +58,7 @@ type Pool struct {
 
 	mu     sync.Mutex
 	lanes  map[lane]*conns
-	idle   *list.List // of *Conn that carry nothing, the one idle longest first
+	idle   idleList // those that carry nothing
 	closed bool
 }
 
@@ -73,7 +72,7 @@ type conns struct {
 // NewPool makes a pool; zero fields of the configuration have defaults.
 func NewPool(cfg Config) *Pool {
 	cfg = cfg.withDefaults()
-	return &Pool{cfg: cfg, conns: newConnector(cfg.MaxHeaderBytes, cfg.Library), lanes: map[lane]*conns{}, idle: list.New()}
+	return &Pool{cfg: cfg, conns: newConnector(cfg.MaxHeaderBytes, cfg.Library), lanes: map[lane]*conns{}}
 }
 
 // generation distinguishes configurations of a cluster whose connections differ.
@@ -90,6 +89,11 @@ func laneOf(c *model.Conn, cl model.Cluster, e model.Endpoint, protocol model.Pr
 		l.generation = g.Generation()
 	}
 	return l
+}
+
+// Take returns a connection for one request that was used before; nil = there is none. Each that is taken must be released.
+func (p *Pool) Take(c *model.Conn, cl model.Cluster, e model.Endpoint, protocol model.Protocol) *Conn {
+	return p.take(laneOf(c, cl, e, protocol))
 }
 
 // Get returns a connection for one request. fresh forbids one that was used before. Each that is got must be released.
@@ -177,11 +181,10 @@ func (p *Pool) remove(cs *conns, i int, conn *Conn) {
 }
 
 func (p *Pool) unidle(cs *conns, conn *Conn) {
-	if conn.element == nil {
+	if !conn.idle {
 		return
 	}
-	p.idle.Remove(conn.element)
-	conn.element = nil
+	p.idle.remove(conn)
 	cs.idle--
 }
 
@@ -204,13 +207,13 @@ func (p *Pool) put(conn *Conn, reuse bool) {
 		cs.free = append(cs.free, conn)
 	}
 	conn.since = time.Now()
-	conn.element = p.idle.PushBack(conn)
+	p.idle.push(conn)
 	cs.idle++
 	if cs.idle > p.cfg.MaxIdleLane {
 		p.forget(cs, oldest(cs))
 	}
-	if p.idle.Len() > p.cfg.MaxIdle {
-		first := p.idle.Front().Value.(*Conn)
+	if p.idle.n > p.cfg.MaxIdle {
+		first := p.idle.first
 		p.forget(p.lane(first.lane), first)
 	}
 }
@@ -218,7 +221,7 @@ func (p *Pool) put(conn *Conn, reuse bool) {
 // oldest idle connection of a lane: those used last are at the end.
 func oldest(cs *conns) *Conn {
 	for _, conn := range cs.free {
-		if conn.element != nil {
+		if conn.idle {
 			return conn
 		}
 	}
@@ -236,6 +239,38 @@ func (p *Pool) forget(cs *conns, conn *Conn) {
 	p.unidle(cs, conn)
 	p.drop(conn.lane, cs)
 	conn.rt.close()
+}
+
+// idleList is connections in the order in which they became idle. It is linked through them: every request takes one off and puts one back.
+type idleList struct {
+	first, last *Conn
+	n           int
+}
+
+func (l *idleList) push(c *Conn) {
+	c.idle, c.before, c.after = true, l.last, nil
+	if l.last == nil {
+		l.first = c
+	} else {
+		l.last.after = c
+	}
+	l.last = c
+	l.n++
+}
+
+func (l *idleList) remove(c *Conn) {
+	if c.before == nil {
+		l.first = c.after
+	} else {
+		c.before.after = c.after
+	}
+	if c.after == nil {
+		l.last = c.before
+	} else {
+		c.after.before = c.before
+	}
+	c.idle, c.before, c.after = false, nil, nil
+	l.n--
 }
 
 // Run closes idle connections in time, and all of them when ctx ends.
@@ -258,14 +293,14 @@ func (p *Pool) reap(before time.Time, all, last bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = p.closed || last
-	for e := p.idle.Front(); e != nil; {
-		conn, next := e.Value.(*Conn), e.Next()
+	for conn := p.idle.first; conn != nil; {
+		next := conn.after
 		if all || conn.since.Before(before) || conn.rt.dead() {
 			p.forget(p.lane(conn.lane), conn)
 		} else if !all && !conn.since.Before(before) {
 			break
 		}
-		e = next
+		conn = next
 	}
 }
 
@@ -273,7 +308,7 @@ func (p *Pool) reap(before time.Time, all, last bool) {
 func (p *Pool) Idle() (idle, lanes int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.idle.Len(), len(p.lanes)
+	return p.idle.n, len(p.lanes)
 }
 
 // CloseIdle closes what is idle now. Connections that carry something live on.
