@@ -75,9 +75,10 @@ func onlyOf(t *testing.T, h http.Header, name, value string) {
 
 // TestLaterRequestsEndToo: not only a connection's first request is ended at the server when its client goes away.
 func TestLaterRequestsEndToo(t *testing.T) {
-	ended := make(chan struct{})
+	began, ended := make(chan struct{}), make(chan struct{})
 	c := backend(t, "b", func(_ http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/wait" {
+			close(began)
 			<-r.Context().Done()
 			close(ended)
 		}
@@ -90,6 +91,7 @@ func TestLaterRequestsEndToo(t *testing.T) {
 		b.log.next(t)
 	}
 	cl.send("GET /wait HTTP/1.1\r\nHost: h\r\n\r\n")
+	<-began
 	cl.Close()
 	<-ended
 	if e := b.log.next(t); len(e.Flags) != 1 || e.Flags[0] != "DC" {
