@@ -101,12 +101,13 @@ func upgradedLoad(ctx context.Context, t *testing.T, lab *cluster.Lab) (stop fun
 	start := func(name string, client *web.Client, workers int, requests []web.Request) {
 		stops[name] = web.Load{Client: client, Every: 20 * time.Millisecond, Workers: workers, Requests: requests}.Start(ctx)
 	}
-	kept, fresh := web.Options{}, web.Options{Fresh: true}
+	// On a machine that is busy an answer may take long; one that is lost never comes.
+	kept, fresh := web.Options{Timeout: time.Minute}, web.Options{Fresh: true, Timeout: time.Minute}
 	start("ruled, kept", far.web(ctx, lab, ruledAt, kept), 1, judged)
 	start("ruled, new", near.web(ctx, lab, ruledAt, fresh), 1, judged)
 	start("ruled over IPv6, kept", near.web(ctx, lab, ruledAt6, kept), 1, judged)
 	start("ruled over IPv6, new", visitor.web(ctx, lab, ruledAt6, fresh), 1, judged)
-	start("ruled over HTTP/2", visitor.web(ctx, lab, ruledAt, web.Options{HTTP2: true}), 2, judged)
+	start("ruled over HTTP/2", visitor.web(ctx, lab, ruledAt, web.Options{HTTP2: true, Timeout: time.Minute}), 2, judged)
 	start("running, kept", near.web(ctx, lab, ruledAt, kept), 3, get("/slow/150", http.StatusOK))
 	start("seen, kept", near.web(ctx, lab, seenAt, kept), 1, get("/", http.StatusOK))
 	start("seen, new", far.web(ctx, lab, seenAt, fresh), 1, get("/", http.StatusOK))
@@ -155,7 +156,7 @@ func askNames(from string) (stop func() (asked int, errs []error)) {
 				name, code = "evil.test", dnsmessage.RCodeRefused
 			}
 			begun := time.Now()
-			f, err := names.Ask(from, network, server, name, dnsmessage.TypeA, 5*time.Second)
+			f, err := names.Ask(from, network, server, name, dnsmessage.TypeA, 20*time.Second)
 			if err == nil && f.RCode != code {
 				err = fmt.Errorf("%s is answered with %s, want %s", name, f.RCode, code)
 			}
@@ -194,7 +195,7 @@ func takeOver(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 	}
 	lab.Control(ctx, "proxy/node2", labv1.ControlPartRequest_ACTION_REPLACE)
 	current := int(lab.Part(ctx, "proxy/node2").Pid)
-	cluster.Eventually(t, 20*time.Second, func() error {
+	cluster.Eventually(t, time.Minute, func() error {
 		pid, err := listensAt(filepath.Join("/run/weir", lab.Name, "nodes/node2/proxy.sock"))
 		if err == nil && pid != current {
 			err = fmt.Errorf("process %d serves, the new one is %d", pid, current)
@@ -211,7 +212,7 @@ func takeOver(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 	if _, err := fmt.Fprint(conn, "half"); err != nil {
 		t.Fatal(err)
 	}
-	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	r, err := http.ReadResponse(bufio.NewReader(conn), nil)
@@ -219,7 +220,7 @@ func takeOver(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 		t.Errorf("the request that was under way: %v, %v; want 200 and the end of the connection", r, err)
 	}
 	conn.Close()
-	cluster.Eventually(t, 20*time.Second, func() error {
+	cluster.Eventually(t, time.Minute, func() error {
 		if err := syscall.Kill(old, 0); err == nil {
 			return fmt.Errorf("the process before, %d, has not ended", old)
 		}
@@ -236,8 +237,8 @@ func newServes(ctx context.Context, t *testing.T, lab *cluster.Lab, old int) {
 	if err := syscall.Kill(old, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	client := l7Everywhere[0].web(ctx, lab, ruledAt, web.Options{Fresh: true, Timeout: 3 * time.Second})
-	for range 10 {
+	client := l7Everywhere[0].web(ctx, lab, ruledAt, web.Options{Fresh: true, Timeout: time.Minute})
+	for range 5 {
 		expectStatus(ctx, t, client, "/open", http.StatusOK)
 		expectStatus(ctx, t, client, "/secret", http.StatusForbidden)
 	}
