@@ -68,6 +68,8 @@ func (c *Config) Add(set *pflag.FlagSet) {
 	set.DurationVar(&c.Patience, "patience", c.Patience, "`time` that routes wait for new clusters, and old clusters for new routes")
 	set.StringSliceVar(&c.Render.RequestHeaders, "log-request-headers", c.Render.RequestHeaders, "`names` of request headers in the access log")
 	set.StringSliceVar(&c.Render.ResponseHeaders, "log-response-headers", c.Render.ResponseHeaders, "`names` of response headers in the access log")
+	set.IntVar(&c.Render.NamespaceInstructions, "namespace-instructions", c.Render.NamespaceInstructions,
+		"`instructions` that the regular expressions in the configurations of one namespace may have on one node")
 	set.IntVar(&c.Render.NamespaceBytes, "namespace-bytes", c.Render.NamespaceBytes, "`bytes` that the configurations of one namespace may have on one node")
 }
 
@@ -84,6 +86,7 @@ func (c *Config) Validate() error {
 	check(c.NodeStreams > 0, "node-streams is not above 0")
 	check(c.Patience > 0, "patience is not above 0")
 	check(c.Render.NamespaceBytes > 0, "namespace-bytes is not above 0")
+	check(c.Render.NamespaceInstructions > 0, "namespace-instructions is not above 0")
 	return errors.Join(errs...)
 }
 

@@ -17,6 +17,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/weirmesh/weir/internal/expression"
 	"github.com/weirmesh/weir/services/proxy/internal/xds"
 )
 
@@ -158,6 +159,9 @@ func (s *State[R]) put(typeURL string, in xds.Resource) (body proto.Message, err
 	if err != nil {
 		return nil, err
 	}
+	if err := affordable(message); err != nil {
+		return nil, err
+	}
 	s.keep(removal{typeURL, in.Name})
 	switch m := message.(type) {
 	case *clusterv3.Cluster:
@@ -189,6 +193,18 @@ func (s *State[R]) put(typeURL string, in xds.Resource) (body proto.Message, err
 		return m, nil
 	}
 	return nil, fmt.Errorf("type %q is not known", typeURL)
+}
+
+// affordable refuses what would take so much memory and compiling that neighbours feel it.
+func affordable(m proto.Message) error {
+	instructions, err := expression.Cost(m)
+	if err != nil {
+		return err
+	}
+	if instructions > expression.MaxInstructions {
+		return fmt.Errorf("its regular expressions have more than %d instructions together", expression.MaxInstructions)
+	}
+	return nil
 }
 
 // Release puts routes into force whose clusters are there, or that have waited long enough.

@@ -15,6 +15,7 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -115,6 +116,26 @@ func TestEachAlone(t *testing.T) {
 	dump := s.Dump()
 	if len(dump) != 6 || dump[0].Body == nil || dump[1].Body != nil || dump[1].Refused != "it is bad" {
 		t.Errorf("dump %v", dump)
+	}
+}
+
+// TestTooDear: what would cost the neighbours too much is refused before it is compiled, and what was in force stays.
+func TestTooDear(t *testing.T) {
+	s, f := newState(time.Minute)
+	f.reachable["one"], f.reachable["two"] = true, true
+	s.Apply(xds.Route, []xds.Resource{resource(t, "r", configuration("one"))}, nil)
+	dear := configuration("two")
+	for range 1_000 {
+		dear.VirtualHosts[0].Routes = append(dear.VirtualHosts[0].Routes, &routev3.Route{Match: &routev3.RouteMatch{
+			PathSpecifier: &routev3.RouteMatch_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: "/(a|b|c)*x{1,100}[0-9]+/.*"}},
+		}})
+	}
+	refused := s.Apply(xds.Route, []xds.Resource{resource(t, "r", dear)}, nil)
+	if err := refused["r"]; err == nil || !strings.Contains(err.Error(), "200000 instructions") {
+		t.Errorf("refused %v", refused)
+	}
+	if r, ok := s.Routes("r"); !ok || r.cluster != "one" {
+		t.Errorf("routes %v", r)
 	}
 }
 

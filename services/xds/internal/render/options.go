@@ -2,12 +2,17 @@
 
 package render
 
+import "github.com/weirmesh/weir/internal/expression"
+
 // Options are what renders alike everywhere; replicas must have the same.
 type Options struct {
 	// RequestHeaders and ResponseHeaders go into the access log, beside what is always there.
 	RequestHeaders, ResponseHeaders []string
 	// NamespaceBytes bounds what all configurations of one namespace may weigh on one node; default 8 MiB.
 	NamespaceBytes int
+	// NamespaceInstructions bounds the regular expressions of the configurations of one namespace on one node: what they cost the proxy is memory and compiling, which
+	// neighbours would feel; default expression.MaxInstructions.
+	NamespaceInstructions int
 }
 
 // DefaultOptions returns the defaults.
@@ -17,8 +22,9 @@ func DefaultOptions() Options {
 			"content-type", "content-length", "traceparent", "tracestate", "b3", "x-b3-traceid", "x-request-id", "x-forwarded-for", "referer",
 			"user-agent", "grpc-timeout",
 		},
-		ResponseHeaders: []string{"content-type", "content-length", "location", "server", "grpc-status", "grpc-message"},
-		NamespaceBytes:  8 << 20,
+		ResponseHeaders:       []string{"content-type", "content-length", "location", "server", "grpc-status", "grpc-message"},
+		NamespaceBytes:        8 << 20,
+		NamespaceInstructions: expression.MaxInstructions,
 	}
 }
 

@@ -18,6 +18,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/weirmesh/weir/internal/expression"
 )
 
 // Type of a resource, in the order in which proxies should get them: what is named comes before what names it.
@@ -73,6 +75,8 @@ type Resource struct {
 	Owner string
 	// Namespace of the tenant who pays for its size; "" = nobody.
 	Namespace string
+	// Instructions of all its regular expressions.
+	Instructions int
 	// Version is a hash of Body.
 	Version string
 	Body    *anypb.Any
@@ -104,8 +108,17 @@ func newResource(owner, namespace string, m proto.Message) (*Resource, error) {
 	if len(body.GetValue()) > MaxResource {
 		return nil, fmt.Errorf("%s %s: %d bytes, more than %d", t, name, len(body.GetValue()), MaxResource)
 	}
+	instructions, err := expression.Cost(m)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", t, name, err)
+	}
+	if instructions > expression.MaxInstructions {
+		return nil, fmt.Errorf("%s %s: its regular expressions have more than %d instructions together", t, name, expression.MaxInstructions)
+	}
 	sum := sha256.Sum256(body.GetValue())
-	return &Resource{Type: t, Name: name, Owner: owner, Namespace: namespace, Version: hex.EncodeToString(sum[:8]), Body: body}, nil
+	return &Resource{
+		Type: t, Name: name, Owner: owner, Namespace: namespace, Instructions: instructions, Version: hex.EncodeToString(sum[:8]), Body: body,
+	}, nil
 }
 
 func identify(m proto.Message) (Type, string, error) {

@@ -230,7 +230,7 @@ func guard(f func() error) (err error) {
 
 // Snapshot renders what one node needs. A node that is not known needs what all have.
 func (s *State) Snapshot(node string) *Snapshot {
-	b := &builder{state: s, snapshot: &Snapshot{Node: node, Filters: map[string]Filter{}}, weights: map[string]int{}, problems: map[string]string{}}
+	b := &builder{state: s, snapshot: &Snapshot{Node: node, Filters: map[string]Filter{}}, weights: map[string]weight{}, problems: map[string]string{}}
 	for i := range b.snapshot.Sets {
 		b.snapshot.Sets[i], b.snapshot.ByName[i] = Set{}, Set{}
 	}
@@ -256,9 +256,12 @@ func (s *State) Snapshot(node string) *Snapshot {
 type builder struct {
 	state    *State
 	snapshot *Snapshot
-	weights  map[string]int // of namespaces' configurations
+	weights  map[string]weight // of namespaces' configurations
 	problems map[string]string
 }
+
+// weight is what configurations cost a proxy.
+type weight struct{ bytes, instructions int }
 
 func (b *builder) put(r *Resource) { b.snapshot.Sets[r.Type][r.Name] = r }
 
@@ -436,17 +439,25 @@ func (c *config) needs(l *configListener) []*Resource {
 
 // weigh counts resources against their namespace, those that the node has already for nothing.
 func (b *builder) weigh(namespace string, resources []*Resource) error {
-	weight := 0
+	total := b.weights[namespace]
 	for _, r := range resources {
 		if b.snapshot.Sets[r.Type][r.Name] != r {
-			weight += len(r.Body.GetValue())
+			total.bytes += len(r.Body.GetValue())
+			total.instructions += r.Instructions
 		}
 	}
-	if total := b.weights[namespace] + weight; total > b.state.options.NamespaceBytes {
-		return fmt.Errorf("the configurations of namespace %q have %d bytes on this node, more than %d: this one is left out",
-			namespace, total, b.state.options.NamespaceBytes)
+	for _, bound := range []struct {
+		what      string
+		have, max int
+	}{
+		{"bytes", total.bytes, b.state.options.NamespaceBytes},
+		{"instructions in regular expressions", total.instructions, b.state.options.NamespaceInstructions},
+	} {
+		if bound.have > bound.max {
+			return fmt.Errorf("the configurations of namespace %q have %d %s on this node, more than %d: this one is left out", namespace, bound.have, bound.what, bound.max)
+		}
 	}
-	b.weights[namespace] += weight
+	b.weights[namespace] = total
 	return nil
 }
 

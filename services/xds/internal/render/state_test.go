@@ -69,6 +69,8 @@ func TestOnlyWhatANodeNeeds(t *testing.T) {
 // TestIsolation: what is broken or too large is left out, by name; the neighbour has what it had.
 func TestIsolation(t *testing.T) {
 	broken := &policyv1.EnvoyConfig{Kind: "CiliumEnvoyConfig", Namespace: "production", Name: "api-traffic-split", Spec: []byte(`{"resources": [{}]}`)}
+	dear := published(t)
+	dear.Spec = bytes.ReplaceAll(dear.Spec, []byte(`"prefix":"/"`), []byte(`"safe_regex":{"regex":"/[a-z]{1,9}"}`))
 	actions := lockDown()
 	for i := range 8 { // 256 combinations
 		actions.Http[0].Headers = append(actions.Http[0].Headers, &policyv1.HeaderRule{
@@ -88,6 +90,10 @@ func TestIsolation(t *testing.T) {
 	}{
 		{"broken", []*policyv1.RenderResource{configOf(broken), filterOf(routeFilter())}, "route-1", nil, "CiliumEnvoyConfig/production/api-traffic-split", "@type"},
 		{"too large", publishedState(t)[:5], "route-1", func(o *Options) { o.NamespaceBytes = 100 }, "CiliumEnvoyConfig/production/api-traffic-split", "left out"},
+		{
+			"too dear", append([]*policyv1.RenderResource{configOf(dear)}, publishedState(t)[1:5]...), "route-1", func(o *Options) { o.NamespaceInstructions = 9 },
+			"CiliumEnvoyConfig/production/api-traffic-split", "regular expressions",
+		},
 		{"too many actions", []*policyv1.RenderResource{filterOf(actions)}, "http-1", nil, "http-1", "8 headerMatches"},
 		{"action on the host", []*policyv1.RenderResource{filterOf(pseudo)}, "http-1", nil, "http-1", `REPLACE of the header "Host"`},
 	} {
