@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -221,15 +220,8 @@ func startWithoutAgent(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 // startWithStuckAgent: an agent that is connected and does not answer is waited for, for a second, and named.
 func startWithStuckAgent(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 	awaitAgents(ctx, t, lab)
-	stuck := int(lab.Part(ctx, "agent/node2").Pid)
-	if err := syscall.Kill(stuck, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := syscall.Kill(stuck, syscall.SIGCONT); err != nil {
-			t.Error(err)
-		}
-	}()
+	release := cluster.Hold(t, int(lab.Part(ctx, "agent/node2").Pid))
+	defer release()
 	lab.Apply(ctx, podOn("node1", "patient"))
 	pod := awaitPods(ctx, t, lab, "patient", 1)[0]
 	if saw := ask(ctx, t, lab, "default/c", "tcp", netip.AddrPortFrom(netip.MustParseAddr(pod.Addresses[0]), traffic.WhoPort)); saw.Server != "patient" {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -56,6 +55,7 @@ var (
 // TestProxyKilled kills the proxy under load: nothing at L4 notices, what is only seen goes on plainly, what is under a rule waits; no request that policy
 // denies ever passes.
 func TestProxyKilled(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, faultPods)
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
@@ -125,6 +125,7 @@ func onlyUnavailable(r web.Result) bool {
 
 // TestAgentKilledL7: requests go on, are judged and are told later.
 func TestAgentKilledL7(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, faultPods)
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
@@ -154,6 +155,7 @@ func TestAgentKilledL7(t *testing.T) {
 
 // TestVisibility switches visibility on and off under load, at the pod and at its namespace: nothing is lost, only new connections are seen.
 func TestVisibility(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, faultPods)
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
@@ -210,22 +212,18 @@ func l7Flows(ctx context.Context, t *testing.T, lab *cluster.Lab, pod string) in
 // lateProxy makes an edit while the proxy that is to have it stands still: the edit is not in force.
 func lateProxy(ctx context.Context, t *testing.T, lab *cluster.Lab, edit func()) {
 	t.Helper()
-	proxy := int(lab.Part(ctx, "proxy/node2").Pid)
-	if err := syscall.Kill(proxy, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	release := cluster.Hold(t, int(lab.Part(ctx, "proxy/node2").Pid))
+	defer release()
 	edit()
 	_, err := lab.Weir("policy", "wait", "default/ruled", "--timeout", "2s")
 	if err == nil || !strings.Contains(err.Error(), "its proxy has not taken") {
 		t.Errorf("in force without the proxy: %v", err)
 	}
-	if err := syscall.Kill(proxy, syscall.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // TestRuleEdit edits a rule under live connections: once the edit is in force, the very next request is judged by the new rule, on the same connection.
 func TestRuleEdit(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, faultPods)
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
@@ -274,6 +272,7 @@ func TestRuleEdit(t *testing.T) {
 // TestReplicas kills each replica of the policy service and of the xDS server in turn: rules that are edited meanwhile come through by the other one, and no
 // request is judged wrongly or lost.
 func TestReplicas(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, faultPods, "--separate", "--policies=2", "--xds=2")
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()

@@ -128,6 +128,7 @@ func expectLines(t *testing.T, lab *cluster.Lab, patterns map[string]string, fla
 
 // TestTodoArticle plays the first article: its application, what it shows of requests and names, and the policy that locks the page down.
 func TestTodoArticle(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, article(t, "todo.yaml")+"---\n"+l7Clients+"---\n"+coredns(t))
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
@@ -272,6 +273,7 @@ func frontend(ctx context.Context, lab *cluster.Lab, to netip.AddrPort, o web.Op
 
 // TestRouteArticle plays the second article's traffic split, and what policy does to a routed service.
 func TestRouteArticle(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, apiPods)
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()

@@ -37,6 +37,7 @@ func upgradedPolicy(edit string) string {
 // TestUpgradedUnderRules replaces what stands under connections to rules, and under load: the agents, by a build with other programs, and then the proxy, by
 // a process that takes over from it. No request fails, none that policy denies passes, names are answered, and the slots keep their numbers.
 func TestUpgradedUnderRules(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	bin := binaries(t)
 	next := nextAgent(t)
 	lab := cluster.Up(t, faultPods+"---"+namesWorld, "--bin", bin, "--agent-arg=--metrics-listen=127.0.0.1:9962")
@@ -234,16 +235,12 @@ func takeOver(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 // newServes holds the old process while it makes connections.
 func newServes(ctx context.Context, t *testing.T, lab *cluster.Lab, old int) {
 	t.Helper()
-	if err := syscall.Kill(old, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	release := cluster.Hold(t, old)
+	defer release()
 	client := l7Everywhere[0].web(ctx, lab, ruledAt, web.Options{Fresh: true, Timeout: time.Minute})
 	for range 5 {
 		expectStatus(ctx, t, client, "/open", http.StatusOK)
 		expectStatus(ctx, t, client, "/secret", http.StatusForbidden)
-	}
-	if err := syscall.Kill(old, syscall.SIGCONT); err != nil {
-		t.Fatal(err)
 	}
 }
 

@@ -22,6 +22,7 @@ var relayAddresses = map[string]string{"relay": "172.30.0.2:4244", "relay-2": "1
 
 // TestRelays moves the agents between two relays under load, by killing each in turn: nothing is lost and nothing comes twice.
 func TestRelays(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, truthPods, "--separate", "--relays=2", shortTimeouts)
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()

@@ -17,6 +17,7 @@ import (
 // TestPartsKilled kills each central part for 5 s under load: the agents' spools keep what the parts could not take, so nothing
 // is lost and nothing comes twice.
 func TestPartsKilled(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, truthPods, "--separate", shortTimeouts)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
@@ -53,6 +54,7 @@ func TestPartsKilled(t *testing.T) {
 // TestAgentKilled kills an agent with SIGKILL under load: traffic goes on, the rings keep its records, and what was sealed and not
 // acknowledged is reported lost.
 func TestAgentKilled(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, truthPods, "--separate", shortTimeouts)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()

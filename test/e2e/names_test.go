@@ -96,6 +96,7 @@ var (
 
 // TestNames: DNS rules, and what may be reached by name.
 func TestNames(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, namesWorld, "--agent-arg=--masquerade")
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()

@@ -78,6 +78,7 @@ func pair(v4, v6 string) [2]netip.Addr {
 
 // TestPaths uses one lab for every kind of path that a packet can take, but for what the truth test covers.
 func TestPaths(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, pathsPods)
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
@@ -99,6 +100,7 @@ const overlayMTU = 1430
 
 // TestOverlay takes the same paths with VXLAN between the nodes; policy at the receiver goes by the identity that the tunnel carries.
 func TestOverlay(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, pathsPods, "--agent-arg=--routing=vxlan")
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()

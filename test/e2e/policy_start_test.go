@@ -43,6 +43,7 @@ spec:
 // TestStartWithPolicy starts 200 pods in a churn, each of which connects at once to one allowed and one forbidden peer; and gives an address again and again to
 // somebody who may, and to somebody who may not.
 func TestStartWithPolicy(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, truthPods+"---\n"+startPolicies, "--separate")
 	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
 	defer cancel()

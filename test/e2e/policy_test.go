@@ -187,6 +187,7 @@ func (w *world) finish(ctx context.Context, t *testing.T) {
 // TestPolicyChanges changes policies under traffic and lets pods come and go: what old and new policy allow is never dropped, what both forbid never
 // passes; what changes, changes.
 func TestPolicyChanges(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, policyPods, "--separate")
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute)
 	defer cancel()
@@ -273,6 +274,7 @@ spec: {nodeName: node%d, terminationGracePeriodSeconds: 0, containers: [{name: m
 // TestAgentKilledUnderPolicy kills and restarts agents under load while policies hold: nothing that policy allows is lost, nothing that it forbids passes,
 // connections live on; a change made meanwhile comes into force.
 func TestAgentKilledUnderPolicy(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, policyPods, "--separate")
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()

@@ -18,6 +18,7 @@ import (
 // TestRingsTooSmall makes the rings and the connection table too small on purpose: what the kernel counted = what was delivered + what
 // is reported lost, for connections and for drops (spoofed sources, fragments without a beginning, a full table).
 func TestRingsTooSmall(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, truthPods, "--separate", shortTimeouts, "--agent-arg=--ring-bytes=8192", "--agent-arg=--ct-max=60", "--agent-arg=--metrics-listen=127.0.0.1:9962")
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
@@ -105,6 +106,7 @@ func TestRingsTooSmall(t *testing.T) {
 // TestClocks runs two nodes whose clocks are two seconds apart: every flow keeps its node's time, and the answer is in the order of these
 // times as far as the observer's window (1 s) reaches. docs/TIME.md says the same to users.
 func TestClocks(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, truthPods, shortTimeouts, "--agent-arg=node2:--clock-offset=2s")
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()

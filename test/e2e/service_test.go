@@ -65,6 +65,7 @@ func nodePorts(network string) []string {
 
 // TestServices: every front of a service from everywhere; backends that come and go under load; how connections spread.
 func TestServices(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	lab := cluster.Up(t, truthPods+"---"+serviceHost+"---"+webService(4), "--separate")
 	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Minute)
 	defer cancel()

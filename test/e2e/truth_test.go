@@ -59,6 +59,7 @@ const shortTimeouts = "--agent-arg=--ct-timeouts=tcp-closed=1s,tcp-handshake=3s,
 
 // TestTruth compares every connection that packet sockets inside the pods saw with the flows.
 func TestTruth(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	t.Run("segments", func(t *testing.T) { truth(t, false) })
 	t.Run("segmentation-offload", func(t *testing.T) { truth(t, true) })
 	// What a kernel without tcx uses.

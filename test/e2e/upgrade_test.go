@@ -57,6 +57,7 @@ var repliesOnly = map[string]string{
 // (bpf/datapath/layout_next.go): nothing that policy allows is lost, nothing that it forbids passes, connections live on with their totals, and policy
 // holds for them as before.
 func TestAgentUpgradedUnderPolicy(t *testing.T) {
+	t.Parallel() // with others at the end: it waits more than it works
 	bin := binaries(t)
 	next := nextAgent(t)
 	lab := cluster.Up(t, upgradePods, "--separate", "--bin", bin)
