@@ -296,6 +296,49 @@ func TestOutsideToService(t *testing.T) {
 	})
 }
 
+// A UDP port that asked a service, and then a backend of it without the service, gets each answer from whom it asked last.
+func TestPortUsedAgain(t *testing.T) {
+	shared := lbBench(t, nil)
+	for family, f := range lbFamilies {
+		t.Run(family, func(t *testing.T) {
+			b := shared.on(t)
+			near, far := backends(at(f.b, 53)), backends(at(f.far, 54))
+			b.upsert(Service{ID: 1, Frontend: Frontend{f.vip, 53, unix.IPPROTO_UDP}, Backends: near},
+				Service{ID: 2, Frontend: Frontend{f.vip, 54, unix.IPPROTO_UDP}, Backends: far},
+				Service{ID: 3, Frontend: Frontend{f.lb, 53, unix.IPPROTO_UDP}, Kind: LoadBalancer, Backends: near})
+			client, outside := at(f.a, 40000), at(f.out, 40000)
+			for _, service := range []bool{true, false, true, false, false} {
+				for _, c := range []struct {
+					client, vip, backend netip.AddrPort
+				}{{client, at(f.vip, 53), at(f.b, 53)}, {client, at(f.vip, 54), at(f.far, 54)}, {outside, at(f.lb, 53), at(f.b, 53)}} {
+					direct := tuple{c.client, c.backend, unix.IPPROTO_UDP}
+					asked := direct
+					if service {
+						asked.dst = c.vip
+					}
+					question := asked.packet(t, 0, 40)
+					answer := direct.reversed().packet(t, 0, 40)
+					switch {
+					case c.client == outside:
+						b.same("question", b.passes(tcProgFromNetwork, b.uplink, question, actRedirect, b.ifB), direct)
+						code, to := uint32(actOK), uint32(0)
+						if service {
+							code, to = actRedirect, b.uplink
+						}
+						b.same("answer", b.passes(tcProgFromPod, b.ifB, answer, code, to), asked.reversed())
+					case c.backend.Addr() == f.far:
+						b.same("question", b.passes(tcProgFromPod, b.ifA, question, actOK, 0), direct)
+						b.same("answer", b.passes(tcProgFromNetwork, b.uplink, answer, actRedirect, b.ifA), asked.reversed())
+					default:
+						b.same("question", b.passes(tcProgFromPod, b.ifA, question, actRedirect, b.ifB), direct)
+						b.same("answer", b.passes(tcProgFromPod, b.ifB, answer, actRedirect, b.ifA), asked.reversed())
+					}
+				}
+			}
+		})
+	}
+}
+
 // Where a backend's port is not the service's, ports are translated too; TTL goes down by one where the node routes.
 func TestServicePorts(t *testing.T) {
 	shared := lbBench(t, nil)

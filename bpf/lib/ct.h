@@ -447,6 +447,8 @@ __noinline int ct_hit(struct __sk_buff *skb, __u32 src_is_lo)
 		ct_snapshot(&s->record, e);
 	if (o->translated)
 		e->flags |= CT_TRANSLATED;
+	else if (p->proto == IPPROTO_UDP && !d)
+		e->flags &= ~CT_TRANSLATED; /* the port's next socket asks the backend itself */
 	v->flags = e->flags;
 	v->connection = e->connection;
 	v->rule = e->rule;
