@@ -288,7 +288,8 @@ func (c *Conn) fillHead() error {
 func (c *Conn) arm() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	idle := len(c.buf) == 0 && !c.active
+	// The server may read on before its handler has taken the request.
+	idle := len(c.buf) == 0 && !c.active && len(c.requests) == 0
 	if c.aborted || idle && c.draining && c.served {
 		return io.EOF
 	}

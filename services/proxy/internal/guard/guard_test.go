@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"testing"
 	"time"
 
@@ -29,6 +30,58 @@ func guarded(in []byte, size int) *Conn {
 	return New(&pieces{r: bytes.NewReader(in), size: size}, nil, Config{
 		Limits: strict.Limits{Bytes: 4 << 10, Count: 20}, Upgrades: func(string) bool { return false }, Refused: func(string) {},
 	})
+}
+
+// limited is a connection that notes how long each read may take.
+type limited struct {
+	net.Conn
+	in     []string // of each read
+	limit  time.Time
+	limits []bool
+}
+
+func (l *limited) Read(b []byte) (int, error) {
+	l.limits = append(l.limits, !l.limit.IsZero())
+	if len(l.in) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b, l.in[0])
+	l.in = l.in[1:]
+	return n, nil
+}
+
+func (l *limited) SetReadDeadline(t time.Time) error {
+	l.limit = t
+	return nil
+}
+
+// A connection is idle until a request has come, and again when the handler has done with it: not while the server, which watches the client, has yet to
+// call the handler.
+func TestIdle(t *testing.T) {
+	const request = "GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+	l := &limited{in: []string{request, "", "", request}}
+	c := New(l, nil, Config{
+		Limits: strict.Limits{Bytes: 4 << 10, Count: 20}, Idle: time.Hour, Upgrades: func(string) bool { return false }, Refused: func(string) {},
+	})
+	head := make([]byte, 4<<10)
+	if _, err := c.Read(head); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := c.fillHead(); err != nil {
+			t.Fatal(err)
+		}
+		if len(c.requests) > 0 {
+			c.Next()
+		}
+	}
+	c.Done()
+	if _, err := c.Read(head); err != nil {
+		t.Fatal(err)
+	}
+	if want := []bool{true, false, false, true}; !slices.Equal(l.limits, want) {
+		t.Errorf("reads with a limit: %v, want %v", l.limits, want)
+	}
 }
 
 // message is what came through.
