@@ -394,7 +394,7 @@ func routeChange(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 		}
 		return err
 	})
-	stop := web.Load{Client: client, Every: 3 * time.Millisecond, Workers: 2, Requests: []web.Request{{Method: "GET", URL: "http://api-service.production:8080/", Status: 200}}}.Start(ctx)
+	stop := web.Load{Client: client, Every: 3 * time.Millisecond, Workers: 2, Requests: []web.Request{{Method: "GET", URL: "http://api-service.production:8080/", Status: 200}}}.Start(ctx).Stop
 	base := article(t, "l7-traffic-split.yaml")
 	var took []time.Duration
 	for i := range 6 {

@@ -100,7 +100,7 @@ func upgradedLoad(ctx context.Context, t *testing.T, lab *cluster.Lab) (stop fun
 	ruledAt6 := netip.MustParseAddrPort("[fd00:10:244:2::81]:8080")
 	stops := map[string]func() web.Result{}
 	start := func(name string, client *web.Client, workers int, requests []web.Request) {
-		stops[name] = web.Load{Client: client, Every: 20 * time.Millisecond, Workers: workers, Requests: requests}.Start(ctx)
+		stops[name] = web.Load{Client: client, Every: 20 * time.Millisecond, Workers: workers, Requests: requests}.Start(ctx).Stop
 	}
 	// On a machine that is busy an answer may take long; one that is lost never comes.
 	kept, fresh := web.Options{Timeout: time.Minute}, web.Options{Fresh: true, Timeout: time.Minute}

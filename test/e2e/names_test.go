@@ -267,8 +267,8 @@ func namesWithoutDNS(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 	client := web.NewClient(app, netip.Addr{}, apiHost, web.Options{})
 	fresh := web.NewClient(app, netip.Addr{}, apiHost, web.Options{Fresh: true})
 	load := []web.Request{{Method: "GET", URL: "http://api.example.com/", Status: 200}}
-	stopLive := web.Load{Client: client, Every: 5 * time.Millisecond, Requests: load}.Start(ctx)
-	stopNew := web.Load{Client: fresh, Every: 20 * time.Millisecond, Requests: load}.Start(ctx)
+	stopLive := web.Load{Client: client, Every: 5 * time.Millisecond, Requests: load}.Start(ctx).Stop
+	stopNew := web.Load{Client: fresh, Every: 20 * time.Millisecond, Requests: load}.Start(ctx).Stop
 	lab.Control(ctx, "dns/node1", labv1.ControlPartRequest_ACTION_KILL)
 	if f, err := names.Ask(app, "udp", nameServers[0], "new.example.com", dnsmessage.TypeA, time.Second); err == nil {
 		t.Errorf("a query without weir-dns is answered: %+v", f)

@@ -96,9 +96,9 @@ func TestNoisyNeighbour(t *testing.T) {
 		_, err := kept.Do(ctx, "GET", "http://server.quiet:8080/x")
 		return err
 	})
-	stops := []func() web.Result{
-		web.Load{Client: kept, Every: 5 * time.Millisecond, Requests: request}.Start(ctx),
-		web.Load{Client: fresh, Every: 20 * time.Millisecond, Requests: request}.Start(ctx),
+	loads := map[string]*web.Running{
+		"on a kept connection": web.Load{Client: kept, Every: 5 * time.Millisecond, Requests: request}.Start(ctx),
+		"on new connections":   web.Load{Client: fresh, Every: 20 * time.Millisecond, Requests: request}.Start(ctx),
 	}
 	flooding, stopFlood := context.WithCancel(ctx)
 	flooded := make(chan int)
@@ -119,14 +119,15 @@ func TestNoisyNeighbour(t *testing.T) {
 			return err
 		})
 	}
+	awaitAnswers(t, 50, loads)
 	stopFlood()
 	made := 0
 	for range 8 {
 		made += <-flooded
 	}
-	for _, stop := range stops {
-		if r := stop(); r.Failures() > 0 || len(r.Wrong) > 0 || r.Total() < 50 {
-			t.Errorf("the quiet tenant, beside %d connections of the other: %s", made, r)
+	for name, load := range loads {
+		if r := load.Stop(); r.Failures() > 0 || len(r.Wrong) > 0 {
+			t.Errorf("the quiet tenant, %s, beside %d connections of the other: %s", name, made, r)
 		}
 	}
 	m, err := lab.Scrape(ctx, "node2", 9901, "/stats/prometheus")

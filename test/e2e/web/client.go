@@ -198,14 +198,22 @@ func (r Result) String() string {
 	return b.String()
 }
 
-// Start makes the requests in turn until stop, which returns what became of them.
-func (l Load) Start(ctx context.Context) (stop func() Result) {
+// Running is a load under way.
+type Running struct {
+	client *Client
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu     sync.Mutex
+	result Result
+}
+
+// Start makes the requests in turn until Stop.
+func (l Load) Start(ctx context.Context) *Running {
 	ctx, cancel := context.WithCancel(ctx)
-	result := Result{Right: map[int]int{}, Wrong: map[string]int{}, Failed: map[string]int{}, Servers: map[string]int{}}
-	var mu sync.Mutex
-	var wg sync.WaitGroup
+	r := &Running{client: l.Client, cancel: cancel, result: Result{Right: map[int]int{}, Wrong: map[string]int{}, Failed: map[string]int{}, Servers: map[string]int{}}}
 	for worker := range max(l.Workers, 1) {
-		wg.Go(func() {
+		r.wg.Go(func() {
 			tick := time.NewTicker(l.Every)
 			defer tick.Stop()
 			for i := worker; ; i++ {
@@ -217,18 +225,32 @@ func (l Load) Start(ctx context.Context) (stop func() Result) {
 				q := l.Requests[i%len(l.Requests)]
 				// A request that has begun ends.
 				a, err := l.Client.Do(context.WithoutCancel(ctx), q.Method, q.URL, q.Headers...)
-				mu.Lock()
-				result.count(q, a, err)
-				mu.Unlock()
+				r.mu.Lock()
+				r.result.count(q, a, err)
+				r.mu.Unlock()
 			}
 		})
 	}
-	return func() Result {
-		cancel()
-		wg.Wait()
-		l.Client.Close()
-		return result
+	return r
+}
+
+// Right counts the right answers so far.
+func (r *Running) Right() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := 0
+	for _, k := range r.result.Right {
+		n += k
 	}
+	return n
+}
+
+// Stop ends the load and returns what became of it.
+func (r *Running) Stop() Result {
+	r.cancel()
+	r.wg.Wait()
+	r.client.Close()
+	return r.result
 }
 
 func (r *Result) count(q Request, a Answer, err error) {
