@@ -129,7 +129,10 @@ func RemoveProxy() error {
 	return errors.Join(errs...)
 }
 
-const reservedPorts = "/proc/sys/net/ipv4/ip_local_reserved_ports"
+const (
+	reservedPorts = "/proc/sys/net/ipv4/ip_local_reserved_ports"
+	portRange     = "/proc/sys/net/ipv4/ip_local_port_range"
+)
 
 // ReservePorts keeps a pod's sockets from taking the source ports of the proxy's upstream sockets, which have the pod's address. Ports that the pod has
 // reserved itself stay so.
@@ -139,15 +142,34 @@ func ReservePorts(ns *Namespace) error {
 		if err != nil {
 			return fmt.Errorf("read reserved ports: %w", err)
 		}
-		want := addPorts(strings.TrimSpace(string(old)), datapath.UpstreamPortMin, datapath.UpstreamPortMax)
-		if want == "" {
-			return nil
+		if want := addPorts(strings.TrimSpace(string(old)), datapath.UpstreamPortMin, datapath.UpstreamPortMax); want != "" {
+			if err := os.WriteFile(reservedPorts, []byte(want), 0); err != nil {
+				return fmt.Errorf("reserve ports %s: %w", want, err)
+			}
 		}
-		if err := os.WriteFile(reservedPorts, []byte(want), 0); err != nil {
-			return fmt.Errorf("reserve ports %s: %w", want, err)
-		}
-		return nil
+		return shortenRange()
 	})
+}
+
+// shortenRange takes the reserved ports off the end of the range that ports are chosen from, where they are by default. Left in it, they are stepped over, and
+// the first port after them is chosen each time: a TCP client that binds an address before it connects had port 32769 in every third case.
+func shortenRange() error {
+	text, err := os.ReadFile(portRange)
+	if err != nil {
+		return fmt.Errorf("read port range: %w", err)
+	}
+	var first, last int
+	if _, err := fmt.Sscan(string(text), &first, &last); err != nil {
+		return fmt.Errorf("port range %q: %w", strings.TrimSpace(string(text)), err)
+	}
+	if first >= datapath.UpstreamPortMin || last < datapath.UpstreamPortMin || last > datapath.UpstreamPortMax {
+		return nil
+	}
+	want := fmt.Sprintf("%d %d", first, datapath.UpstreamPortMin-1)
+	if err := os.WriteFile(portRange, []byte(want), 0); err != nil {
+		return fmt.Errorf("choose ports from %s: %w", want, err)
+	}
+	return nil
 }
 
 // addPorts adds a range to a list of ranges as the kernel writes it; "" = it is there.

@@ -4,6 +4,7 @@ package netdev_test
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -106,5 +107,56 @@ func TestReservedPorts(t *testing.T) {
 		if err != nil || got != tt.want {
 			t.Errorf("%q: %q, %v, want %q", tt.before, got, err, tt.want)
 		}
+	}
+}
+
+// Ports are chosen evenly from what is left: TCP sockets that bind an address alone get no port much more often than others.
+func TestPortRange(t *testing.T) {
+	ns, err := netdev.OpenNamespace(testns.New(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	const file = "/proc/sys/net/ipv4/ip_local_port_range"
+	for _, tt := range []struct{ before, want string }{
+		{"1024 65535", "1024 65535"}, {"55000 60999", "55000 60999"}, {"20000 30000", "20000 30000"}, {"32768 60999", "32768 51999"}, {"32768 51999", "32768 51999"},
+	} {
+		err := ns.Do(func() error { return os.WriteFile(file, []byte(tt.before), 0) })
+		if err == nil {
+			err = netdev.ReservePorts(ns)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = ns.Do(func() error {
+			b, err := os.ReadFile(file)
+			if got := strings.Join(strings.Fields(string(b)), " "); got != tt.want {
+				t.Errorf("%q: %q, want %q", tt.before, got, tt.want)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	chosen := map[int]int{}
+	err = ns.Do(func() error {
+		for range 1000 {
+			ln, err := net.Listen("tcp4", "0.0.0.0:0")
+			if err != nil {
+				return err
+			}
+			chosen[ln.Addr().(*net.TCPAddr).Port]++ //nolint:forcetypeassert // a TCP listener's
+			ln.Close()
+		}
+		return nil
+	})
+	for port, n := range chosen {
+		if n > 50 || port >= 52000 {
+			t.Errorf("port %d was chosen %d times of 1,000", port, n)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
