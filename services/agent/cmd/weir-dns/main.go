@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/pflag"
@@ -25,16 +24,6 @@ const (
 	// gcMemory is where it collects more often: a full cache of names must not grow to five times itself.
 	gcMemory = 256 << 20
 )
-
-// setCollector trades memory for CPU, within a bound; GOGC and GOMEMLIMIT say otherwise.
-func setCollector() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(gcMemory)
-	}
-}
 
 func main() {
 	if err := run(os.Args[1:]); err != nil && !errors.Is(err, pflag.ErrHelp) {
@@ -59,7 +48,7 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	setCollector()
+	flags.Collector(gcPercent, gcMemory)
 	service, err := dns.New(config, log)
 	if err != nil {
 		return err

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/pflag"
@@ -37,7 +36,11 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	setCollector(config)
+	memory := int64(0) // no limit where there is none of what it buffers
+	if config.Limits.TotalBuffer > 0 {
+		memory = gcMemory + config.Limits.TotalBuffer + config.LogTotalBytes
+	}
+	flags.Collector(gcPercent, memory)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	service, err := proxy.New(config, log)
@@ -55,13 +58,3 @@ const gcPercent = 400
 // gcMemory is what the process may have, besides what it is configured to keep, before it collects more often than gcPercent says: the heap of a proxy with
 // tens of thousands of connections must not grow to five times what lives.
 const gcMemory = 512 << 20
-
-// setCollector trades memory for CPU, within a bound; GOGC and GOMEMLIMIT say otherwise.
-func setCollector(config proxy.Config) {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
-	if os.Getenv("GOMEMLIMIT") == "" && config.Limits.TotalBuffer > 0 {
-		debug.SetMemoryLimit(gcMemory + config.Limits.TotalBuffer + config.LogTotalBytes)
-	}
-}

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/pflag"
@@ -46,10 +45,8 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	if os.Getenv("GOGC") == "" {
-		// Nearly nothing lives long here: the default would collect every few MiB.
-		debug.SetGCPercent(400)
-	}
+	// Nearly nothing lives long here: the default would collect every few MiB.
+	flags.Collector(400, 0)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	service, err := relay.New(config, log)
