@@ -311,7 +311,7 @@ func (w *forwarding) send(e model.Endpoint, fresh bool) (a *answer, fail *failur
 	conn, err := w.connect(&t, e, fresh)
 	if err != nil {
 		defer t.end()
-		return nil, w.classify(w.causeOf(t.ctx, err), false), false
+		return nil, w.classify(w.causeOf(&t, err), false), false
 	}
 	resp, sent, err := w.roundTrip(&t, conn) //nolint:bodyclose // who takes the answer closes it
 	if err != nil {
@@ -319,7 +319,7 @@ func (w *forwarding) send(e model.Endpoint, fresh bool) (a *answer, fail *failur
 		x.stream.leave()
 		conn.Release(false)
 		stale = conn.Used() && !t.over() && x.stream.over() == nil && (x.body == nil || x.body.replayable()) && (!sent || idempotent(x.q.Method))
-		return nil, w.classify(w.causeOf(t.ctx, err), !sent), stale
+		return nil, w.classify(w.causeOf(&t, err), !sent), stale
 	}
 	t.answered()
 	x.timer.touch()
@@ -360,12 +360,12 @@ func (w *forwarding) roundTrip(t *try, conn *upstream.Conn) (resp *http.Response
 }
 
 // causeOf is why an attempt ended: what ended the stream, or the attempt, if anything did.
-func (w *forwarding) causeOf(ctx context.Context, err error) error {
+func (w *forwarding) causeOf(t *try, err error) error {
 	if cause := w.x.stream.over(); cause != nil {
 		return cause
 	}
-	if ctx != nil && ctx.Err() != nil {
-		return context.Cause(ctx)
+	if t.over() {
+		return context.Cause(t.ctx)
 	}
 	return err
 }

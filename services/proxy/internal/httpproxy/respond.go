@@ -149,7 +149,7 @@ func (x *exchange) copied(resp *http.Response, err error, remain int64) error {
 func (w *forwarding) broken(err error) {
 	x := w.x
 	var writing errWrite
-	cause := w.causeOf(nil, err)
+	cause := w.causeOf(&try{}, err)
 	switch {
 	case errors.Is(cause, errTimeout):
 		x.flag("UT")
