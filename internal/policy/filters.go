@@ -87,15 +87,18 @@ func (r *Resolved) visibility(s *Subject, selected []*Rule) {
 	}
 }
 
-// mayConflict reports whether rules could be merged with what they cannot be merged with: then each prefix counts as a selector of its own.
-func mayConflict(rules []*Rule) bool {
-	kinds := map[FilterKind]bool{}
+// mergedBySelector reports whether it matters which selectors rules share: where a plain rule may count for nothing beside another of its selector, and
+// where rules may conflict (spec 9.3 to 9.5). Then each peer of a rule counts as a selector of its own, each prefix and those beside `all` too.
+func mergedBySelector(rules []*Rule) bool {
+	kinds := map[FilterKind]bool{} // 0: a list with nothing in it
 	for _, rule := range rules {
-		for _, l := range rule.L7 {
-			kinds[l.kind()] = true
+		for i := range rule.ports.specs {
+			if l := rule.ports.specs[i].l7; l != nil {
+				kinds[l.kind()] = true
+			}
 		}
 	}
-	return kinds[FilterTLS] || kinds[FilterHTTP] && kinds[FilterDNS]
+	return kinds[FilterTLS] || len(kinds) > 1
 }
 
 // selectorPort is a peer selector and a range of ports, as rules merge by.
@@ -160,17 +163,14 @@ func (k FilterKind) String() string {
 	return fmt.Sprintf("kind %d", uint8(k))
 }
 
-// selectors are the terms of an entry that are matched (nil = all are looked at), or -1 for any peer.
+// selectors are the terms of an entry that are matched (nil = all are looked at), and -1 for any peer.
 func (e *entry) selectors(set termSet) []int {
-	if e.any {
-		return []int{-1}
-	}
-	if set == nil {
-		return e.terms
-	}
 	var all []int
+	if e.any {
+		all = append(all, -1)
+	}
 	for _, t := range e.terms {
-		if set[t] {
+		if set == nil || set[t] {
 			all = append(all, t)
 		}
 	}
@@ -269,8 +269,11 @@ func (r *Resolved) filter(d *draft, proto uint8, first, last uint16) *Filter {
 		return f
 	}
 	tls := slices.ContainsFunc(d.parts, func(p part) bool { return p.l7().kind() == FilterTLS })
-	for _, p := range d.parts {
+	for i, p := range d.parts {
 		rule, l7 := r.entries[p.entry].rule, p.l7()
+		if l7.kind() != 0 && slices.ContainsFunc(d.parts[:i], func(q part) bool { return q.l7() == l7 }) {
+			continue // another range of the same list: a request is judged by an item once
+		}
 		switch kind := l7.kind(); {
 		case kind == 0 && !p.moot:
 			f.plain(rule, tls, p.exact())

@@ -4,6 +4,7 @@ package policy
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -110,6 +111,8 @@ func TestFilters(t *testing.T) {
 		{"another port", Ingress, TCP, 81, []string{ingress("a", cli, onTCP("80", get))}, "no"},
 		{"for others", Ingress, TCP, 80, []string{ingress("a", strings.Replace(cli, "cli", "other", 1), onTCP("80", get)), ingress("b", cli, onTCP("80", ""))}, "plain"},
 		{"two policies", Ingress, TCP, 80, []string{ingress("a", cli, onTCP("80", get)), ingress("b", everyone, onTCP("80", put))}, "http: a:GET, b:PUT"},
+		{"two peers and ports of a rule", Ingress, TCP, 80, []string{ingress("a", "fromEndpoints: [{matchLabels: {app: cli}}, {}], ",
+			`{ports: [{port: "80", protocol: TCP}, {port: "79", endPort: 81, protocol: TCP}]`+get+"}")}, "http: a:GET"},
 		{"two entries of a rule", Ingress, TCP, 80, []string{ingress("a", cli, onTCP("80", get)+", "+onTCP("79-81", put))}, "http: a:PUT, a:GET"},
 		{"a plain rule for the port", Ingress, TCP, 80, []string{ingress("a", cli, onTCP("80", get)), ingress("b", cli, onTCP("80", ""))}, "http: a:GET, b:everything"},
 		{"a plain range", Ingress, TCP, 80, []string{ingress("a", cli, onTCP("80", get)), ingress("b", everyone, onTCP("79-99", ""))}, "http: a:GET, b:everything"},
@@ -119,6 +122,8 @@ func TestFilters(t *testing.T) {
 		{"an empty list alone", Ingress, TCP, 80, []string{ingress("a", cli, onTCP("80", noHTTP))}, "plain"},
 		{"an empty list beside a list of the same selector", Ingress, TCP, 80, []string{ingress("a", cli, onTCP("80", get)), ingress("b", cli, onTCP("80", noHTTP))}, "http: a:GET"},
 		{"... of another selector", Ingress, TCP, 80, []string{ingress("a", cli, onTCP("80", get)), ingress("b", everyone, onTCP("80", noHTTP))}, "http: a:GET, b:everything"},
+		{"... that stands beside all", Ingress, TCP, 80, []string{ingress("a", "fromEntities: [cluster, all], ", onTCP("80", get)), ingress("b", "fromEntities: [cluster], ", onTCP("80", noHTTP))}, "http: a:GET"},
+		{"... and all itself", Ingress, TCP, 80, []string{ingress("a", "fromEntities: [cluster], ", onTCP("80", get)), ingress("b", "fromEntities: [cluster, all], ", onTCP("80", noHTTP))}, "http: a:GET, b:everything"},
 		{"... of other ports", Ingress, TCP, 80, []string{ingress("a", cli, onTCP("80", get)), ingress("b", cli, onTCP("80-81", noHTTP))}, "http: a:GET, b:everything"},
 		{"everything asked for", Ingress, TCP, 80, []string{ingress("a", cli, onTCP("80", ", rules: {http: [{}]}"))}, "http: a:everything"},
 		{"a deny", Ingress, TCP, 80, []string{ingress("a", cli, onTCP("80", get)), called("b", inDeny("{"+cli+"}"))}, "no"},
@@ -177,6 +182,20 @@ func TestFilters(t *testing.T) {
 				t.Errorf("%s, want %s", got, tt.want)
 			}
 		})
+	}
+}
+
+// Prefixes of several lists are the same selectors, however many stand in each.
+func TestFilterOfPrefix(t *testing.T) {
+	r, err := Resolve(Options{}, &Subject{Labels: podLabels("shop", "web")}, Egress, parsed(t, Options{},
+		called("a", out("{toCIDR: [10.0.0.0/8, 192.0.2.0/24], toPorts: ["+onTCP("80", get)+"]}")), called("b", out("{toCIDR: [192.0.2.0/24], toPorts: ["+onTCP("80", noHTTP)+"]}"))), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Peer{Key: "192.0.2.1", Labels: labelset.Set{"reserved:world"}, Prefix: netip.MustParsePrefix("192.0.2.1/32")}
+	checkAgreement(t, r, p, TCP, 80)
+	if got := r.show(r.Decide(p, TCP, 80).Filter); got != "http: a:GET" {
+		t.Errorf("%s, want the list alone", got)
 	}
 }
 

@@ -104,7 +104,7 @@ func Resolve(o Options, s *Subject, d Direction, rules []*Rule, w World) (*Resol
 	if !r.Enforced && len(r.visible) == 0 {
 		return r, nil
 	}
-	c := &compiler{o: o, s: s, w: w, r: r, positions: map[string]int{}, split: mayConflict(selected)}
+	c := &compiler{o: o, s: s, w: w, r: r, positions: map[string]int{}, split: mergedBySelector(selected)}
 	baseline, _ := slices.BinarySearchFunc(selected, TierBaseline, func(rule *Rule, t Tier) int { return cmp.Compare(rule.Tier, t) })
 	for _, rule := range selected[:baseline] {
 		c.rule(rule)
@@ -160,7 +160,7 @@ type compiler struct {
 	w         World
 	r         *Resolved
 	positions map[string]int // of terms, by key
-	split     bool           // each prefix is a term of its own
+	split     bool           // each peer is a term of its own: rules are merged by selector
 }
 
 func (c *compiler) term(t *Term) int {
@@ -184,7 +184,7 @@ func (c *compiler) rule(rule *Rule) {
 	c.r.Rules = append(c.r.Rules, rule.Name())
 	if !rule.nothing {
 		e.any = rule.peers.any || rule.peers.absent
-		if !e.any {
+		if !e.any || c.split {
 			c.peers(&e, &rule.peers)
 		}
 		e.anyPort = !rule.ports.given

@@ -4,6 +4,7 @@ package reference
 
 import (
 	"fmt"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -67,6 +68,11 @@ type cover struct {
 func (v cover) rules(kind string) []any { return list(object(v.item["rules"])[kind]) }
 
 func (v cover) serverNames() []string { return texts(v.item["serverNames"]) }
+
+// sameItem: both are of one item of toPorts.
+func (v cover) sameItem(o cover) bool {
+	return reflect.ValueOf(v.item).Pointer() == reflect.ValueOf(o.item).Pointer()
+}
 
 // kind of the item: what its rules speak; "" = it has none.
 func (v cover) kind() string {
@@ -147,8 +153,9 @@ func passes(proxy string, r []cover, q Request) (ok bool, changes []headerChange
 		return false, nil
 	}
 	lists := slices.ContainsFunc(r, func(v cover) bool { return v.kind() == "tls" })
-	for _, v := range r {
+	for n, v := range r {
 		switch kind := v.kind(); {
+		case kind != "" && slices.ContainsFunc(r[:n], v.sameItem): // several peers or ports of one rule cover the packet: it is judged once
 		case kind == "":
 			ok = ok || !moot(v, r) && (proxy != "dns" || v.exact) && (proxy != "http" || q.TLS == nil || lists)
 		case kind == "tls" && proxy != "dns":

@@ -40,6 +40,8 @@ func TestAsk(t *testing.T) {
 			{in("shop/db", 80), put, "http passes"}, {in("ip:192.0.2.1", 80), put, "http refuses"}}},
 		{"an empty list lifts nothing of its selector (9.4)", cnp + `ingress: [{` + http + `}, {` + strings.Replace(http, "{method: GET}", "", 1) + `}]}}`, []want{{in("shop/db", 80), put, "http refuses"}}},
 		{"it does of another", cnp + `ingress: [{` + http + `}, {fromEndpoints: [{}], ` + strings.Replace(http, "{method: GET}", "", 1) + `}]}}`, []want{{in("shop/db", 80), put, "http passes"}}},
+		{"it does not of one that stands beside all", cnp + `ingress: [{fromEntities: [world, all], ` + http + `}, {fromEntities: [world], ` + strings.Replace(http, "{method: GET}", "", 1) + `}]}}`,
+			[]want{{in("ip:192.0.2.1", 80), put, "http refuses"}}},
 		{"the switch off completes them (4)", cnp + `enableDefaultDeny: {ingress: false}, ingress: [{` + http + `}]}}`, []want{{in("shop/db", 80), put, "http passes"}, {in("shop/db", 81), put, "passes"}}},
 		{"names", cnp + `egress: [{` + dns + `}]}}`, []want{
 			{out("shop/db", "UDP", 53), ask("A.B."), "dns passes"}, {out("shop/db", "UDP", 53), ask("c.b"), "dns refuses"}, {out("shop/db", "TCP", 53), ask("a.b"), "default deny"}}},
@@ -70,6 +72,20 @@ func TestAsk(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// An item acts on a request once, however many peers and ports of its rule cover the packet.
+func TestItemActsOnce(t *testing.T) {
+	var cluster Cluster
+	policy := cnp + `ingress: [{fromEntities: [cluster, all], toPorts: [{ports: [{port: "80", protocol: TCP}, {port: "79", endPort: 81, protocol: TCP}],
+      rules: {http: [{headerMatches: [{name: X-A, value: "1", mismatch: ADD}]}]}}]}]}}`
+	if err := yaml.Unmarshal([]byte(tableWorld+policy+"\n"), &cluster); err != nil {
+		t.Fatal(err)
+	}
+	_, a := cluster.Ask(Packet{From: "shop/db", To: "shop/web", Protocol: "TCP", Port: 80}, Request{HTTP: &HTTPRequest{Method: "GET", Path: "/"}})
+	if got := fmt.Sprint(say(a), a.Headers); got != "http passes [X-A: 1]" {
+		t.Error(got)
 	}
 }
 
