@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"testing"
 	"unsafe"
 
@@ -64,7 +63,7 @@ func TestUpgrade(t *testing.T) {
 		b.run(tcProgFromPod, b.ifA, tcp(t, c, server, syn, 1, 0, 0))
 		b.run(tcProgFromNetwork, b.uplink, tcp(t, server, c, syn|ack, 1, 2, 0))
 	}
-	oldCt := b.oldMap(tcMapCt, ebpf.Hash, 1, 168)
+	oldCt := b.oldMap(tcMapCt, ebpf.Hash, ctBefore.layout, ctBefore.valueSize)
 	oldCache := b.oldMap(tcMapIpcache, ebpf.LPMTrie, 1, 24)
 	oldEndpoints := b.oldMap(tcMapEndpoints, ebpf.Hash, 1, 16)
 	oldMetrics := b.oldMap(tcMapMetrics, ebpf.PerCPUArray, metricsLayoutsBefore[0], 16)
@@ -100,7 +99,8 @@ func TestUpgrade(t *testing.T) {
 	changed := map[tcCtKey][]byte{} // first collected: what is written while it is walked may be met twice
 	it := oldCt.Iterate()
 	for it.Next(&key, &value) {
-		entry := append(append([]byte{}, value...), make([]byte, 8)...) // as long as an entry is now
+		entry := make([]byte, unsafe.Sizeof(tcCtEntry{})) // as long as an entry is now
+		copy(entry, value)
 		conn := &(*tcCtEntry)(unsafe.Pointer(&entry[0])).Conn
 		port := port16(key.LoPort)
 		if key.Hi.netip() == podA4 {
@@ -150,8 +150,8 @@ func TestUpgrade(t *testing.T) {
 	if c := b.counters(); c.ARP != before.ARP+8 || c.ConnsCreated != before.ConnsCreated+1 {
 		t.Errorf("counted %d ARP and %d connections, want %d and %d", c.ARP, c.ConnsCreated, before.ARP+8, before.ConnsCreated+1)
 	}
-	for _, name := range []string{tcMapCt, tcMapIpcache, tcMapEndpoints, tcMapMetrics} {
-		if _, err := os.Stat(filepath.Join(b.cfg.PinPath, name+"_v1")); !errors.Is(err, os.ErrNotExist) {
+	for name, layout := range map[string]int{tcMapCt: ctBefore.layout, tcMapIpcache: 1, tcMapEndpoints: 1, tcMapMetrics: metricsLayoutsBefore[0]} {
+		if _, err := os.Stat(b.oldPin(name, layout)); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("the old %s is still pinned: %v", name, err)
 		}
 	}
