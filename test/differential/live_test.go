@@ -25,6 +25,9 @@ const (
 	clientsOfBatch = 8
 	// batchesOfLab bounds what one lab plays: a case file has at most 4 MiB, and a slot that was given rests.
 	batchesOfLab = 24
+	// actionsOfFilter is how many header actions a filter may have whatever else its items say: each combination is a route, and there are at most 128. With more
+	// every request is refused, and the policy says so: it would not come into force.
+	actionsOfFilter = 7
 )
 
 // TestLiveRequests plays random rules for requests and names on live labs: from the policy object through slots, xDS, proxy and weir-dns, against what the
@@ -59,6 +62,7 @@ type liveCase struct {
 	seed    uint64
 	batches int
 	before  []map[string]any
+	actions [serversOfBatch]int // of the batch before, by server
 }
 
 func newLiveCase(seed uint64) *liveCase {
@@ -85,7 +89,7 @@ func (c *liveCase) batch() {
 	at := c.batches
 	var add []map[string]any
 	for i := range serversOfBatch {
-		trial := random.RandomHTTP(c.seed)
+		trial := c.trialFor(i)
 		name := fmt.Sprintf("s%d", i)
 		add = append(add, l7Object(fmt.Sprintf("%s-%d", name, c.seed), name, "ingress", "8080", "TCP", "http", trial.Rules))
 		for _, ask := range trial.Asks {
@@ -124,6 +128,27 @@ func (c *liveCase) batch() {
 	c.Changes = append(c.Changes, change)
 	c.before = add
 	c.batches++
+}
+
+// trialFor is the next trial for a server whose rules may be in force together with those of the batch before, which go when these have come.
+func (c *liveCase) trialFor(server int) random.HTTPTrial {
+	for {
+		trial := random.RandomHTTP(c.seed)
+		n := 0
+		for _, rule := range trial.Rules {
+			matches, _ := rule["headerMatches"].([]any)
+			for _, m := range matches {
+				if m.(map[string]any)["mismatch"] != nil {
+					n++
+				}
+			}
+		}
+		if n+c.actions[server] <= actionsOfFilter {
+			c.actions[server] = n
+			return trial
+		}
+		c.seed++
+	}
 }
 
 func (c *liveCase) expect(from, to string, port int, protocol string, passes bool) map[string]any {
