@@ -84,7 +84,7 @@ func TestItemActsOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, a := cluster.Ask(Packet{From: "shop/db", To: "shop/web", Protocol: "TCP", Port: 80}, Request{HTTP: &HTTPRequest{Method: "GET", Path: "/"}})
-	if got := fmt.Sprint(say(a), a.Headers); got != "http passes [X-A: 1]" {
+	if got := fmt.Sprintf("%s %s", say(a), a.Headers); got != "http passes [X-A: 1]" {
 		t.Error(got)
 	}
 }
