@@ -19,27 +19,37 @@ import (
 // An instruction takes up to 300 bytes of a proxy's memory and is visited once for each byte of a text.
 const MaxInstructions = 200_000
 
-// Instructions returns the length of the program that an expression is compiled to (RE2 syntax).
+// Instructions returns the length of the program that an expression is compiled to (RE2 syntax), without compiling it. Large classes of characters count for
+// several instructions.
 func Instructions(expression string) (int, error) {
 	tree, err := syntax.Parse(expression, syntax.Perl)
 	if err != nil {
 		return 0, err
 	}
-	program, err := syntax.Compile(tree.Simplify())
-	if err != nil {
-		return 0, err
-	}
-	return len(program.Inst), nil
+	return Size(tree), nil
+}
+
+// Size is Instructions of what was parsed already.
+func Size(tree *syntax.Regexp) int {
+	const failAndMatch = 2
+	s := sizeOf(tree)
+	return s.instructions + s.classes + failAndMatch
 }
 
 // Cost returns the instructions of all expressions in a message and in what is packed in it. It stops counting above MaxInstructions.
-func Cost(m proto.Message) (int, error) {
-	c := cost{}
+func Cost(m proto.Message) (int, error) { return CostBy(m, Instructions) }
+
+// CostBy is Cost for who knows, or remembers, the instructions of an expression.
+func CostBy(m proto.Message, instructions func(expression string) (int, error)) (int, error) {
+	c := cost{of: instructions}
 	err := c.add(m.ProtoReflect())
 	return c.instructions, err
 }
 
-type cost struct{ instructions int }
+type cost struct {
+	of           func(string) (int, error)
+	instructions int
+}
 
 func (c *cost) add(r protoreflect.Message) error {
 	if c.instructions > MaxInstructions {
@@ -47,7 +57,7 @@ func (c *cost) add(r protoreflect.Message) error {
 	}
 	switch m := r.Interface().(type) {
 	case *matcherv3.RegexMatcher:
-		n, err := Instructions(m.GetRegex())
+		n, err := c.of(m.GetRegex())
 		c.instructions += n
 		return err
 	case *anypb.Any:

@@ -3,6 +3,7 @@
 package expression_test
 
 import (
+	"regexp/syntax"
 	"strings"
 	"testing"
 
@@ -59,17 +60,59 @@ func TestCostIsBounded(t *testing.T) {
 	}
 }
 
-// A hostile expression must not make counting dear: the parser bounds repetition, and what it takes it takes in time that grows with the text.
+// Measuring must cost what the text costs: this program would take seconds to compile.
+func TestInstructionsAreNotCompiled(t *testing.T) {
+	text := "(" + strings.Repeat("a", 1000) + "){1000}"
+	got, err := expression.Instructions(text)
+	if err != nil || got != 2+1000*(2+1000) {
+		t.Errorf("%d instructions, %v", got, err)
+	}
+	if allocs := testing.AllocsPerRun(10, func() { _, _ = expression.Instructions(text) }); allocs > 200 {
+		t.Errorf("%.0f allocations", allocs)
+	}
+}
+
+// A class of characters is one instruction, and may be some KiB.
+func TestLargeClasses(t *testing.T) {
+	for text, most := range map[string]int{"[a-z0-9_]": 3, `\d`: 3, `[^/]`: 3} {
+		if n, err := expression.Instructions(text); err != nil || n > most {
+			t.Errorf("%s: %d instructions, %v; want at most %d", text, n, err, most)
+		}
+	}
+	if n, err := expression.Instructions(`\pL`); err != nil || n < 10 {
+		t.Errorf("%d instructions, %v", n, err)
+	}
+}
+
+// FuzzInstructions compares with the library's program. Where classes are large, more is counted.
 func FuzzInstructions(f *testing.F) {
-	for _, seed := range []string{"", "/a.*", "(a|b)*c{1,100}", "((x{1,1000}))", `\p{L}+`, "(?i)k", "[^/]+", "("} {
+	for _, seed := range []string{
+		"", "/a.*", "(a|b)*c{1,100}", "((x{1,1000}))", `\p{L}+`, "(?i)k", "[^/]+", "(", "(a*)*", "(?:a*)*", "(?:a*?)*", "(|a)*", "(a|b)*?{2,5}", "a{0}", "(?:a{0})+",
+		"(?:){3,7}", "x{0,}", "x{1,}?", "x{5,}", "(?:x{2,3}){0,4}", `[^\x00-\x{10FFFF}]`, `a[^\x00-\x{10FFFF}]b|c`, `(?:[^\x00-\x{10FFFF}]|a)+`, `(?:[^\x00-\x{10FFFF}]+)?`,
+		`(?:[^\x00-\x{10FFFF}]*|)*`, `(\b|^|$|\A|\z|\B)*`, "(?:^)*", "(?:a|b|cd)+?", "(?s).*", "(?U)a+?",
+	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		if len(text) > 1024 {
+		const dear = 100_000 // for the library
+		n, err := expression.Instructions(text)
+		tree, parseErr := syntax.Parse(text, syntax.Perl)
+		if (err == nil) != (parseErr == nil) {
+			t.Fatalf("%v, the library: %v", err, parseErr)
+		}
+		if err != nil || n > dear {
 			return
 		}
-		if n, err := expression.Instructions(text); err == nil && (n < 1 || n > 1_000*len(text)+10_000) {
-			t.Errorf("%d instructions", n)
+		program, err := syntax.Compile(tree.Simplify())
+		if err != nil {
+			t.Fatal(err)
+		}
+		classes := 0
+		for _, i := range program.Inst {
+			classes += len(i.Rune) / 64
+		}
+		if want := len(program.Inst) + classes; n != want {
+			t.Errorf("%d instructions, the library has %d and %d for large classes", n, len(program.Inst), classes)
 		}
 	})
 }

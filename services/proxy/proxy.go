@@ -17,6 +17,7 @@ import (
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
@@ -36,8 +37,10 @@ import (
 	"github.com/weirmesh/weir/services/proxy/internal/httpproxy"
 	"github.com/weirmesh/weir/services/proxy/internal/limit"
 	"github.com/weirmesh/weir/services/proxy/internal/listener"
+	"github.com/weirmesh/weir/services/proxy/internal/match"
 	"github.com/weirmesh/weir/services/proxy/internal/model"
 	"github.com/weirmesh/weir/services/proxy/internal/netfilter"
+	"github.com/weirmesh/weir/services/proxy/internal/pace"
 	"github.com/weirmesh/weir/services/proxy/internal/sockets"
 	"github.com/weirmesh/weir/services/proxy/internal/state"
 	"github.com/weirmesh/weir/services/proxy/internal/upstream"
@@ -114,22 +117,27 @@ func (s *Service) wire() error {
 	if s.config.ChoosePorts {
 		dialer.ChoosePorts()
 	}
+	matchers := match.NewCompiler(pace.New(func() bool { return limits.Connections() > 0 }))
 	s.clusters = cluster.NewTable(dialer)
+	s.clusters.CompileWith(matchers)
 	s.upstreams = upstream.NewPool(upstream.Config{})
 	lost := s.reporter.Loss("access log", "no room")
 	s.accessLog = accesslog.New(accesslog.Config{
 		Node: node, Clusters: s.clusters, StreamBytes: s.config.LogStreamBytes, TotalBytes: s.config.LogTotalBytes, Lost: lost.Add, Log: s.log,
 	})
 	s.state = state.New(state.Config[*httpproxy.Routes]{
-		Clusters: s.clusters, Compile: httpproxy.CompileRoutes, KeepRoutes: s.config.ListenerDrain, Changed: func() { s.client.Kick() }, Log: s.log,
+		Clusters: s.clusters, Matchers: matchers, KeepRoutes: s.config.ListenerDrain, Changed: func() { s.client.Kick() }, Log: s.log,
+		Compile: func(in *routev3.RouteConfiguration) (*httpproxy.Routes, error) {
+			return httpproxy.CompileRoutes(in, matchers)
+		},
 	})
 	s.listeners = listener.NewSet(listener.Config{
 		Builder: listener.Builder{
-			HTTP: s.compileHTTP(limits), AccessLog: func(path string, in []*accesslogv3.AccessLog) (model.Logger, error) {
+			HTTP: s.compileHTTP(limits, matchers), AccessLog: func(path string, in []*accesslogv3.AccessLog) (model.Logger, error) {
 				return s.accessLog.Compile(path, in)
 			},
-			Net:     netfilter.Env{Clusters: s.clusters, Limits: limits},
-			PortMin: upstreamPortMin, PortMax: upstreamPortMax,
+			Net:      netfilter.Env{Clusters: s.clusters, Limits: limits},
+			Matchers: matchers, PortMin: upstreamPortMin, PortMax: upstreamPortMax,
 		},
 		Limits: limits, MaxConnections: s.config.ListenerConnections, DrainTime: s.config.ListenerDrain, Log: s.log,
 		RoutesKnown: func(name string) bool { _, ok := s.state.Routes(name); return ok }, Reachable: s.clusters.Reachable,
@@ -151,10 +159,10 @@ func (f httpFilter) Adopt(next listener.HTTP) {
 	}
 }
 
-func (s *Service) compileHTTP(limits model.Limits) func(*hcmv3.HttpConnectionManager, model.Logger) (listener.HTTP, error) {
+func (s *Service) compileHTTP(limits model.Limits, matchers *match.Compiler) func(*hcmv3.HttpConnectionManager, model.Logger) (listener.HTTP, error) {
 	return func(hcm *hcmv3.HttpConnectionManager, logger model.Logger) (listener.HTTP, error) {
 		m, err := httpproxy.Compile(hcm, httpproxy.Env{
-			Clusters: s.clusters, Logger: logger, Limits: limits, Upstreams: s.upstreams, Log: s.log,
+			Clusters: s.clusters, Logger: logger, Limits: limits, Upstreams: s.upstreams, Matchers: matchers, Log: s.log,
 			Routes: func(name string) *httpproxy.Routes { r, _ := s.state.Routes(name); return r },
 		})
 		if err != nil {

@@ -15,6 +15,7 @@ import (
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 
 	"github.com/weirmesh/weir/services/proxy/internal/fields"
+	"github.com/weirmesh/weir/services/proxy/internal/match"
 	"github.com/weirmesh/weir/services/proxy/internal/model"
 	"github.com/weirmesh/weir/services/proxy/internal/resource"
 	"github.com/weirmesh/weir/services/proxy/internal/sockets"
@@ -58,6 +59,7 @@ type config struct {
 	options          []sockets.Option
 	portMin, portMax uint16
 	tls              *tlsconf.Client
+	matchers         *match.Compiler // of names in certificates
 	breakers         breakers
 	outlier          *outlier
 }
@@ -72,7 +74,7 @@ var known = []string{
 	"max_requests_per_connection", "connection_pool_per_downstream_connection", "dns_refresh_rate", "track_timeout_budgets",
 }
 
-func compile(in *clusterv3.Cluster) (*config, error) {
+func compile(in *clusterv3.Cluster, matchers *match.Compiler) (*config, error) {
 	path := "cluster"
 	if in.GetName() == "" {
 		return nil, fmt.Errorf("%s.name is empty", path)
@@ -80,7 +82,7 @@ func compile(in *clusterv3.Cluster) (*config, error) {
 	if err := fields.Only(in, path, known...); err != nil {
 		return nil, err
 	}
-	c := &config{name: in.GetName()}
+	c := &config{name: in.GetName(), matchers: matchers}
 	var err error
 	if c.connectTimeout, err = resource.Duration(path+".connect_timeout", in.GetConnectTimeout(), defaultConnectTimeout); err != nil {
 		return nil, err
@@ -236,7 +238,7 @@ func (c *config) protocols(path string, in *clusterv3.Cluster) error {
 	case model.SameAsClient:
 	}
 	var err error
-	c.tls, err = tlsconf.NewClient(path+".transport_socket", in.GetTransportSocket(), alpn)
+	c.tls, err = tlsconf.NewClient(path+".transport_socket", in.GetTransportSocket(), alpn, c.matchers)
 	return err
 }
 

@@ -11,14 +11,16 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/weirmesh/weir/services/proxy/internal/match"
 	"github.com/weirmesh/weir/services/proxy/internal/model"
 	"github.com/weirmesh/weir/services/proxy/internal/sockets"
 )
 
 // Table holds the clusters by name and implements model.Clusters. Configurations come from one goroutine; the rest is safe for concurrent use.
 type Table struct {
-	dialer *sockets.Dialer
-	now    func() time.Time
+	dialer   *sockets.Dialer
+	now      func() time.Time
+	matchers *match.Compiler
 
 	mu       sync.RWMutex
 	clusters map[string]*Cluster
@@ -35,6 +37,9 @@ func NewTable(dialer *sockets.Dialer) *Table {
 	}
 }
 
+// CompileWith is told before the first cluster is put.
+func (t *Table) CompileWith(m *match.Compiler) { t.matchers = m }
+
 // Cluster implements model.Clusters.
 func (t *Table) Cluster(name string) model.Cluster {
 	t.mu.RLock()
@@ -47,7 +52,7 @@ func (t *Table) Cluster(name string) model.Cluster {
 
 // Put takes a new configuration of a cluster, or refuses it and keeps the one before.
 func (t *Table) Put(in *clusterv3.Cluster) error {
-	compiled, err := compile(in)
+	compiled, err := compile(in, t.matchers)
 	if err != nil {
 		return err
 	}

@@ -96,7 +96,7 @@ func TestRoutesRefused(t *testing.T) {
 		if err := protojson.Unmarshal([]byte(tt.in), &c); err != nil {
 			t.Fatalf("%s: %v", tt.in, err)
 		}
-		if _, err := CompileRoutes(&c); err == nil || !strings.Contains(err.Error(), tt.want) {
+		if _, err := CompileRoutes(&c, nil); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s:\ngot  %v\nwant %s", tt.in, err, tt.want)
 		}
 	}

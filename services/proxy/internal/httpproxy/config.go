@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/weirmesh/weir/services/proxy/internal/fields"
+	"github.com/weirmesh/weir/services/proxy/internal/match"
 	"github.com/weirmesh/weir/services/proxy/internal/pathnorm"
 	"github.com/weirmesh/weir/services/proxy/internal/strict"
 )
@@ -36,6 +37,7 @@ type config struct {
 	xff         bool
 	stripPort   func(authority string, local uint16) string
 	defaultHost string
+	matchers    *match.Compiler
 }
 
 // What holds where the configuration says nothing. Envoy has no limit for heads that come slowly; a proxy that many share needs one.
@@ -60,7 +62,7 @@ var managerFields = []string{
 	"stream_error_on_invalid_http_message", "server_name",
 }
 
-func compileConfig(h *hcmv3.HttpConnectionManager) (*config, error) {
+func compileConfig(h *hcmv3.HttpConnectionManager, matchers *match.Compiler) (*config, error) {
 	if h == nil {
 		return nil, errors.New("no connection manager")
 	}
@@ -73,7 +75,7 @@ func compileConfig(h *hcmv3.HttpConnectionManager) (*config, error) {
 		xff: h.GetUseRemoteAddress().GetValue() && !h.GetSkipXffAppend(),
 		//nolint:staticcheck // the deprecated field is still written
 		logBegin: h.GetFlushAccessLogOnNewRequest() || h.GetAccessLogOptions().GetFlushAccessLogOnNewRequest(),
-		upgrades: map[string]bool{},
+		upgrades: map[string]bool{}, matchers: matchers,
 	}
 	if c.codec == hcmv3.HttpConnectionManager_HTTP3 {
 		return nil, fields.NotSupported("codec_type")
@@ -81,7 +83,7 @@ func compileConfig(h *hcmv3.HttpConnectionManager) (*config, error) {
 	steps := []func(*hcmv3.HttpConnectionManager) error{
 		c.compileRoutes, c.compileFilters, c.compileProtocols, c.compileTimeouts, c.compileNormalization, c.compileUpgrades, c.compileHost,
 		func(h *hcmv3.HttpConnectionManager) (err error) {
-			c.replies, err = compileReplies(h.GetLocalReplyConfig(), "local_reply_config")
+			c.replies, err = compiler{matchers}.replies(h.GetLocalReplyConfig(), "local_reply_config")
 			return err
 		},
 	}
@@ -102,7 +104,7 @@ func (c *config) compileRoutes(h *hcmv3.HttpConnectionManager) error {
 		return nil
 	case *hcmv3.HttpConnectionManager_RouteConfig:
 		var err error
-		if c.routes, err = CompileRoutes(s.RouteConfig); err != nil {
+		if c.routes, err = CompileRoutes(s.RouteConfig, c.matchers); err != nil {
 			return fmt.Errorf("route_config: %w", err)
 		}
 		return nil

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/weirmesh/weir/services/proxy/internal/fields"
+	"github.com/weirmesh/weir/services/proxy/internal/match"
 	"github.com/weirmesh/weir/services/proxy/internal/mutation"
 	"github.com/weirmesh/weir/services/proxy/internal/ratelimit"
 	"github.com/weirmesh/weir/services/proxy/internal/rbac"
@@ -50,7 +51,7 @@ func (c *config) compileFilters(h *hcmv3.HttpConnectionManager) error {
 			return fields.Only(r, fields.Join(path, "typed_config"), "suppress_envoy_headers", "dynamic_stats", "respect_expected_rq_timeout",
 				"suppress_grpc_request_failure_code_stats")
 		}
-		s, err := compileStage(f.GetName(), msg, fields.Join(path, "typed_config"))
+		s, err := compiler{c.matchers}.stage(f.GetName(), msg, fields.Join(path, "typed_config"))
 		if err != nil {
 			return err
 		}
@@ -59,16 +60,19 @@ func (c *config) compileFilters(h *hcmv3.HttpConnectionManager) error {
 	return fmt.Errorf("http_filters: no router at the end")
 }
 
-// compileStage compiles a filter's configuration, of the chain or of a route.
-func compileStage(name string, msg any, path string) (stage, error) {
+// compiler compiles the parts of a connection manager, and what routes have for them.
+type compiler struct{ *match.Compiler }
+
+// stage compiles a filter's configuration, of the chain or of a route.
+func (x compiler) stage(name string, msg any, path string) (stage, error) {
 	switch m := msg.(type) {
 	case *rbacv3.RBAC:
-		return compileRBAC(m, path)
+		return x.rbac(m, path)
 	case *rbacv3.RBACPerRoute:
 		if m.GetRbac() == nil {
 			return rbacStage{}, nil
 		}
-		return compileRBAC(m.GetRbac(), fields.Join(path, "rbac"))
+		return x.rbac(m.GetRbac(), fields.Join(path, "rbac"))
 	case *mutationv3.HeaderMutation:
 		if m.GetMostSpecificHeaderMutationsWins() {
 			return nil, fields.NotSupported(fields.Join(path, "most_specific_header_mutations_wins"))
@@ -83,26 +87,26 @@ func compileStage(name string, msg any, path string) (stage, error) {
 	return nil, fmt.Errorf("%s: filter %q of type %T is not supported", path, name, msg)
 }
 
-// compileOverride compiles what a route has for a filter.
-func compileOverride(name string, config *anypb.Any, path string) (any, error) {
+// override compiles what a route has for a filter.
+func (x compiler) override(name string, config *anypb.Any, path string) (any, error) {
 	msg, err := config.UnmarshalNew()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return compileStage(name, msg, path)
+	return x.stage(name, msg, path)
 }
 
 type rbacStage struct{ rules, shadow *rbac.Rules }
 
-func compileRBAC(c *rbacv3.RBAC, path string) (stage, error) {
+func (x compiler) rbac(c *rbacv3.RBAC, path string) (stage, error) {
 	if err := fields.Only(c, path, "rules", "shadow_rules", "rules_stat_prefix", "shadow_rules_stat_prefix", "track_per_rule_stats"); err != nil {
 		return nil, err
 	}
-	rules, err := rbac.Compile(c.GetRules(), fields.Join(path, "rules"))
+	rules, err := rbac.Compile(c.GetRules(), x.Compiler, fields.Join(path, "rules"))
 	if err != nil {
 		return nil, err
 	}
-	shadow, err := rbac.Compile(c.GetShadowRules(), fields.Join(path, "shadow_rules"))
+	shadow, err := rbac.Compile(c.GetShadowRules(), x.Compiler, fields.Join(path, "shadow_rules"))
 	return rbacStage{rules, shadow}, err
 }
 

@@ -283,7 +283,7 @@ func (b *bench) setRoutes(routes string) {
 	if err := protojson.Unmarshal([]byte(routes), &c); err != nil {
 		b.t.Fatal(err)
 	}
-	r, err := CompileRoutes(&c)
+	r, err := CompileRoutes(&c, nil)
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 
+	"github.com/weirmesh/weir/services/proxy/internal/match"
 	"github.com/weirmesh/weir/services/proxy/internal/model"
 	"github.com/weirmesh/weir/services/proxy/internal/route"
 	"github.com/weirmesh/weir/services/proxy/internal/upstream"
@@ -31,7 +32,9 @@ type Env struct {
 	Routes func(name string) *Routes
 	// Upstreams is shared by all managers, so that a newer manager keeps the connections of the one before it.
 	Upstreams *upstream.Pool
-	Log       *slog.Logger
+	// Matchers compiles what requests are matched with.
+	Matchers *match.Compiler
+	Log      *slog.Logger
 	// Library serves HTTP/1 by the library's server, behind the guard: the oracle of tests.
 	Library bool
 }
@@ -46,7 +49,7 @@ type Manager struct {
 
 // Compile compiles a connection manager. What is not implemented is an error that names the field's path.
 func Compile(hcm *hcmv3.HttpConnectionManager, env Env) (*Manager, error) {
-	cfg, err := compileConfig(hcm)
+	cfg, err := compileConfig(hcm, env.Matchers)
 	if err != nil {
 		return nil, err
 	}
@@ -54,8 +57,8 @@ func Compile(hcm *hcmv3.HttpConnectionManager, env Env) (*Manager, error) {
 }
 
 // CompileRoutes compiles a route configuration.
-func CompileRoutes(c *routev3.RouteConfiguration) (*Routes, error) {
-	return route.Compile(c, compileOverride)
+func CompileRoutes(c *routev3.RouteConfiguration, matchers *match.Compiler) (*Routes, error) {
+	return route.Compile(c, compiler{matchers}.override, matchers)
 }
 
 // RouteName is the route configuration that the manager follows by discovery; "" = it has its own.

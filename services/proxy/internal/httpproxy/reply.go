@@ -47,7 +47,7 @@ type bodyFormat struct {
 	contentType string
 }
 
-func compileReplies(c *hcmv3.LocalReplyConfig, path string) (r replies, err error) {
+func (x compiler) replies(c *hcmv3.LocalReplyConfig, path string) (r replies, err error) {
 	if c == nil {
 		return r, nil
 	}
@@ -56,8 +56,8 @@ func compileReplies(c *hcmv3.LocalReplyConfig, path string) (r replies, err erro
 	}
 	for i, m := range c.GetMappers() {
 		at := fields.Index(path, "mappers", i)
-		x := mapper{status: int(m.GetStatusCode().GetValue())}
-		if x.matches, err = compileReplyFilter(m.GetFilter(), fields.Join(at, "filter")); err != nil {
+		to := mapper{status: int(m.GetStatusCode().GetValue())}
+		if to.matches, err = x.replyFilter(m.GetFilter(), fields.Join(at, "filter")); err != nil {
 			return r, err
 		}
 		if b := m.GetBody(); b != nil {
@@ -65,15 +65,15 @@ func compileReplies(c *hcmv3.LocalReplyConfig, path string) (r replies, err erro
 				return r, err
 			}
 			text := b.GetInlineString() + string(b.GetInlineBytes())
-			x.body = &text
+			to.body = &text
 		}
-		if x.format, err = compileBodyFormat(m.GetBodyFormatOverride(), fields.Join(at, "body_format_override")); err != nil {
+		if to.format, err = compileBodyFormat(m.GetBodyFormatOverride(), fields.Join(at, "body_format_override")); err != nil {
 			return r, err
 		}
-		if x.headers, err = mutation.Compile(m.GetHeadersToAdd(), nil, at, ""); err != nil {
+		if to.headers, err = mutation.Compile(m.GetHeadersToAdd(), nil, at, ""); err != nil {
 			return r, err
 		}
-		r.mappers = append(r.mappers, x)
+		r.mappers = append(r.mappers, to)
 	}
 	return r, nil
 }
@@ -109,7 +109,7 @@ func (f *bodyFormat) apply(r *reply) {
 	}
 }
 
-func compileReplyFilter(f *accesslogv3.AccessLogFilter, path string) (func(*reply, *match.Request) bool, error) {
+func (x compiler) replyFilter(f *accesslogv3.AccessLogFilter, path string) (func(*reply, *match.Request) bool, error) {
 	switch s := f.GetFilterSpecifier().(type) {
 	case *accesslogv3.AccessLogFilter_StatusCodeFilter:
 		c := s.StatusCodeFilter.GetComparison()
@@ -130,15 +130,15 @@ func compileReplyFilter(f *accesslogv3.AccessLogFilter, path string) (func(*repl
 			return r.flag != "" && (len(want) == 0 || slices.Contains(want, r.flag))
 		}, nil
 	case *accesslogv3.AccessLogFilter_HeaderFilter:
-		h, err := match.CompileHeader(s.HeaderFilter.GetHeader(), fields.Join(path, "header_filter.header"))
+		h, err := x.Header(s.HeaderFilter.GetHeader(), fields.Join(path, "header_filter.header"))
 		return func(_ *reply, q *match.Request) bool { return h.Match(q) }, err
 	case *accesslogv3.AccessLogFilter_AndFilter:
-		list, err := compileReplyFilters(s.AndFilter.GetFilters(), fields.Join(path, "and_filter"))
+		list, err := x.replyFilters(s.AndFilter.GetFilters(), fields.Join(path, "and_filter"))
 		return func(r *reply, q *match.Request) bool {
 			return !slices.ContainsFunc(list, func(f func(*reply, *match.Request) bool) bool { return !f(r, q) })
 		}, err
 	case *accesslogv3.AccessLogFilter_OrFilter:
-		list, err := compileReplyFilters(s.OrFilter.GetFilters(), fields.Join(path, "or_filter"))
+		list, err := x.replyFilters(s.OrFilter.GetFilters(), fields.Join(path, "or_filter"))
 		return func(r *reply, q *match.Request) bool {
 			return slices.ContainsFunc(list, func(f func(*reply, *match.Request) bool) bool { return f(r, q) })
 		}, err
@@ -146,10 +146,10 @@ func compileReplyFilter(f *accesslogv3.AccessLogFilter, path string) (func(*repl
 	return nil, fields.NotSupported(path)
 }
 
-func compileReplyFilters(list []*accesslogv3.AccessLogFilter, path string) ([]func(*reply, *match.Request) bool, error) {
+func (x compiler) replyFilters(list []*accesslogv3.AccessLogFilter, path string) ([]func(*reply, *match.Request) bool, error) {
 	var out []func(*reply, *match.Request) bool
 	for i, f := range list {
-		c, err := compileReplyFilter(f, fields.Index(path, "filters", i))
+		c, err := x.replyFilter(f, fields.Index(path, "filters", i))
 		if err != nil {
 			return nil, err
 		}

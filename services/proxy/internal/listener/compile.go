@@ -25,6 +25,7 @@ import (
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 
 	"github.com/weirmesh/weir/services/proxy/internal/fields"
+	"github.com/weirmesh/weir/services/proxy/internal/match"
 	"github.com/weirmesh/weir/services/proxy/internal/model"
 	"github.com/weirmesh/weir/services/proxy/internal/netfilter"
 	"github.com/weirmesh/weir/services/proxy/internal/resource"
@@ -52,6 +53,8 @@ type Builder struct {
 	AccessLog func(path string, in []*accesslogv3.AccessLog) (model.Logger, error)
 	// Net is for the filters that do not read HTTP.
 	Net netfilter.Env
+	// Matchers compiles what connections are matched with.
+	Matchers *match.Compiler
 	// PortMin and PortMax bound the source ports of upstream sockets in a client's name, unless the cluster says.
 	PortMin, PortMax uint16
 }
@@ -253,12 +256,13 @@ func (b *Builder) filterChain(path string, in *listenerv3.FilterChain) (*chain, 
 	if err := fields.Only(in, path, "filter_chain_match", "filters", "metadata", "transport_socket", "transport_socket_connect_timeout", "name"); err != nil {
 		return nil, err
 	}
+	b.Matchers.Step()
 	c := &chain{name: in.GetName()}
 	var err error
 	if c.match, err = compileMatch(path+".filter_chain_match", in.GetFilterChainMatch()); err != nil {
 		return nil, err
 	}
-	if c.tls, err = tlsconf.Server(path+".transport_socket", in.GetTransportSocket()); err != nil {
+	if c.tls, err = tlsconf.Server(path+".transport_socket", in.GetTransportSocket(), b.Matchers); err != nil {
 		return nil, err
 	}
 	if c.within, err = resource.Duration(path+".transport_socket_connect_timeout", in.GetTransportSocketConnectTimeout(), defaultHandshake); err != nil {
@@ -292,7 +296,7 @@ func (b *Builder) filter(c *chain, path string, f *listenerv3.Filter) error {
 		if err := resource.Unpack(path, config, &in); err != nil {
 			return err
 		}
-		rbac, err := netfilter.CompileRBAC(path, &in)
+		rbac, err := netfilter.CompileRBAC(path, &in, b.Matchers)
 		c.rbacs = append(c.rbacs, rbac)
 		return err
 	case config.MessageIs(&tcpv3.TcpProxy{}):

@@ -23,11 +23,11 @@ type Header struct {
 	missingIsEmpty bool
 }
 
-// CompileHeaders compiles a list of header matchers.
-func CompileHeaders(list []*routev3.HeaderMatcher, path, name string) ([]Header, error) {
+// Headers compiles a list of header matchers.
+func (c *Compiler) Headers(list []*routev3.HeaderMatcher, path, name string) ([]Header, error) {
 	out := make([]Header, 0, len(list))
 	for i, m := range list {
-		h, err := CompileHeader(m, fields.Index(path, name, i))
+		h, err := c.Header(m, fields.Index(path, name, i))
 		if err != nil {
 			return nil, err
 		}
@@ -36,8 +36,8 @@ func CompileHeaders(list []*routev3.HeaderMatcher, path, name string) ([]Header,
 	return out, nil
 }
 
-// CompileHeader compiles a header matcher, deprecated forms included.
-func CompileHeader(m *routev3.HeaderMatcher, path string) (Header, error) {
+// Header compiles a header matcher, deprecated forms included.
+func (c *Compiler) Header(m *routev3.HeaderMatcher, path string) (Header, error) {
 	h := Header{name: CanonicalName(m.GetName()), invert: m.GetInvertMatch(), missingIsEmpty: m.GetTreatMissingHeaderAsEmpty(), present: true}
 	if m.GetName() == "" {
 		return h, fmt.Errorf("%s: empty", fields.Join(path, "name"))
@@ -48,17 +48,17 @@ func CompileHeader(m *routev3.HeaderMatcher, path string) (Header, error) {
 	case *routev3.HeaderMatcher_PresentMatch:
 		h.present = s.PresentMatch
 	case *routev3.HeaderMatcher_StringMatch:
-		h.value, err = CompileString(s.StringMatch, fields.Join(path, "string_match"))
+		h.value, err = c.String(s.StringMatch, fields.Join(path, "string_match"))
 	case *routev3.HeaderMatcher_RangeMatch:
 		h.value = inRange(s.RangeMatch.GetStart(), s.RangeMatch.GetEnd())
 	default:
-		h.value, err = deprecated(m, path)
+		h.value, err = c.deprecated(m, path)
 	}
 	return h, err
 }
 
 // deprecated are the forms that string_match replaced; objects in the field still have them.
-func deprecated(m *routev3.HeaderMatcher, path string) (String, error) {
+func (c *Compiler) deprecated(m *routev3.HeaderMatcher, path string) (String, error) {
 	//nolint:staticcheck // the deprecated fields are what this function is for
 	switch s := m.GetHeaderMatchSpecifier().(type) {
 	case *routev3.HeaderMatcher_ExactMatch:
@@ -70,7 +70,7 @@ func deprecated(m *routev3.HeaderMatcher, path string) (String, error) {
 	case *routev3.HeaderMatcher_ContainsMatch:
 		return contains(s.ContainsMatch, false), nil
 	case *routev3.HeaderMatcher_SafeRegexMatch:
-		return CompileRegex(s.SafeRegexMatch, fields.Join(path, "safe_regex_match"))
+		return c.Regex(s.SafeRegexMatch, fields.Join(path, "safe_regex_match"))
 	}
 	return nil, fields.NotSupported(fields.Join(path, "header_match_specifier"))
 }

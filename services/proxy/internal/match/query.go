@@ -19,8 +19,8 @@ type Query struct {
 	present bool
 }
 
-// CompileQuery compiles a query parameter matcher.
-func CompileQuery(m *routev3.QueryParameterMatcher, path string) (Query, error) {
+// Query compiles a query parameter matcher.
+func (c *Compiler) Query(m *routev3.QueryParameterMatcher, path string) (Query, error) {
 	q := Query{name: m.GetName(), present: true}
 	var err error
 	switch s := m.GetQueryParameterMatchSpecifier().(type) {
@@ -28,7 +28,7 @@ func CompileQuery(m *routev3.QueryParameterMatcher, path string) (Query, error) 
 	case *routev3.QueryParameterMatcher_PresentMatch:
 		q.present = s.PresentMatch
 	case *routev3.QueryParameterMatcher_StringMatch:
-		q.value, err = CompileString(s.StringMatch, fields.Join(path, "string_match"))
+		q.value, err = c.String(s.StringMatch, fields.Join(path, "string_match"))
 	default:
 		err = fields.NotSupported(fields.Join(path, "query_parameter_match_specifier"))
 	}

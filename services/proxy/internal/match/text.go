@@ -4,7 +4,6 @@ package match
 
 import (
 	"fmt"
-	"regexp"
 	"regexp/syntax"
 	"strings"
 
@@ -16,11 +15,8 @@ import (
 // String matches a text.
 type String func(string) bool
 
-// maxProgram bounds the instructions of a regular expression: each is visited once a byte of the text at most.
-const maxProgram = 10000
-
-// CompileString compiles a string matcher.
-func CompileString(m *matcherv3.StringMatcher, path string) (String, error) {
+// String compiles a string matcher.
+func (c *Compiler) String(m *matcherv3.StringMatcher, path string) (String, error) {
 	if err := fields.Only(m, path, "exact", "prefix", "suffix", "contains", "safe_regex", "ignore_case"); err != nil {
 		return nil, err
 	}
@@ -35,7 +31,7 @@ func CompileString(m *matcherv3.StringMatcher, path string) (String, error) {
 	case *matcherv3.StringMatcher_Contains:
 		return contains(p.Contains, fold), nil
 	case *matcherv3.StringMatcher_SafeRegex:
-		return CompileRegex(p.SafeRegex, fields.Join(path, "safe_regex"))
+		return c.Regex(p.SafeRegex, fields.Join(path, "safe_regex"))
 	}
 	return nil, fmt.Errorf("%s: no pattern", path)
 }
@@ -97,32 +93,6 @@ func lowerByte(c byte) byte {
 		return c + 'a' - 'A'
 	}
 	return c
-}
-
-// CompileRegex compiles an expression that must match the whole text.
-func CompileRegex(m *matcherv3.RegexMatcher, path string) (String, error) {
-	if err := fields.Only(m, path, "regex", "google_re2"); err != nil {
-		return nil, err
-	}
-	tree, err := syntax.Parse(m.GetRegex(), syntax.Perl)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", fields.Join(path, "regex"), err)
-	}
-	prog, err := syntax.Compile(tree.Simplify())
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", fields.Join(path, "regex"), err)
-	}
-	if len(prog.Inst) > maxProgram {
-		return nil, fmt.Errorf("%s: expression is too large", fields.Join(path, "regex"))
-	}
-	if f := plain(tree.Simplify()); f != nil {
-		return f, nil
-	}
-	re, err := regexp.Compile(`\A(?:` + m.GetRegex() + `)\z`)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", fields.Join(path, "regex"), err)
-	}
-	return re.MatchString, nil
 }
 
 // plain returns a cheaper matcher for the commonest shapes: a literal, a literal followed by ".*", and several of these of which one must match.

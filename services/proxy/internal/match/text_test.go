@@ -17,7 +17,7 @@ func FuzzRegex(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, re, s string) {
-		match, err := CompileRegex(&matcherv3.RegexMatcher{Regex: re}, "")
+		match, err := (*Compiler)(nil).Regex(&matcherv3.RegexMatcher{Regex: re}, "")
 		if err != nil {
 			return
 		}

@@ -59,7 +59,7 @@ func TestDecide(t *testing.T) {
 		if err := protojson.Unmarshal([]byte(tc.rules), &in); err != nil {
 			t.Fatalf("%s: %v", tc.name, err)
 		}
-		r, err := netfilter.CompileRBAC("rbac", &in)
+		r, err := netfilter.CompileRBAC("rbac", &in, nil)
 		if err != nil {
 			t.Errorf("%s: %v", tc.name, err)
 			continue
@@ -82,7 +82,7 @@ func TestRBACRefused(t *testing.T) {
 		if err := protojson.Unmarshal([]byte(text), &in); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := netfilter.CompileRBAC("rbac", &in); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := netfilter.CompileRBAC("rbac", &in, nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want it to name %q", err, want)
 		}
 	}
@@ -96,7 +96,7 @@ func FuzzRBAC(f *testing.F) {
 		if proto.Unmarshal(b, &in) != nil {
 			return
 		}
-		if r, err := netfilter.CompileRBAC("rbac", &in); err == nil {
+		if r, err := netfilter.CompileRBAC("rbac", &in, nil); err == nil {
 			r.Decide(&model.Conn{Remote: netip.MustParseAddrPort("10.0.0.1:1"), Local: netip.MustParseAddrPort("[fd00::1]:2")})
 		}
 	})

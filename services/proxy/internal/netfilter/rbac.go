@@ -38,16 +38,20 @@ type rbacPolicy struct {
 // maxDepth bounds how deep conditions nest.
 const maxDepth = 32
 
+// rbacCompiler compiles the parts of policies.
+type rbacCompiler struct{ *match.Compiler }
+
 // CompileRBAC compiles the filter.
-func CompileRBAC(path string, in *networkrbacv3.RBAC) (*RBAC, error) {
+func CompileRBAC(path string, in *networkrbacv3.RBAC, matchers *match.Compiler) (*RBAC, error) {
 	if err := fields.Only(in, path, "rules", "shadow_rules", "shadow_rules_stat_prefix", "stat_prefix", "enforcement_type"); err != nil {
 		return nil, err
 	}
-	rules, err := compileRules(path+".rules", in.GetRules())
+	x := rbacCompiler{matchers}
+	rules, err := x.rules(path+".rules", in.GetRules())
 	if err != nil {
 		return nil, err
 	}
-	shadow, err := compileRules(path+".shadow_rules", in.GetShadowRules())
+	shadow, err := x.rules(path+".shadow_rules", in.GetShadowRules())
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +84,7 @@ func some(of []condition, c *model.Conn) bool {
 	return slices.ContainsFunc(of, func(f condition) bool { return f(c) })
 }
 
-func compileRules(path string, in *rbacv3.RBAC) (*ruleSet, error) {
+func (x rbacCompiler) rules(path string, in *rbacv3.RBAC) (*ruleSet, error) {
 	if in == nil {
 		return nil, nil //nolint:nilnil // no rules
 	}
@@ -94,20 +98,21 @@ func compileRules(path string, in *rbacv3.RBAC) (*ruleSet, error) {
 	}
 	slices.Sort(names)
 	for _, name := range names {
+		x.Step()
 		p, at := in.GetPolicies()[name], fields.Key(path, "policies", name)
 		if err := fields.Only(p, at, "permissions", "principals"); err != nil {
 			return nil, err
 		}
 		out := rbacPolicy{name: name}
 		for i, permission := range p.GetPermissions() {
-			c, err := compilePermission(fields.Index(at, "permissions", i), permission, 0)
+			c, err := x.permission(fields.Index(at, "permissions", i), permission, 0)
 			if err != nil {
 				return nil, err
 			}
 			out.permissions = append(out.permissions, c)
 		}
 		for i, principal := range p.GetPrincipals() {
-			c, err := compilePrincipal(fields.Index(at, "principals", i), principal, 0)
+			c, err := x.principal(fields.Index(at, "principals", i), principal, 0)
 			if err != nil {
 				return nil, err
 			}
@@ -148,7 +153,7 @@ func not(f condition) condition { return func(c *model.Conn) bool { return !f(c)
 
 func always(value bool) condition { return func(*model.Conn) bool { return value } }
 
-func compilePermission(path string, in *rbacv3.Permission, depth int) (condition, error) {
+func (x rbacCompiler) permission(path string, in *rbacv3.Permission, depth int) (condition, error) {
 	if depth > maxDepth {
 		return nil, fmt.Errorf("%s: nested too deep", path)
 	}
@@ -156,13 +161,13 @@ func compilePermission(path string, in *rbacv3.Permission, depth int) (condition
 	case *rbacv3.Permission_Any:
 		return always(r.Any), nil
 	case *rbacv3.Permission_AndRules:
-		all, err := combine(path+".and_rules.rules", r.AndRules.GetRules(), depth, compilePermission)
+		all, err := combine(path+".and_rules.rules", r.AndRules.GetRules(), depth, x.permission)
 		return and(all), err
 	case *rbacv3.Permission_OrRules:
-		all, err := combine(path+".or_rules.rules", r.OrRules.GetRules(), depth, compilePermission)
+		all, err := combine(path+".or_rules.rules", r.OrRules.GetRules(), depth, x.permission)
 		return or(all), err
 	case *rbacv3.Permission_NotRule:
-		f, err := compilePermission(path+".not_rule", r.NotRule, depth+1)
+		f, err := x.permission(path+".not_rule", r.NotRule, depth+1)
 		return not(f), err
 	case *rbacv3.Permission_DestinationIp:
 		return within(path+".destination_ip", r.DestinationIp, func(c *model.Conn) netip.Addr { return c.Local.Addr() })
@@ -172,13 +177,13 @@ func compilePermission(path string, in *rbacv3.Permission, depth int) (condition
 		low, high := r.DestinationPortRange.GetStart(), r.DestinationPortRange.GetEnd()
 		return func(c *model.Conn) bool { port := int32(c.Local.Port()); return port >= low && port < high }, nil
 	case *rbacv3.Permission_RequestedServerName:
-		name, err := match.CompileString(r.RequestedServerName, path+".requested_server_name")
+		name, err := x.String(r.RequestedServerName, path+".requested_server_name")
 		return func(c *model.Conn) bool { return name(c.ServerName) }, err
 	}
 	return nil, fmt.Errorf("%s: %T is not supported for connections", path, in.GetRule())
 }
 
-func compilePrincipal(path string, in *rbacv3.Principal, depth int) (condition, error) {
+func (x rbacCompiler) principal(path string, in *rbacv3.Principal, depth int) (condition, error) {
 	if depth > maxDepth {
 		return nil, fmt.Errorf("%s: nested too deep", path)
 	}
@@ -187,13 +192,13 @@ func compilePrincipal(path string, in *rbacv3.Principal, depth int) (condition, 
 	case *rbacv3.Principal_Any:
 		return always(p.Any), nil
 	case *rbacv3.Principal_AndIds:
-		all, err := combine(path+".and_ids.ids", p.AndIds.GetIds(), depth, compilePrincipal)
+		all, err := combine(path+".and_ids.ids", p.AndIds.GetIds(), depth, x.principal)
 		return and(all), err
 	case *rbacv3.Principal_OrIds:
-		all, err := combine(path+".or_ids.ids", p.OrIds.GetIds(), depth, compilePrincipal)
+		all, err := combine(path+".or_ids.ids", p.OrIds.GetIds(), depth, x.principal)
 		return or(all), err
 	case *rbacv3.Principal_NotId:
-		f, err := compilePrincipal(path+".not_id", p.NotId, depth+1)
+		f, err := x.principal(path+".not_id", p.NotId, depth+1)
 		return not(f), err
 	case *rbacv3.Principal_SourceIp:
 		return within(path+".source_ip", p.SourceIp, remote) //nolint:staticcheck // tenants still write it

@@ -30,8 +30,11 @@ type policy struct {
 // matcher is a permission or a principal.
 type matcher func(*match.Request) bool
 
+// compiler compiles the parts of policies.
+type compiler struct{ *match.Compiler }
+
 // Compile compiles policies; nil is nil: no rules, which judge nothing.
-func Compile(c *rbacv3.RBAC, path string) (*Rules, error) {
+func Compile(c *rbacv3.RBAC, matchers *match.Compiler, path string) (*Rules, error) {
 	if c == nil {
 		return nil, nil
 	}
@@ -45,14 +48,15 @@ func Compile(c *rbacv3.RBAC, path string) (*Rules, error) {
 	var errs []error
 	// By name, as Envoy does: which policy is told of several that match does not depend on chance.
 	for _, name := range slices.Sorted(maps.Keys(c.GetPolicies())) {
-		p, err := compilePolicy(name, c.GetPolicies()[name], fields.Key(path, "policies", name))
+		p, err := compiler{matchers}.policy(name, c.GetPolicies()[name], fields.Key(path, "policies", name))
 		errs = append(errs, err)
 		r.policies = append(r.policies, p)
 	}
 	return r, errors.Join(errs...)
 }
 
-func compilePolicy(name string, c *rbacv3.Policy, path string) (policy, error) {
+func (x compiler) policy(name string, c *rbacv3.Policy, path string) (policy, error) {
+	x.Step()
 	p := policy{name: name}
 	if err := fields.Only(c, path, "permissions", "principals"); err != nil {
 		return p, err
@@ -60,15 +64,15 @@ func compilePolicy(name string, c *rbacv3.Policy, path string) (policy, error) {
 	if len(c.GetPermissions()) == 0 || len(c.GetPrincipals()) == 0 {
 		return p, fmt.Errorf("%s: permissions and principals are needed", path)
 	}
-	for i, x := range c.GetPermissions() {
-		m, err := compilePermission(x, fields.Index(path, "permissions", i))
+	for i, in := range c.GetPermissions() {
+		m, err := x.permission(in, fields.Index(path, "permissions", i))
 		if err != nil {
 			return p, err
 		}
 		p.permissions = append(p.permissions, m)
 	}
-	for i, x := range c.GetPrincipals() {
-		m, err := compilePrincipal(x, fields.Index(path, "principals", i))
+	for i, in := range c.GetPrincipals() {
+		m, err := x.principal(in, fields.Index(path, "principals", i))
 		if err != nil {
 			return p, err
 		}

@@ -16,23 +16,23 @@ import (
 	"github.com/weirmesh/weir/services/proxy/internal/match"
 )
 
-func compilePermission(p *rbacv3.Permission, path string) (matcher, error) {
+func (x compiler) permission(p *rbacv3.Permission, path string) (matcher, error) {
 	switch r := p.GetRule().(type) {
 	case *rbacv3.Permission_Any:
 		return always(r.Any, fields.Join(path, "any"))
 	case *rbacv3.Permission_AndRules:
-		list, err := compileAll(r.AndRules.GetRules(), fields.Join(path, "and_rules"), "rules", compilePermission)
+		list, err := compileAll(r.AndRules.GetRules(), fields.Join(path, "and_rules"), "rules", x.permission)
 		return func(q *match.Request) bool { return allOf(list, q) }, err
 	case *rbacv3.Permission_OrRules:
-		list, err := compileAll(r.OrRules.GetRules(), fields.Join(path, "or_rules"), "rules", compilePermission)
+		list, err := compileAll(r.OrRules.GetRules(), fields.Join(path, "or_rules"), "rules", x.permission)
 		return func(q *match.Request) bool { return anyOf(list, q) }, err
 	case *rbacv3.Permission_NotRule:
-		m, err := compilePermission(r.NotRule, fields.Join(path, "not_rule"))
+		m, err := x.permission(r.NotRule, fields.Join(path, "not_rule"))
 		return func(q *match.Request) bool { return !m(q) }, err
 	case *rbacv3.Permission_Header:
-		return header(r.Header, fields.Join(path, "header"))
+		return x.header(r.Header, fields.Join(path, "header"))
 	case *rbacv3.Permission_UrlPath:
-		return urlPath(r.UrlPath, fields.Join(path, "url_path"))
+		return x.urlPath(r.UrlPath, fields.Join(path, "url_path"))
 	case *rbacv3.Permission_DestinationIp:
 		return address(r.DestinationIp, fields.Join(path, "destination_ip"), func(q *match.Request) netip.Addr { return q.Conn.Local.Addr() })
 	case *rbacv3.Permission_DestinationPort:
@@ -42,30 +42,30 @@ func compilePermission(p *rbacv3.Permission, path string) (matcher, error) {
 		start, end := r.DestinationPortRange.GetStart(), r.DestinationPortRange.GetEnd()
 		return func(q *match.Request) bool { p := int32(q.Conn.Local.Port()); return start <= p && p < end }, nil
 	case *rbacv3.Permission_RequestedServerName:
-		m, err := match.CompileString(r.RequestedServerName, fields.Join(path, "requested_server_name"))
+		m, err := x.String(r.RequestedServerName, fields.Join(path, "requested_server_name"))
 		return func(q *match.Request) bool { return m(q.Conn.ServerName) }, err
 	}
 	return nil, unknown(p, path)
 }
 
-func compilePrincipal(p *rbacv3.Principal, path string) (matcher, error) {
+func (x compiler) principal(p *rbacv3.Principal, path string) (matcher, error) {
 	remote := func(q *match.Request) netip.Addr { return q.Conn.Remote.Addr() }
 	switch r := p.GetIdentifier().(type) {
 	case *rbacv3.Principal_Any:
 		return always(r.Any, fields.Join(path, "any"))
 	case *rbacv3.Principal_AndIds:
-		list, err := compileAll(r.AndIds.GetIds(), fields.Join(path, "and_ids"), "ids", compilePrincipal)
+		list, err := compileAll(r.AndIds.GetIds(), fields.Join(path, "and_ids"), "ids", x.principal)
 		return func(q *match.Request) bool { return allOf(list, q) }, err
 	case *rbacv3.Principal_OrIds:
-		list, err := compileAll(r.OrIds.GetIds(), fields.Join(path, "or_ids"), "ids", compilePrincipal)
+		list, err := compileAll(r.OrIds.GetIds(), fields.Join(path, "or_ids"), "ids", x.principal)
 		return func(q *match.Request) bool { return anyOf(list, q) }, err
 	case *rbacv3.Principal_NotId:
-		m, err := compilePrincipal(r.NotId, fields.Join(path, "not_id"))
+		m, err := x.principal(r.NotId, fields.Join(path, "not_id"))
 		return func(q *match.Request) bool { return !m(q) }, err
 	case *rbacv3.Principal_Header:
-		return header(r.Header, fields.Join(path, "header"))
+		return x.header(r.Header, fields.Join(path, "header"))
 	case *rbacv3.Principal_UrlPath:
-		return urlPath(r.UrlPath, fields.Join(path, "url_path"))
+		return x.urlPath(r.UrlPath, fields.Join(path, "url_path"))
 	case *rbacv3.Principal_DirectRemoteIp:
 		return address(r.DirectRemoteIp, fields.Join(path, "direct_remote_ip"), remote)
 	case *rbacv3.Principal_RemoteIp:
@@ -106,13 +106,13 @@ func always(v bool, path string) (matcher, error) {
 	return func(*match.Request) bool { return true }, nil
 }
 
-func header(m *routev3.HeaderMatcher, path string) (matcher, error) {
-	h, err := match.CompileHeader(m, path)
+func (x compiler) header(m *routev3.HeaderMatcher, path string) (matcher, error) {
+	h, err := x.Header(m, path)
 	return h.Match, err
 }
 
-func urlPath(m *matcherv3.PathMatcher, path string) (matcher, error) {
-	s, err := match.CompileString(m.GetPath(), fields.Join(path, "path"))
+func (x compiler) urlPath(m *matcherv3.PathMatcher, path string) (matcher, error) {
+	s, err := x.String(m.GetPath(), fields.Join(path, "path"))
 	return func(q *match.Request) bool { return s(q.URLPath()) }, err
 }
 

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/weirmesh/weir/services/proxy/internal/fields"
+	"github.com/weirmesh/weir/services/proxy/internal/match"
 	"github.com/weirmesh/weir/services/proxy/internal/mutation"
 )
 
@@ -21,6 +22,7 @@ type FilterCompiler func(filter string, config *anypb.Any, path string) (any, er
 
 type compiler struct {
 	filter   FilterCompiler
+	matchers *match.Compiler
 	clusters map[string]struct{}
 	upgrades map[string]bool
 	maxBody  uint32
@@ -29,7 +31,7 @@ type compiler struct {
 const defaultDirectBody = 4096
 
 // Compile compiles a route configuration. What is not implemented is an error that names the field's path.
-func Compile(c *routev3.RouteConfiguration, filter FilterCompiler) (*Table, error) {
+func Compile(c *routev3.RouteConfiguration, filter FilterCompiler, matchers *match.Compiler) (*Table, error) {
 	if err := fields.Only(c, "", "name", "virtual_hosts", "response_headers_to_add", "response_headers_to_remove", "request_headers_to_add",
 		"request_headers_to_remove", "most_specific_header_mutations_wins", "validate_clusters", "max_direct_response_body_size_bytes",
 		"ignore_port_in_host_matching", "typed_per_filter_config", "metadata"); err != nil {
@@ -39,7 +41,7 @@ func Compile(c *routev3.RouteConfiguration, filter FilterCompiler) (*Table, erro
 		name: c.GetName(), ignorePort: c.GetIgnorePortInHostMatching(), specificLast: c.GetMostSpecificHeaderMutationsWins(),
 		exact: map[string]*Host{}, clusters: map[string]struct{}{}, upgrades: map[string]bool{},
 	}
-	comp := &compiler{filter: filter, clusters: t.clusters, upgrades: t.upgrades, maxBody: defaultDirectBody}
+	comp := &compiler{filter: filter, matchers: matchers, clusters: t.clusters, upgrades: t.upgrades, maxBody: defaultDirectBody}
 	if m := c.GetMaxDirectResponseBodySizeBytes(); m != nil {
 		comp.maxBody = m.GetValue()
 	}

@@ -64,12 +64,12 @@ func (c *compiler) forward(r *routev3.Route, v *routev3.VirtualHost, a *routev3.
 	steps := []func() error{
 		func() error { return c.clustersOf(f, a, path) },
 		func() (err error) {
-			f.path, err = compilePathRewrite(a.GetPrefixRewrite(), a.GetRegexRewrite(), whole, path)
+			f.path, err = c.pathRewrite(a.GetPrefixRewrite(), a.GetRegexRewrite(), whole, path)
 			return err
 		},
-		func() (err error) { f.host, err = compileHostRewrite(a, path); return err },
+		func() (err error) { f.host, err = c.hostRewrite(a, path); return err },
 		func() error { return f.timeouts(a, path) },
-		func() error { return f.retry(v, a, path) },
+		func() error { return c.retry(f, v, a, path) },
 		func() error { return c.upgradesOf(f, a, path) },
 	}
 	for _, step := range steps {

@@ -57,7 +57,7 @@ const (
 	maxRetries     = 100
 )
 
-func (f *Forward) retry(v *routev3.VirtualHost, a *routev3.RouteAction, path string) error {
+func (c *compiler) retry(f *Forward, v *routev3.VirtualHost, a *routev3.RouteAction, path string) error {
 	p, at := a.GetRetryPolicy(), fields.Join(path, "retry_policy")
 	if p == nil {
 		p, at = v.GetRetryPolicy(), "virtual_host.retry_policy"
@@ -66,24 +66,24 @@ func (f *Forward) retry(v *routev3.VirtualHost, a *routev3.RouteAction, path str
 		return nil
 	}
 	var err error
-	f.Retry, err = compileRetry(p, at)
+	f.Retry, err = c.retryPolicy(p, at)
 	return err
 }
 
-func compileRetry(p *routev3.RetryPolicy, path string) (*Retry, error) {
+func (c *compiler) retryPolicy(p *routev3.RetryPolicy, path string) (*Retry, error) {
 	if err := fields.Only(p, path, "retry_on", "num_retries", "per_try_timeout", "retry_host_predicate", "host_selection_retry_max_attempts",
 		"retriable_status_codes", "retry_back_off", "retriable_request_headers"); err != nil {
 		return nil, err
 	}
 	r := &Retry{Num: 1, PerTry: p.GetPerTryTimeout().AsDuration(), base: defaultBackOff}
-	for _, c := range strings.Split(p.GetRetryOn(), ",") {
-		if s, ok := grpcStatuses[strings.TrimSpace(c)]; ok {
+	for _, on := range strings.Split(p.GetRetryOn(), ",") {
+		if s, ok := grpcStatuses[strings.TrimSpace(on)]; ok {
 			r.grpc = append(r.grpc, s)
 			continue
 		}
-		bit, ok := conditions[strings.TrimSpace(c)]
+		bit, ok := conditions[strings.TrimSpace(on)]
 		if !ok {
-			return nil, fmt.Errorf("%s: %q is not supported", fields.Join(path, "retry_on"), strings.TrimSpace(c))
+			return nil, fmt.Errorf("%s: %q is not supported", fields.Join(path, "retry_on"), strings.TrimSpace(on))
 		}
 		r.on |= bit
 	}
@@ -112,7 +112,7 @@ func compileRetry(p *routev3.RetryPolicy, path string) (*Retry, error) {
 		return nil, fmt.Errorf("%s: intervals", fields.Join(path, "retry_back_off"))
 	}
 	var err error
-	r.requests, err = match.CompileHeaders(p.GetRetriableRequestHeaders(), path, "retriable_request_headers")
+	r.requests, err = c.matchers.Headers(p.GetRetriableRequestHeaders(), path, "retriable_request_headers")
 	return r, err
 }
 

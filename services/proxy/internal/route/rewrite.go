@@ -24,14 +24,14 @@ type pathRewrite struct {
 	regex  *substitution
 }
 
-func compilePathRewrite(prefix string, regex *matcherv3.RegexMatchAndSubstitute, whole matched, path string) (pathRewrite, error) {
+func (c *compiler) pathRewrite(prefix string, regex *matcherv3.RegexMatchAndSubstitute, whole matched, path string) (pathRewrite, error) {
 	if prefix != "" && regex != nil {
 		return pathRewrite{}, fmt.Errorf("%s: prefix_rewrite and regex_rewrite exclude each other", path)
 	}
 	if prefix != "" && !strings.HasPrefix(prefix, "/") {
 		return pathRewrite{}, fmt.Errorf("%s: must begin with a slash", fields.Join(path, "prefix_rewrite"))
 	}
-	s, err := compileSubstitution(regex, fields.Join(path, "regex_rewrite"))
+	s, err := c.substitution(regex, fields.Join(path, "regex_rewrite"))
 	return pathRewrite{prefix: prefix, whole: whole, regex: s}, err
 }
 
@@ -56,17 +56,13 @@ type substitution struct {
 
 var backReference = regexp.MustCompile(`\\(\d|\\)`)
 
-func compileSubstitution(m *matcherv3.RegexMatchAndSubstitute, path string) (*substitution, error) {
+func (c *compiler) substitution(m *matcherv3.RegexMatchAndSubstitute, path string) (*substitution, error) {
 	if m == nil {
 		return nil, nil
 	}
-	// Checked as any expression is; the result that matches whole texts is of no use here.
-	if _, err := match.CompileRegex(m.GetPattern(), fields.Join(path, "pattern")); err != nil {
-		return nil, err
-	}
-	re, err := regexp.Compile(m.GetPattern().GetRegex())
+	re, err := c.matchers.Substitution(m.GetPattern(), fields.Join(path, "pattern"))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", fields.Join(path, "pattern.regex"), err)
+		return nil, err
 	}
 	var bad error
 	with := backReference.ReplaceAllStringFunc(strings.ReplaceAll(m.GetSubstitution(), "$", "$$"), func(ref string) string {
@@ -89,12 +85,12 @@ type hostRewrite struct {
 	regex           *substitution
 }
 
-func compileHostRewrite(a *routev3.RouteAction, path string) (h hostRewrite, err error) {
+func (c *compiler) hostRewrite(a *routev3.RouteAction, path string) (h hostRewrite, err error) {
 	h.literal = a.GetHostRewriteLiteral()
 	if name := a.GetHostRewriteHeader(); name != "" {
 		h.header = match.CanonicalName(name)
 	}
-	h.regex, err = compileSubstitution(a.GetHostRewritePathRegex(), fields.Join(path, "host_rewrite_path_regex"))
+	h.regex, err = c.substitution(a.GetHostRewritePathRegex(), fields.Join(path, "host_rewrite_path_regex"))
 	return h, err
 }
 
@@ -122,7 +118,7 @@ type Redirect struct {
 	stripQuery   bool
 }
 
-func compileRedirect(a *routev3.RedirectAction, whole matched, path string) (*Redirect, error) {
+func (c *compiler) redirect(a *routev3.RedirectAction, whole matched, path string) (*Redirect, error) {
 	if err := fields.Only(a, path, "https_redirect", "scheme_redirect", "host_redirect", "port_redirect", "path_redirect", "prefix_rewrite",
 		"regex_rewrite", "response_code", "strip_query"); err != nil {
 		return nil, err
@@ -140,7 +136,7 @@ func compileRedirect(a *routev3.RedirectAction, whole matched, path string) (*Re
 		return nil, fields.NotSupported(fields.Join(path, "response_code"))
 	}
 	var err error
-	d.rewrite, err = compilePathRewrite(a.GetPrefixRewrite(), a.GetRegexRewrite(), whole, path)
+	d.rewrite, err = c.pathRewrite(a.GetPrefixRewrite(), a.GetRegexRewrite(), whole, path)
 	return d, err
 }
 

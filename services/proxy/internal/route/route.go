@@ -56,8 +56,9 @@ func (c *compiler) route(r *routev3.Route, v *routev3.VirtualHost, path string) 
 		"per_request_buffer_limit_bytes", "request_body_buffer_limit", "stat_prefix"); err != nil {
 		return nil, err
 	}
+	c.matchers.Step()
 	out := &Route{Name: r.GetName()}
-	rewritten, err := out.compileMatch(r.GetMatch(), fields.Join(path, "match"))
+	rewritten, err := c.match(out, r.GetMatch(), fields.Join(path, "match"))
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +69,7 @@ func (c *compiler) route(r *routev3.Route, v *routev3.VirtualHost, path string) 
 	case *routev3.Route_Route:
 		out.Forward, err = c.forward(r, v, a.Route, rewritten, fields.Join(path, "route"))
 	case *routev3.Route_Redirect:
-		out.Redirect, err = compileRedirect(a.Redirect, rewritten, fields.Join(path, "redirect"))
+		out.Redirect, err = c.redirect(a.Redirect, rewritten, fields.Join(path, "redirect"))
 	case *routev3.Route_DirectResponse:
 		out.Direct, err = c.direct(a.DirectResponse, fields.Join(path, "direct_response"))
 	default:
@@ -80,19 +81,19 @@ func (c *compiler) route(r *routev3.Route, v *routev3.VirtualHost, path string) 
 // matched tells how much of a path a route matched, for what replaces it.
 type matched func(path string) int
 
-func (r *Route) compileMatch(m *routev3.RouteMatch, path string) (whole matched, err error) {
+func (c *compiler) match(r *Route, m *routev3.RouteMatch, path string) (whole matched, err error) {
 	if err := fields.Only(m, path, "prefix", "path", "safe_regex", "path_separated_prefix", "case_sensitive", "headers", "query_parameters", "grpc"); err != nil {
 		return nil, err
 	}
 	fold := m.GetCaseSensitive() != nil && !m.GetCaseSensitive().GetValue()
-	if r.path, whole, err = compilePath(m, fold, path); err != nil {
+	if r.path, whole, err = c.path(m, fold, path); err != nil {
 		return nil, err
 	}
-	if r.headers, err = match.CompileHeaders(m.GetHeaders(), path, "headers"); err != nil {
+	if r.headers, err = c.matchers.Headers(m.GetHeaders(), path, "headers"); err != nil {
 		return nil, err
 	}
 	for i, q := range m.GetQueryParameters() {
-		query, err := match.CompileQuery(q, fields.Index(path, "query_parameters", i))
+		query, err := c.matchers.Query(q, fields.Index(path, "query_parameters", i))
 		if err != nil {
 			return nil, err
 		}
@@ -102,7 +103,7 @@ func (r *Route) compileMatch(m *routev3.RouteMatch, path string) (whole matched,
 	return whole, nil
 }
 
-func compilePath(m *routev3.RouteMatch, fold bool, path string) (func(string) bool, matched, error) {
+func (c *compiler) path(m *routev3.RouteMatch, fold bool, path string) (func(string) bool, matched, error) {
 	all := func(p string) int { return len(p) }
 	same := func(a, b string) bool { return a == b || fold && strings.EqualFold(a, b) }
 	begins := func(p, with string) bool { return len(p) >= len(with) && same(p[:len(with)], with) }
@@ -119,7 +120,7 @@ func compilePath(m *routev3.RouteMatch, fold bool, path string) (func(string) bo
 		ok := func(p string) bool { return begins(p, s.PathSeparatedPrefix) && (len(p) == n || p[n] == '/') }
 		return ok, func(string) int { return n }, nil
 	case *routev3.RouteMatch_SafeRegex:
-		f, err := match.CompileRegex(s.SafeRegex, fields.Join(path, "safe_regex"))
+		f, err := c.matchers.Regex(s.SafeRegex, fields.Join(path, "safe_regex"))
 		return f, all, err
 	}
 	return nil, nil, fmt.Errorf("%s: no path", path)

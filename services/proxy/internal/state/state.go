@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/weirmesh/weir/internal/expression"
+	"github.com/weirmesh/weir/services/proxy/internal/match"
 	"github.com/weirmesh/weir/services/proxy/internal/xds"
 )
 
@@ -49,6 +50,8 @@ type Config[R Table] struct {
 	Clusters  Clusters
 	Listeners Listeners
 	Compile   func(*routev3.RouteConfiguration) (R, error)
+	// Matchers sets the pace, and knows what expressions cost.
+	Matchers *match.Compiler
 	// Hold is how long routes wait for new clusters' endpoints, and how long what was removed is kept for who still leads there; 0 = 5 s.
 	Hold time.Duration
 	// KeepRoutes is how long routes that no listener follows any more are kept for its draining connections.
@@ -127,12 +130,14 @@ func (s *State[R]) Names(typeURL string) []string {
 // Apply implements xds.Handler.
 func (s *State[R]) Apply(typeURL string, changed []xds.Resource, removed []string) map[string]error {
 	refused := map[string]error{}
+	s.config.Matchers.Begin()
 	for _, name := range removed {
 		s.remove(removal{typeURL, name})
 	}
 	for _, in := range changed {
 		key := removal{typeURL, in.Name}
 		body, err := s.put(typeURL, in)
+		s.config.Matchers.Step()
 		s.mu.Lock()
 		if err != nil {
 			refused[in.Name] = err
@@ -159,7 +164,7 @@ func (s *State[R]) put(typeURL string, in xds.Resource) (body proto.Message, err
 	if err != nil {
 		return nil, err
 	}
-	if err := affordable(message); err != nil {
+	if err := s.affordable(message); err != nil {
 		return nil, err
 	}
 	s.keep(removal{typeURL, in.Name})
@@ -196,8 +201,8 @@ func (s *State[R]) put(typeURL string, in xds.Resource) (body proto.Message, err
 }
 
 // affordable refuses what would take so much memory and compiling that neighbours feel it.
-func affordable(m proto.Message) error {
-	instructions, err := expression.Cost(m)
+func (s *State[R]) affordable(m proto.Message) error {
+	instructions, err := expression.CostBy(m, s.config.Matchers.Instructions)
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ const (
 )
 
 // Server compiles a filter chain's transport socket; nil = plain TCP.
-func Server(path string, socket *corev3.TransportSocket) (*tls.Config, error) {
+func Server(path string, socket *corev3.TransportSocket, matchers *match.Compiler) (*tls.Config, error) {
 	config, err := typed(path, socket)
 	if config == nil || err != nil {
 		return nil, err
@@ -51,7 +51,7 @@ func Server(path string, socket *corev3.TransportSocket) (*tls.Config, error) {
 		return nil, fmt.Errorf("%s: no certificate", path)
 	}
 	out.SessionTicketsDisabled = in.GetDisableStatelessSessionResumption()
-	verify, err := newVerifier(path, validation)
+	verify, err := newVerifier(path, validation, matchers)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +81,7 @@ func Server(path string, socket *corev3.TransportSocket) (*tls.Config, error) {
 type Client struct{ config *tls.Config }
 
 // NewClient compiles a cluster's transport socket; nil = plain TCP. alpn are the protocols to offer if the context names none.
-func NewClient(path string, socket *corev3.TransportSocket, alpn []string) (*Client, error) {
+func NewClient(path string, socket *corev3.TransportSocket, alpn []string, matchers *match.Compiler) (*Client, error) {
 	config, err := typed(path, socket)
 	if config == nil || err != nil {
 		return nil, err
@@ -97,7 +97,7 @@ func NewClient(path string, socket *corev3.TransportSocket, alpn []string) (*Cli
 	if err != nil {
 		return nil, err
 	}
-	verify, err := newVerifier(path, validation)
+	verify, err := newVerifier(path, validation, matchers)
 	if err != nil {
 		return nil, err
 	}
@@ -216,7 +216,7 @@ type verifier struct {
 	expired bool // also expired certificates are taken
 }
 
-func newVerifier(path string, in *tlsv3.CertificateValidationContext) (*verifier, error) {
+func newVerifier(path string, in *tlsv3.CertificateValidationContext, matchers *match.Compiler) (*verifier, error) {
 	v := &verifier{}
 	if in == nil {
 		return v, nil
@@ -237,7 +237,7 @@ func newVerifier(path string, in *tlsv3.CertificateValidationContext) (*verifier
 		}
 	}
 	for i, m := range in.GetMatchTypedSubjectAltNames() {
-		matches, err := nameMatch(fmt.Sprintf("%s.match_typed_subject_alt_names[%d]", path, i), m)
+		matches, err := nameMatch(fmt.Sprintf("%s.match_typed_subject_alt_names[%d]", path, i), m, matchers)
 		if err != nil {
 			return nil, err
 		}
@@ -249,8 +249,8 @@ func newVerifier(path string, in *tlsv3.CertificateValidationContext) (*verifier
 	return v, nil
 }
 
-func nameMatch(path string, in *tlsv3.SubjectAltNameMatcher) (func(*x509.Certificate) bool, error) {
-	matches, err := match.CompileString(in.GetMatcher(), path+".matcher")
+func nameMatch(path string, in *tlsv3.SubjectAltNameMatcher, matchers *match.Compiler) (func(*x509.Certificate) bool, error) {
+	matches, err := matchers.String(in.GetMatcher(), path+".matcher")
 	if err != nil {
 		return nil, err
 	}
