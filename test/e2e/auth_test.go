@@ -356,7 +356,7 @@ func (a *attacker) anotherNode(ctx context.Context, t *testing.T) {
 		"is node2's":       {Uid: uid["c"], Node: "node1", Addresses: []string{"10.244.1.250"}},
 		"has node2's CIDR": {Uid: uid["a"], Node: "node1", Addresses: []string{"10.244.2.103"}},
 	} {
-		cluster.Eventually(t, 20*time.Second, func() error {
+		cluster.Eventually(t, func() error {
 			// The real agent's stream gives way to this one, and comes back when it ends or even before: then another try is needed.
 			err := a.sync(ctx, t, "agent-node1", hello("node1"), &policyv1.SyncRequest{Message: &policyv1.SyncRequest_Register{Register: e}})
 			if code := status.Code(err); code == codes.Aborted || code == codes.Unavailable {

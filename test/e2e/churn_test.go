@@ -35,7 +35,7 @@ spec:
   template:
     metadata: {labels: {app: crowd%d}}
     spec:
-      containers: [{name: main, image: none, command: [sh, -c, %q], readinessProbe: {exec: {command: [e2e-traffic, ready, "7001"]}, periodSeconds: 1}}]
+      containers: [{name: main, image: none, command: [sh, -c, %q], readinessProbe: {exec: {command: [e2e-traffic, ready, "7002"]}, periodSeconds: 1}}]
 `, round, churnReplicas, round, round, first)
 }
 
@@ -70,14 +70,14 @@ spec: {selector: {app: c}, ports: [{port: 80, targetPort: 7002}]}
 func awaitPods(ctx context.Context, t *testing.T, lab *cluster.Lab, prefix string, count int) []*labv1.Pod {
 	t.Helper()
 	var found []*labv1.Pod
-	cluster.Eventually(t, 60*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		found = nil
 		for _, p := range lab.State(ctx).Pods {
 			if !strings.HasPrefix(p.Name, prefix) {
 				continue
 			}
 			if p.Restarts > 0 {
-				t.Fatalf("pod %s: its container ended with %q: its first connections failed", p.Name, p.Message)
+				t.Fatalf("pod %s: its container ended with %q: its first connections failed: %s", p.Name, p.Message, lab.Output(p.Namespace, p.Name))
 			}
 			if p.Ready == p.Containers && p.Status == "Running" {
 				found = append(found, p)
@@ -136,7 +136,7 @@ func churn(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 			}
 		}
 		lab.Delete(ctx, crowd(round, service)+"---"+heir(round))
-		cluster.Eventually(t, 30*time.Second, func() error {
+		cluster.Eventually(t, func() error {
 			if n := len(endpointList(t, lab)); n != before {
 				return fmt.Errorf("%d endpoints are left, %d were there before", n, before)
 			}
@@ -146,7 +146,7 @@ func churn(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 			return nil
 		})
 	}
-	cluster.Eventually(t, 30*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		a, err := lab.Flows(ctx, &observerpb.GetFlowsRequest{Number: 1 << 40})
 		if err != nil {
 			return err
@@ -239,7 +239,7 @@ func startWithStuckAgent(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 // awaitAgents waits until both agents have told the policy service that they hold its newest state.
 func awaitAgents(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 	t.Helper()
-	cluster.Eventually(t, 20*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		d, err := lab.Details(ctx, "policy.sock")
 		if err != nil {
 			return err

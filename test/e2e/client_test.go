@@ -36,7 +36,7 @@ func TestClients(t *testing.T) {
 	if _, err := lab.Exec(ctx, "default/a", "e2e-traffic", "run", "--count=40", "--targets=10.244.1.102,10.244.2.103,fd00:10:244:2::103"); err != nil {
 		t.Fatal(err)
 	}
-	cluster.Eventually(t, 20*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		a, err := lab.Flows(ctx, &observerpb.GetFlowsRequest{Number: 1 << 40})
 		if err == nil && len(a.Flows) < 100 {
 			err = fmt.Errorf("%d flows so far", len(a.Flows))

@@ -90,7 +90,7 @@ func coredns(t *testing.T) string {
 // podAddresses are those of the first pod with a prefix.
 func podAddresses(ctx context.Context, t *testing.T, lab *cluster.Lab, namespace, prefix string) (name string, addresses []netip.Addr) {
 	t.Helper()
-	cluster.Eventually(t, 30*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		for _, p := range lab.State(ctx).Pods {
 			if p.Namespace == namespace && strings.HasPrefix(p.Name, prefix) && p.Status == "Running" && len(p.Addresses) > 0 {
 				name, addresses = p.Name, nil
@@ -108,7 +108,7 @@ func podAddresses(ctx context.Context, t *testing.T, lab *cluster.Lab, namespace
 // expectLines waits until `weir observe` with the flags shows a line for each pattern.
 func expectLines(t *testing.T, lab *cluster.Lab, patterns map[string]string, flags ...string) {
 	t.Helper()
-	cluster.Eventually(t, 20*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		out, err := lab.Weir(append([]string{"observe", "--last", "100000"}, flags...)...)
 		if err != nil {
 			return err
@@ -136,7 +136,7 @@ func TestTodoArticle(t *testing.T) {
 	balancer := serviceAddress(ctx, t, lab, "todoui")
 
 	// The published pods have no readiness probe.
-	cluster.Eventually(t, 20*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		client := l7Everywhere[0].web(ctx, lab, netip.AddrPortFrom(addresses[0], 8090), web.Options{Fresh: true})
 		a, err := client.Do(ctx, http.MethodGet, "http://todoui:8090/")
 		if err == nil && a.Status != http.StatusOK {
@@ -208,7 +208,7 @@ func lockedDown(ctx context.Context, t *testing.T, lab *cluster.Lab, c l7Client,
 // serviceAddress is the balancer's address of a service, or its cluster IP.
 func serviceAddress(ctx context.Context, t *testing.T, lab *cluster.Lab, name string) (address netip.Addr) {
 	t.Helper()
-	cluster.Eventually(t, 20*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		for _, s := range lab.State(ctx).Services {
 			if s.Name == name && s.Namespace == "default" && len(s.ExternalIps) > 0 {
 				address = netip.MustParseAddr(s.ExternalIps[0])
@@ -287,7 +287,7 @@ func TestRouteArticle(t *testing.T) {
 // awaitRoute waits until a canary request goes where only the route sends it, ten times in a row.
 func awaitRoute(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 	t.Helper()
-	cluster.Eventually(t, 30*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		client := frontend(ctx, lab, apiService, web.Options{Fresh: true, Timeout: 2 * time.Second})
 		defer client.Close()
 		for range 10 {
@@ -387,14 +387,14 @@ spec:
 func routeChange(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 	client := frontend(ctx, lab, apiService, web.Options{})
 	lab.InForce(ctx) // the rules of before are gone
-	cluster.Eventually(t, 20*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		a, err := client.Do(ctx, "GET", "http://api-service.production:8080/")
 		if err == nil && a.Status != 200 {
 			err = fmt.Errorf("status %d", a.Status)
 		}
 		return err
 	})
-	stop := web.Load{Client: client, Every: 3 * time.Millisecond, Workers: 2, Requests: []web.Request{{Method: "GET", URL: "http://api-service.production:8080/", Status: 200}}}.Start(ctx).Stop
+	load := web.Load{Client: client, Every: 3 * time.Millisecond, Workers: 2, Requests: []web.Request{{Method: "GET", URL: "http://api-service.production:8080/", Status: 200}}}.Start(ctx)
 	base := article(t, "l7-traffic-split.yaml")
 	var took []time.Duration
 	for i := range 6 {
@@ -407,7 +407,8 @@ func routeChange(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 		took = append(took, follows(ctx, t, client, want, begun))
 	}
 	t.Logf("all requests follow a change of the route, from the call that applies it, after %v", took)
-	if r := stop(); r.Failures() > 0 || len(r.Wrong) > 0 || r.Total() < 50 {
+	awaitAnswers(t, 30, map[string]*web.Running{"routed": load})
+	if r := load.Stop(); r.Failures() > 0 || len(r.Wrong) > 0 {
 		t.Errorf("under changes of the route: %s", r)
 	}
 }

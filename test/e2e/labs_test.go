@@ -33,7 +33,7 @@ func TestRelays(t *testing.T) {
 				dead, alive = alive, dead
 			}
 			lab.Control(ctx, dead, labv1.ControlPartRequest_ACTION_KILL)
-			cluster.Eventually(t, 30*time.Second, func() error {
+			cluster.Eventually(t, func() error {
 				for _, node := range []string{"node1", "node2"} {
 					d, err := lab.Details(ctx, "nodes/"+node+"/agent.sock")
 					if err != nil {
@@ -54,7 +54,7 @@ func TestRelays(t *testing.T) {
 				return nil
 			})
 			lab.Control(ctx, dead, labv1.ControlPartRequest_ACTION_START)
-			cluster.Eventually(t, 30*time.Second, func() error {
+			cluster.Eventually(t, func() error {
 				_, err := lab.Details(ctx, dead+".sock")
 				return err
 			})
@@ -67,7 +67,7 @@ func TestRelays(t *testing.T) {
 // expectAll waits until the flows say what was captured: nothing lost, nothing twice.
 func expectAll(ctx context.Context, t *testing.T, lab *cluster.Lab, want sums) {
 	t.Helper()
-	cluster.Eventually(t, 90*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		a, err := lab.Flows(ctx, &observerpb.GetFlowsRequest{Number: 1 << 40})
 		if err != nil {
 			return err

@@ -76,10 +76,11 @@ spec: {nodeName: node1, terminationGracePeriodSeconds: 0, containers: [{name: ma
 	}
 	lab.Delete(ctx, filler)
 	lab.InForce(ctx, "default/main", "default/wide")
-	cluster.Eventually(t, 10*time.Second, func() error {
+	visitor := lab.HostNetns(ctx, "visitor")
+	cluster.Eventually(t, func() error {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		c, err := lab.Dial(ctx, lab.HostNetns(ctx, "visitor"), "tcp", atServer.String())
+		c, err := lab.Dial(ctx, visitor, "tcp", atServer.String())
 		if err != nil {
 			return err
 		}

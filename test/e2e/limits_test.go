@@ -83,7 +83,7 @@ func TestLimits(t *testing.T) {
 // warned waits until a map's fill is told as event, metric and in `weir status`.
 func (f *full) warned(ctx context.Context, t *testing.T, name string) {
 	t.Helper()
-	cluster.Eventually(t, 20*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		m, err := f.Metrics(ctx, "node2", 9962)
 		if err != nil {
 			return err
@@ -137,7 +137,7 @@ func (f *full) status(texts ...string) error {
 // refused waits until the status of a policy names node2, and no other node, with a reason.
 func (f *full) refused(ctx context.Context, t *testing.T, name, reason string) {
 	t.Helper()
-	cluster.Eventually(t, 20*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		all, err := f.Policies(ctx)
 		if err != nil {
 			return err
@@ -153,7 +153,7 @@ func (f *full) refused(ctx context.Context, t *testing.T, name, reason string) {
 		}
 		return fmt.Errorf("policy %s is not there", name)
 	})
-	cluster.Eventually(t, 20*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		if _, err := f.notice(ctx, "policy-refused", "/"+name); err != nil {
 			return err
 		}
@@ -161,28 +161,17 @@ func (f *full) refused(ctx context.Context, t *testing.T, name, reason string) {
 	})
 }
 
-// reaches dials from a pod's namespace, past the hooks of its control group.
-func (f *full) reaches(ctx context.Context, pod string, to netip.AddrPort) error {
-	ctx, cancel := context.WithTimeout(ctx, 700*time.Millisecond)
-	defer cancel()
-	c, err := f.Dial(ctx, f.Netns(ctx, "default", pod), "tcp", to.String())
-	if err != nil {
-		return err
-	}
-	return c.Close()
-}
-
 // expect says whether a pod reaches an address, once it does or does not for good.
 func (f *full) expect(ctx context.Context, t *testing.T, what, pod string, to netip.AddrPort, want bool) {
 	t.Helper()
 	if !want {
-		if f.reaches(ctx, pod, to) == nil {
+		if connects(ctx, f.Lab, pod, to, 700*time.Millisecond) == nil {
 			t.Errorf("%s: %s reaches %s", what, pod, to)
 		}
 		return
 	}
-	cluster.Eventually(t, 15*time.Second, func() error {
-		if err := f.reaches(ctx, pod, to); err != nil {
+	cluster.Eventually(t, func() error {
+		if err := connects(ctx, f.Lab, pod, to, 700*time.Millisecond); err != nil {
 			return fmt.Errorf("%s: %s does not reach %s: %w", what, pod, to, err)
 		}
 		return nil
@@ -324,7 +313,7 @@ func (f *full) services(ctx context.Context, t *testing.T) {
 // serviceRefused waits until node2 says of a service that it does not fit.
 func (f *full) serviceRefused(ctx context.Context, t *testing.T, name, reason string) {
 	t.Helper()
-	cluster.Eventually(t, 20*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		m, err := f.Metrics(ctx, "node2", 9962)
 		if err != nil {
 			return err
@@ -342,7 +331,7 @@ func (f *full) serviceRefused(ctx context.Context, t *testing.T, name, reason st
 // unrefused waits until nothing is refused.
 func (f *full) unrefused(ctx context.Context, t *testing.T) {
 	t.Helper()
-	cluster.Eventually(t, 20*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		m, err := f.Metrics(ctx, "node2", 9962)
 		if err == nil && m.Sum("weir_agent_services_refused", "")+m.Sum("weir_agent_policies_refused", "") != 0 {
 			err = errors.New("something is refused")
@@ -360,7 +349,7 @@ func (f *full) connections(ctx context.Context, t *testing.T) {
 	}
 	defer flood.stop()
 	f.warned(ctx, t, "ct")
-	cluster.Eventually(t, 20*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		m, err := f.Metrics(ctx, "node2", 9962)
 		if err != nil {
 			return err

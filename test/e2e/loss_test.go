@@ -30,7 +30,7 @@ func TestPartsKilled(t *testing.T) {
 		}
 	})
 	var uuids map[string]bool
-	cluster.Eventually(t, 90*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		a, err := lab.Flows(ctx, &observerpb.GetFlowsRequest{Number: 1 << 40})
 		if err != nil {
 			return err
@@ -64,7 +64,7 @@ func TestAgentKilled(t *testing.T) {
 			lab.Control(ctx, "agent/node1", labv1.ControlPartRequest_ACTION_CRASH)
 		}
 	})
-	cluster.Eventually(t, 90*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		a, err := lab.Flows(ctx, &observerpb.GetFlowsRequest{Number: 1 << 40})
 		if err != nil {
 			return err
@@ -111,7 +111,7 @@ func missingFinals(want sums, flows []*observerpb.GetFlowsResponse) (int, error)
 // checkNumbers checks that every number that an agent gave has arrived once or is reported lost.
 func checkNumbers(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 	t.Helper()
-	cluster.Eventually(t, 30*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		l, err := observerv1.NewObserverServiceClient(lab.Conn()).GetLosses(ctx, &observerv1.GetLossesRequest{})
 		if err != nil {
 			return err

@@ -92,7 +92,7 @@ func TestNoisyNeighbour(t *testing.T) {
 	}
 	request := []web.Request{{Method: "GET", URL: "http://server.quiet:8080/x", Status: 200}}
 	kept, fresh := client(false), client(true)
-	cluster.Eventually(t, 20*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		_, err := kept.Do(ctx, "GET", "http://server.quiet:8080/x")
 		return err
 	})
@@ -111,7 +111,7 @@ func TestNoisyNeighbour(t *testing.T) {
 	for i, method := range []string{"GET|HEAD", "GET|POST", "GET"} {
 		lab.Apply(ctx, strings.Replace(policyOf(tenantPods("quiet", 22)), "method: GET", `method: "`+method+`"`, 1))
 		want := map[bool]int{true: 200, false: 403}[strings.Contains(method, "POST")]
-		cluster.Eventually(t, 15*time.Second, func() error {
+		cluster.Eventually(t, func() error {
 			a, err := kept.Do(ctx, "POST", "http://server.quiet:8080/x")
 			if err == nil && a.Status != want {
 				err = fmt.Errorf("change %d of the quiet tenant's rule: POST is answered with %d, want %d", i, a.Status, want)

@@ -19,7 +19,7 @@ import (
 )
 
 // serving is a container that answers the tests' traffic.
-const serving = `{name: main, image: none, command: [e2e-traffic, serve], readinessProbe: {exec: {command: [e2e-traffic, ready, "7001"]}, periodSeconds: 1}}`
+const serving = `{name: main, image: none, command: [e2e-traffic, serve], readinessProbe: {exec: {command: [e2e-traffic, ready, "7002"]}, periodSeconds: 1}}`
 
 // pathsPods adds to the truth test's pods: services, pods on the hosts' network, a pod that the mesh leaves alone, and hosts outside.
 const pathsPods = truthPods + `
@@ -158,7 +158,7 @@ func overlayPolicy(ctx context.Context, t *testing.T, lab *cluster.Lab) {
 	lab.InForce(ctx, "default/only-a")
 	for _, v6 := range []bool{false, true} {
 		to := netip.AddrPortFrom(pathAddresses["c"][index(v6)], traffic.WhoPort)
-		if a, err := lab.Ask(ctx, "default/a", "tcp", to, 3*time.Second); err != nil || a.Server != "c" {
+		if a, err := lab.Ask(ctx, "default/a", "tcp", to, 10*time.Second); err != nil || a.Server != "c" {
 			t.Errorf("a to %s: %q answers, %v", to, a.Server, err)
 		}
 		if a, err := lab.Ask(ctx, "default/b", "tcp", to, 700*time.Millisecond); err == nil {

@@ -36,7 +36,7 @@ spec:
     metadata: {labels: {app: %s, kind: %s}}
     spec:
       terminationGracePeriodSeconds: 0
-      containers: [{name: main, image: none, command: [sh, -c, %q], readinessProbe: {exec: {command: [e2e-traffic, ready, "7001"]}, periodSeconds: 1}}]
+      containers: [{name: main, image: none, command: [sh, -c, %q], readinessProbe: {exec: {command: [e2e-traffic, ready, "7002"]}, periodSeconds: 1}}]
 `, name, replicas, name, name, kind, first)
 }
 
@@ -83,7 +83,7 @@ spec: {nodeName: node2, terminationGracePeriodSeconds: 0, containers: [%s]}
 		}
 	}
 	lab.Delete(ctx, manifest)
-	cluster.Eventually(t, 20*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		for _, p := range lab.State(ctx).Pods {
 			if p.Name == "heir" {
 				return fmt.Errorf("pod %s is still there", p.Name)

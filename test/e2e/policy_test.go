@@ -160,7 +160,7 @@ func (w *world) finish(ctx context.Context, t *testing.T) {
 		for _, err := range r.Errors {
 			t.Errorf("allowed traffic of %s failed: %v", c.from, err)
 		}
-		cluster.Eventually(t, 5*time.Second, func() error {
+		cluster.Eventually(t, func() error {
 			if got := w.server.Datagrams(c.from); got != r.Datagrams {
 				return fmt.Errorf("%s sent %d datagrams, all allowed: %d arrived", c.from, r.Datagrams, got)
 			}
@@ -218,7 +218,7 @@ func TestPolicyChanges(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		cluster.Eventually(t, 5*time.Second, func() error {
+		cluster.Eventually(t, func() error {
 			if w.server.Datagrams(addrC6) == before && now.guest {
 				return fmt.Errorf("change %d allows c, and nothing arrives", i)
 			}
@@ -311,7 +311,7 @@ func TestPolicyCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer stream.Close()
-	cluster.Eventually(t, 5*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		if n := stream.Arrived(); n < 50 {
 			return fmt.Errorf("%d datagrams of the stream arrived", n)
 		}
@@ -321,7 +321,7 @@ func TestPolicyCut(t *testing.T) {
 	lab.InForce(ctx, "default/cut")
 	time.Sleep(time.Second) // the bound that is promised
 	before, sent := stream.Arrived(), stream.Sent()
-	cluster.Eventually(t, 5*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		if n := stream.Sent() - sent; n < 200 {
 			return fmt.Errorf("%d datagrams were sent after the cut", n)
 		}

@@ -33,7 +33,7 @@ func TestRingsTooSmall(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	cluster.Eventually(t, 60*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		m, err := lab.Metrics(ctx, "node1", 9962)
 		if err != nil {
 			return err
@@ -113,7 +113,7 @@ func TestClocks(t *testing.T) {
 	if _, err := lab.Exec(ctx, "default/a", "e2e-traffic", "run", "--count=20", "--over=5s", "--targets=10.244.2.103"); err != nil {
 		t.Fatal(err)
 	}
-	cluster.Eventually(t, 30*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		a, err := lab.Flows(ctx, &observerpb.GetFlowsRequest{Number: 1 << 40})
 		if err != nil {
 			return err

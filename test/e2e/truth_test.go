@@ -25,21 +25,21 @@ kind: Pod
 metadata: {name: a, labels: {app: a}, annotations: {weir.dev/ip-addresses: "10.244.1.101,fd00:10:244:1::101"}}
 spec:
   nodeName: node1
-  containers: [{name: main, image: none, command: [e2e-traffic, serve], readinessProbe: {exec: {command: [e2e-traffic, ready, "7001"]}, periodSeconds: 1}}]
+  containers: [{name: main, image: none, command: [e2e-traffic, serve], readinessProbe: {exec: {command: [e2e-traffic, ready, "7002"]}, periodSeconds: 1}}]
 ---
 apiVersion: v1
 kind: Pod
 metadata: {name: b, labels: {app: b}, annotations: {weir.dev/ip-addresses: "10.244.1.102,fd00:10:244:1::102"}}
 spec:
   nodeName: node1
-  containers: [{name: main, image: none, command: [e2e-traffic, serve], readinessProbe: {exec: {command: [e2e-traffic, ready, "7001"]}, periodSeconds: 1}}]
+  containers: [{name: main, image: none, command: [e2e-traffic, serve], readinessProbe: {exec: {command: [e2e-traffic, ready, "7002"]}, periodSeconds: 1}}]
 ---
 apiVersion: v1
 kind: Pod
 metadata: {name: c, labels: {app: c}, annotations: {weir.dev/ip-addresses: "10.244.2.103,fd00:10:244:2::103"}}
 spec:
   nodeName: node2
-  containers: [{name: main, image: none, command: [e2e-traffic, serve], readinessProbe: {exec: {command: [e2e-traffic, ready, "7001"]}, periodSeconds: 1}}]
+  containers: [{name: main, image: none, command: [e2e-traffic, serve], readinessProbe: {exec: {command: [e2e-traffic, ready, "7002"]}, periodSeconds: 1}}]
 `
 
 // pod of the truth test: its node and addresses.
@@ -79,7 +79,7 @@ func truth(t *testing.T, offload bool, flags ...string) *cluster.Lab {
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	want := observe(ctx, t, lab, offload, 120, 0, func() {})
-	cluster.Eventually(t, 60*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		a, err := lab.Flows(ctx, &observerpb.GetFlowsRequest{Number: 1 << 40})
 		if err != nil {
 			return err

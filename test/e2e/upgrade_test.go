@@ -118,7 +118,7 @@ func TestAgentUpgradedUnderPolicy(t *testing.T) {
 			t.Errorf("allowed traffic of %s failed: %v", name, err)
 		}
 		from := map[string]netip.Addr{"d": netip.MustParseAddr("10.244.2.104"), "e": netip.MustParseAddr("fd00:10:244:1::105")}[name]
-		cluster.Eventually(t, 5*time.Second, func() error {
+		cluster.Eventually(t, func() error {
 			if got := w.server.Datagrams(from); got != r.Datagrams {
 				return fmt.Errorf("%s sent %d datagrams, all allowed: %d arrived", name, r.Datagrams, got)
 			}
@@ -145,7 +145,7 @@ func TestAgentUpgradedUnderPolicy(t *testing.T) {
 func cut(ctx context.Context, t *testing.T, lab *cluster.Lab, stream *pulse.Streamed) {
 	t.Helper()
 	lab.Apply(ctx, cnp("cut", `{endpointSelector: {matchLabels: {app: server}}, ingressDeny: [{fromEndpoints: [{matchLabels: {app: a}}], toPorts: [{ports: [{port: "7202", protocol: UDP}]}]}]}`))
-	cluster.Eventually(t, 10*time.Second, func() error {
+	cluster.Eventually(t, func() error {
 		before, sent := stream.Arrived(), stream.Sent()
 		for deadline := time.Now().Add(time.Second); stream.Sent()-sent < 100 && time.Now().Before(deadline); {
 			time.Sleep(time.Millisecond)

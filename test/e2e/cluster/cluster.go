@@ -116,6 +116,15 @@ func (l *Lab) keepLogs() {
 	}
 }
 
+// Output is what the containers of a pod have printed.
+func (l *Lab) Output(namespace, pod string) string {
+	out, err := exec.Command(Bin(l.t, "weir-lab"), "logs", "--name", l.Name, namespace+"/"+pod).CombinedOutput()
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(string(out))
+}
+
 // FreePort is an address on loopback that was free a moment ago.
 func FreePort(t testing.TB) string {
 	t.Helper()
@@ -215,17 +224,20 @@ func (l *Lab) Flows(ctx context.Context, req *observerpb.GetFlowsRequest) (Answe
 	}
 }
 
-// Eventually calls check until it returns nil, and fails with its last error after the limit.
-func Eventually(t testing.TB, limit time.Duration, check func() error) {
+// patience is how long a test waits for what must come: much longer than it takes on a busy machine, since how fast a thing is belongs into benchmarks.
+const patience = time.Minute
+
+// Eventually calls check until it returns nil, and fails with its last error after a minute.
+func Eventually(t testing.TB, check func() error) {
 	t.Helper()
-	deadline := time.Now().Add(limit)
+	deadline := time.Now().Add(patience)
 	for {
 		err := check()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("still not after %s: %v", limit, err)
+			t.Fatalf("still not after %s: %v", patience, err)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // Hold stops a process (SIGSTOP) and returns when every thread of it stands still: a busy machine lets others of them run on until one has taken the signal.
@@ -19,7 +18,7 @@ func Hold(t testing.TB, pid int) (release func()) {
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		t.Fatalf("stop process %d: %v", pid, err)
 	}
-	Eventually(t, time.Minute, func() error {
+	Eventually(t, func() error {
 		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 		if err != nil {
 			return err

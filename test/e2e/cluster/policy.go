@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -31,7 +30,7 @@ func (l *Lab) Policies(ctx context.Context) ([]*policyv1.PolicyObject, error) {
 // InForce waits until exactly the named policies ("namespace/name", or "name") exist, and their last generations are in force on every node.
 func (l *Lab) InForce(ctx context.Context, names ...string) {
 	l.t.Helper()
-	Eventually(l.t, 20*time.Second, func() error {
+	Eventually(l.t, func() error {
 		have, err := l.Policies(ctx)
 		if err != nil {
 			return err

@@ -4,15 +4,11 @@ package cluster
 
 import (
 	"context"
-	"encoding/binary"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +20,7 @@ import (
 	observerpb "github.com/weirmesh/weir/gen/observer"
 	labv1 "github.com/weirmesh/weir/gen/weir/lab/v1"
 	statusv1 "github.com/weirmesh/weir/gen/weir/status/v1"
+	"github.com/weirmesh/weir/test/e2e/procnet"
 	"github.com/weirmesh/weir/test/e2e/traffic"
 )
 
@@ -52,50 +49,18 @@ func (l *Lab) Listeners(ctx context.Context, netns string) []string {
 	l.t.Helper()
 	var found []string
 	err := inNetns(ctx, netns, func(context.Context) error {
-		for _, file := range []string{"/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"} {
-			data, err := os.ReadFile(file)
-			if err != nil {
-				return err
-			}
-			for line := range strings.Lines(string(data)) {
-				fields := strings.Fields(line)
-				const listening = "0A"
-				if len(fields) < 4 || fields[3] != listening {
-					continue
-				}
-				a, err := procAddr(fields[1])
-				if err != nil {
-					return fmt.Errorf("%s: %w", file, err)
-				}
-				if !a.Addr().IsLoopback() {
-					found = append(found, a.String())
-				}
+		served, err := procnet.Served("tcp")
+		for _, a := range served {
+			if !a.Addr().IsLoopback() {
+				found = append(found, a.String())
 			}
 		}
-		return nil
+		return err
 	})
 	if err != nil {
 		l.t.Fatalf("listeners in %s: %v", netns, err)
 	}
 	return found
-}
-
-// procAddr reads an address of /proc/net/tcp: hexadecimal words in the machine's order, then the port.
-func procAddr(text string) (netip.AddrPort, error) {
-	host, port, _ := strings.Cut(text, ":")
-	b, err := hex.DecodeString(host)
-	if err != nil || len(b)%4 != 0 {
-		return netip.AddrPort{}, fmt.Errorf("address %q", text)
-	}
-	for i := 0; i < len(b); i += 4 {
-		binary.NativeEndian.PutUint32(b[i:], binary.BigEndian.Uint32(b[i:]))
-	}
-	a, ok := netip.AddrFromSlice(b)
-	n, err := strconv.ParseUint(port, 16, 16)
-	if !ok || err != nil {
-		return netip.AddrPort{}, fmt.Errorf("address %q", text)
-	}
-	return netip.AddrPortFrom(a.Unmap(), uint16(n)), nil
 }
 
 // NodeNetns is the path of a node's network namespace.
@@ -188,7 +153,7 @@ type Wanted struct {
 // Expect waits until each wanted flow is there.
 func (l *Lab) Expect(ctx context.Context, wanted ...Wanted) {
 	l.t.Helper()
-	Eventually(l.t, 20*time.Second, func() error {
+	Eventually(l.t, func() error {
 		a, err := l.Flows(ctx, &observerpb.GetFlowsRequest{Number: 1 << 40})
 		if err != nil {
 			return err

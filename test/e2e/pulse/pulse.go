@@ -246,7 +246,7 @@ func (c *Client) keptLoop(ctx context.Context, conn net.Conn) {
 	for {
 		select {
 		case <-ctx.Done():
-			c.retransmitted.Add(retransmitted(conn))
+			c.retransmitted.Add(Retransmitted(conn))
 			return
 		case <-t.C:
 			if err := exchange(conn); err != nil {
@@ -282,7 +282,7 @@ func (c *Client) connectLoop(ctx context.Context) {
 		}
 		if err == nil {
 			err = exchange(tcp)
-			c.retransmitted.Add(retransmitted(tcp))
+			c.retransmitted.Add(Retransmitted(tcp))
 			tcp.Close()
 		}
 		if err != nil {
@@ -304,7 +304,8 @@ func exchange(conn net.Conn) error {
 	return err
 }
 
-func retransmitted(conn net.Conn) uint64 {
+// Retransmitted is how many segments a TCP connection has sent more than once, its SYN included.
+func Retransmitted(conn net.Conn) uint64 {
 	raw, err := conn.(*net.TCPConn).SyscallConn()
 	if err != nil {
 		return 0

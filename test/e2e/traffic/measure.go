@@ -27,12 +27,15 @@ const (
 func MeasureServe(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	for port, handle := range map[int]func(net.Conn){
-		echoPort:   func(c net.Conn) { _, _ = io.Copy(c, c) },
-		sinkPort:   func(c net.Conn) { _, _ = io.CopyBuffer(struct{ io.Writer }{io.Discard}, c, make([]byte, 1<<18)) },
-		acceptPort: func(c net.Conn) { _, _ = c.Read(make([]byte, 1)) },
+	for _, s := range []struct {
+		port   int
+		handle func(net.Conn)
+	}{
+		{echoPort, func(c net.Conn) { _, _ = io.Copy(c, c) }},
+		{sinkPort, func(c net.Conn) { _, _ = io.CopyBuffer(struct{ io.Writer }{io.Discard}, c, make([]byte, 1<<18)) }},
+		{acceptPort, func(c net.Conn) { _, _ = c.Read(make([]byte, 1)) }}, // the last: Ready looks for it
 	} {
-		ln, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
+		ln, err := net.Listen("tcp", fmt.Sprintf(":%d", s.port))
 		if err != nil {
 			return fmt.Errorf("measure: %w", err)
 		}
@@ -45,7 +48,7 @@ func MeasureServe(ctx context.Context) error {
 				}
 				go func() {
 					defer c.Close()
-					handle(c)
+					s.handle(c)
 				}()
 			}
 		})

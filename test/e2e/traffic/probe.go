@@ -42,13 +42,13 @@ type Asked struct {
 // serveWho answers on WhoPort until ctx ends.
 func serveWho(ctx context.Context) error {
 	var lc net.ListenConfig
-	tcp, err := lc.Listen(ctx, "tcp", fmt.Sprintf(":%d", WhoPort))
+	udp, err := lc.ListenPacket(ctx, "udp", fmt.Sprintf(":%d", WhoPort))
 	if err != nil {
 		return fmt.Errorf("serve who: %w", err)
 	}
-	udp, err := lc.ListenPacket(ctx, "udp", fmt.Sprintf(":%d", WhoPort))
+	tcp, err := lc.Listen(ctx, "tcp", fmt.Sprintf(":%d", WhoPort)) // the last: Ready looks for it
 	if err != nil {
-		tcp.Close()
+		udp.Close()
 		return fmt.Errorf("serve who: %w", err)
 	}
 	host, err := os.Hostname()

@@ -13,6 +13,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -21,6 +23,8 @@ import (
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
+
+	"github.com/weirmesh/weir/test/e2e/procnet"
 )
 
 // Ports of the servers that Serve opens, and one that stays closed.
@@ -360,20 +364,19 @@ func echo(ctx context.Context, rng *rand.Rand, n *numbers, to netip.Addr) error 
 	return nil
 }
 
-// Ready returns nil when somebody in this network namespace listens on a port, TCP or UDP. It sends no packet: a probe must not be in the captures.
+// Ready returns nil when somebody in this network namespace listens on a TCP port: that which its server opens last. It sends no packet, which would be
+// in the captures, and opens no socket, which could be in the server's way when it begins.
 func Ready(port string) error {
-	for _, listen := range []func() (io.Closer, error){
-		func() (io.Closer, error) { return net.Listen("tcp", ":"+port) },
-		func() (io.Closer, error) { return net.ListenPacket("udp", ":"+port) },
-	} {
-		c, err := listen()
-		if errors.Is(err, syscall.EADDRINUSE) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("ready: port %s: %w", port, err)
-		}
-		c.Close()
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return fmt.Errorf("ready: port %q: %w", port, err)
 	}
-	return fmt.Errorf("ready: nobody listens on port %s yet", port)
+	served, err := procnet.Served("tcp")
+	if err != nil {
+		return fmt.Errorf("ready: %w", err)
+	}
+	if !slices.ContainsFunc(served, func(a netip.AddrPort) bool { return a.Port() == uint16(n) }) {
+		return fmt.Errorf("ready: nobody listens on port %s yet", port)
+	}
+	return nil
 }

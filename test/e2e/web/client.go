@@ -33,7 +33,7 @@ type Options struct {
 	HTTP2 bool
 	// Fresh makes a connection for each request.
 	Fresh bool
-	// Timeout of a request; default 5 s.
+	// Timeout of a request; default a minute: on a busy machine an answer may take long, one that is lost never comes.
 	Timeout time.Duration
 }
 
@@ -43,7 +43,7 @@ func NewClient(path string, from netip.Addr, to netip.AddrPort, o Options) *Clie
 	protocols.SetHTTP1(!o.HTTP2)
 	protocols.SetUnencryptedHTTP2(o.HTTP2)
 	if o.Timeout == 0 {
-		o.Timeout = 5 * time.Second
+		o.Timeout = time.Minute
 	}
 	transport := &http.Transport{
 		Protocols: protocols, DisableKeepAlives: o.Fresh, DisableCompression: true, MaxIdleConnsPerHost: 16,
