@@ -69,7 +69,7 @@ func (c *Config) Add(set *pflag.FlagSet) {
 	set.StringSliceVar(&c.Render.RequestHeaders, "log-request-headers", c.Render.RequestHeaders, "`names` of request headers in the access log")
 	set.StringSliceVar(&c.Render.ResponseHeaders, "log-response-headers", c.Render.ResponseHeaders, "`names` of response headers in the access log")
 	set.IntVar(&c.Render.NamespaceInstructions, "namespace-instructions", c.Render.NamespaceInstructions,
-		"`instructions` that the regular expressions in the configurations of one namespace may have on one node")
+		"`instructions` that the regular expressions in the configurations and HTTP rules of one namespace may have on one node")
 	set.IntVar(&c.Render.NamespaceBytes, "namespace-bytes", c.Render.NamespaceBytes, "`bytes` that the configurations of one namespace may have on one node")
 }
 

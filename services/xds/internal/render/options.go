@@ -10,8 +10,8 @@ type Options struct {
 	RequestHeaders, ResponseHeaders []string
 	// NamespaceBytes bounds what all configurations of one namespace may weigh on one node; default 8 MiB.
 	NamespaceBytes int
-	// NamespaceInstructions bounds the regular expressions of the configurations of one namespace on one node: what they cost the proxy is memory and compiling, which
-	// neighbours would feel; default expression.MaxInstructions.
+	// NamespaceInstructions bounds the regular expressions of the configurations and HTTP rules of one namespace on one node: what they cost the proxy is memory and
+	// compiling, which neighbours would feel. Rules come first, and are in the proxy twice: a filter is asked what it does and what it would do; default expression.MaxInstructions.
 	NamespaceInstructions int
 }
 

@@ -12,6 +12,7 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
 	policyv1 "github.com/weirmesh/weir/gen/weir/policy/v1"
+	"github.com/weirmesh/weir/internal/expression"
 )
 
 // RuleName names one item of a filter in the way that the access log gives it back: namespace/name/list[index]#item.
@@ -67,15 +68,20 @@ func allOf(matchers []*routev3.HeaderMatcher) *rbacv3.Permission {
 	return &rbacv3.Permission{Rule: &rbacv3.Permission_AndRules{AndRules: set}}
 }
 
+// part is an expression of an item: its field in the policy, and the header that it is matched with.
+type part struct{ field, header, expression string }
+
+func parts(item *policyv1.HTTPRule) [3]part {
+	return [3]part{{"method", ":method", item.GetMethod()}, {"path", ":path", item.GetPath()}, {"host", ":authority", item.GetHost()}}
+}
+
 // conditions are what an item wants of a request; headers with an action are no conditions. The path is matched with its query, as `:path` has it.
 func conditions(item *policyv1.HTTPRule) []*routev3.HeaderMatcher {
 	var all []*routev3.HeaderMatcher
-	for _, part := range []struct{ name, expression string }{
-		{":method", item.GetMethod()}, {":path", item.GetPath()}, {":authority", item.GetHost()},
-	} {
-		if part.expression != "" {
-			all = append(all, textMatcher(part.name, &matcherv3.StringMatcher{
-				MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: part.expression}},
+	for _, p := range parts(item) {
+		if p.expression != "" {
+			all = append(all, textMatcher(p.header, &matcherv3.StringMatcher{
+				MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: p.expression}},
 			}))
 		}
 	}
@@ -85,6 +91,19 @@ func conditions(item *policyv1.HTTPRule) []*routev3.HeaderMatcher {
 		}
 	}
 	return all
+}
+
+// dearest says which expression of a filter's items has most instructions, for who has to write others.
+func dearest(items []*policyv1.HTTPRule) string {
+	text, most := "", -1
+	for i, item := range items {
+		for _, p := range parts(item) {
+			if n, err := expression.Instructions(p.expression); err == nil && n > most {
+				text, most = fmt.Sprintf("%s.%s has most: %d", RuleName(item.GetRule(), i), p.field, n), n
+			}
+		}
+	}
+	return text
 }
 
 // headerMatcher matches a header that is as required.

@@ -256,7 +256,7 @@ func (s *State) Snapshot(node string) *Snapshot {
 type builder struct {
 	state    *State
 	snapshot *Snapshot
-	weights  map[string]weight // of namespaces' configurations
+	weights  map[string]weight // of namespaces' configurations and rules
 	problems map[string]string
 }
 
@@ -331,7 +331,8 @@ func (b *builder) policySlot(in *policyv1.Slot, f *filter) error {
 	return nil
 }
 
-// filterRoute adds the rules of an HTTP filter. Rules that can not be rendered refuse every request: leaving them out would leave older ones in force.
+// filterRoute adds the rules of an HTTP filter. Rules that can not be rendered, or cost too much, refuse every request: leaving them out would leave older ones in
+// force.
 func (b *builder) filterRoute(f *filter) error {
 	if f.route == nil {
 		m, err := httpRoutes(f.Filter)
@@ -339,18 +340,34 @@ func (b *builder) filterRoute(f *filter) error {
 			f.route, err = newResource(f.GetKey(), f.GetNamespace(), m)
 		}
 		if err != nil {
-			f.err = fmt.Errorf("every request is refused: %w", err)
-			if f.route, err = newResource(f.GetKey(), f.GetNamespace(), deniedRoutes(f.Filter)); err != nil {
+			f.err = err
+			if f.route, err = f.denied(); err != nil {
 				return err
 			}
 		}
 	}
-	if f.err != nil {
-		b.problem(f.GetKey(), f.err)
+	route, reason := f.route, f.err
+	if reason == nil {
+		// Only what expressions cost: bytes are bounded for each filter alone.
+		if reason = b.weigh(f.GetNamespace(), weight{instructions: b.added(f.route).instructions}); reason != nil {
+			reason = fmt.Errorf("%w; of this filter %s", reason, dearest(f.GetHttp()))
+			var err error
+			if route, err = f.denied(); err != nil {
+				return err
+			}
+		}
 	}
-	b.put(f.route)
-	b.filter(f, f.route)
+	if reason != nil {
+		b.problem(f.GetKey(), fmt.Errorf("every request is refused: %w", reason))
+	}
+	b.put(route)
+	b.filter(f, route)
 	return nil
+}
+
+// denied are routes that refuse everything.
+func (f *filter) denied() (*Resource, error) {
+	return newResource(f.GetKey(), f.GetNamespace(), deniedRoutes(f.Filter))
 }
 
 // routeSlot renders a slot that leads to a listener of an Envoy configuration, and all that the listener needs.
@@ -382,8 +399,8 @@ func (b *builder) routeSlot(in *policyv1.Slot, f *filter) error {
 		return nil
 	}
 	needed := append([]*Resource{l}, c.needs(target)...)
-	if err := b.weigh(r.GetNamespace(), needed); err != nil {
-		b.problem(key, err)
+	if err := b.weigh(r.GetNamespace(), b.added(needed...)); err != nil {
+		b.problem(key, fmt.Errorf("%w: this configuration is left out", err))
 		return nil
 	}
 	for _, r := range needed {
@@ -437,15 +454,22 @@ func (c *config) needs(l *configListener) []*Resource {
 	return all
 }
 
-// weigh counts resources against their namespace, those that the node has already for nothing.
-func (b *builder) weigh(namespace string, resources []*Resource) error {
-	total := b.weights[namespace]
+// added is what resources weigh that the node does not have already.
+func (b *builder) added(resources ...*Resource) (w weight) {
 	for _, r := range resources {
 		if b.snapshot.Sets[r.Type][r.Name] != r {
-			total.bytes += len(r.Body.GetValue())
-			total.instructions += r.Instructions
+			w.bytes += len(r.Body.GetValue())
+			w.instructions += r.Instructions
 		}
 	}
+	return w
+}
+
+// weigh counts a weight against its namespace, unless that is too much.
+func (b *builder) weigh(namespace string, w weight) error {
+	total := b.weights[namespace]
+	total.bytes += w.bytes
+	total.instructions += w.instructions
 	for _, bound := range []struct {
 		what      string
 		have, max int
@@ -454,7 +478,7 @@ func (b *builder) weigh(namespace string, resources []*Resource) error {
 		{"instructions in regular expressions", total.instructions, b.state.options.NamespaceInstructions},
 	} {
 		if bound.have > bound.max {
-			return fmt.Errorf("the configurations of namespace %q have %d %s on this node, more than %d: this one is left out", namespace, bound.have, bound.what, bound.max)
+			return fmt.Errorf("namespace %q would have %d %s on this node, more than %d", namespace, bound.have, bound.what, bound.max)
 		}
 	}
 	b.weights[namespace] = total

@@ -94,6 +94,10 @@ func TestIsolation(t *testing.T) {
 			"too dear", append([]*policyv1.RenderResource{configOf(dear)}, publishedState(t)[1:5]...), "route-1", func(o *Options) { o.NamespaceInstructions = 9 },
 			"CiliumEnvoyConfig/production/api-traffic-split", "regular expressions",
 		},
+		{
+			"rules too dear", []*policyv1.RenderResource{filterOf(lockDown())}, "http-1", func(o *Options) { o.NamespaceInstructions = 9 },
+			"http-1", "default/lock-down-todoui/ingress[0]#0.method has most: 5",
+		},
 		{"too many actions", []*policyv1.RenderResource{filterOf(actions)}, "http-1", nil, "http-1", "8 headerMatches"},
 		{"action on the host", []*policyv1.RenderResource{filterOf(pseudo)}, "http-1", nil, "http-1", `REPLACE of the header "Host"`},
 	} {
@@ -118,6 +122,58 @@ func TestIsolation(t *testing.T) {
 				t.Error("rules that could not be rendered do not refuse everything")
 			}
 		})
+	}
+}
+
+// TestDearRules: the HTTP rules of a namespace are counted together with each other and with its configurations, each filter once a node; those that are too
+// much refuse every request, and other namespaces have their own account.
+func TestDearRules(t *testing.T) {
+	rules := func(key, namespace, host string) *policyv1.Filter {
+		return &policyv1.Filter{Key: key, Kind: policyv1.FilterKind_FILTER_KIND_HTTP, Namespace: namespace, Http: []*policyv1.HTTPRule{
+			{Rule: &policyv1.PolicyRule{Namespace: namespace, Name: "first", List: "egress"}, Method: "GET"},
+			{Rule: &policyv1.PolicyRule{Namespace: namespace, Name: "second", List: "egress"}, Method: "GET", Host: host},
+		}}
+	}
+	const dear = "a{20}" // 22 instructions; with twice GET (5), and all of it twice, 64
+	config := published(t)
+	config.Spec = bytes.ReplaceAll(config.Spec, []byte(`"prefix":"/"`), []byte(`"safe_regex":{"regex":"/[a-z]{1,9}"}`))
+	options := DefaultOptions()
+	options.NamespaceInstructions = 130
+	s, err := NewState(options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Apply(append([]*policyv1.RenderResource{
+		filterOf(rules("http-1", "production", dear)), filterOf(rules("http-2", "production", dear)), filterOf(rules("http-3", "production", dear)),
+		filterOf(rules("http-4", "other", dear)), filterOf(routeFilter()), configOf(config),
+		slotsOf("n1", "http-1", "http-1", "http-2", "http-3", "http-4", "route-1"), slotsOf("n2", "http-3"),
+	}, publishedState(t)[1:4]...), nil)
+	got := s.Snapshot("n1")
+	const owner = "CiliumEnvoyConfig/production/api-traffic-split"
+	want := map[string][]string{
+		owner: {`namespace "production" would have`, "instructions", "this configuration is left out"},
+		"http-3": {
+			`every request is refused: namespace "production" would have 192 instructions in regular expressions on this node, more than 130`,
+			"of this filter production/second/egress[0]#1.host has most: 22",
+		},
+	}
+	for _, p := range got.Problems {
+		for _, text := range want[p.Owner] {
+			if !strings.Contains(p.Error, text) {
+				t.Errorf("%s: %s, want %q", p.Owner, p.Error, text)
+			}
+		}
+	}
+	if len(got.Problems) != len(want) || got.Problems[0].Owner != owner || got.Problems[1].Owner != "http-3" {
+		t.Errorf("problems %v", got.Problems)
+	}
+	for key, refused := range map[string]bool{"http-1": false, "http-2": false, "http-3": true, "http-4": false} {
+		if r := got.Find(Route, key); r == nil || bytes.Equal(r.Body.GetValue(), denied(t, key)) != refused {
+			t.Errorf("%s: want refused %v", key, refused)
+		}
+	}
+	if other := s.Snapshot("n2"); len(other.Problems) > 0 || bytes.Equal(other.Find(Route, "http-3").Body.GetValue(), denied(t, "http-3")) {
+		t.Errorf("a node without the others: %v", other.Problems)
 	}
 }
 
