@@ -223,3 +223,37 @@ func clearMap(t *testing.T, b *bench, name string) {
 		t.Fatal(err)
 	}
 }
+
+// A UDP port that asks two addresses of one backend by turns gets each answer from the address that it asked.
+func TestPortUsedAtTwoAddresses(t *testing.T) {
+	shared := lbBench(t, nil)
+	for family, f := range lbFamilies {
+		t.Run(family, func(t *testing.T) {
+			b := shared.on(t)
+			b.upsert(Service{ID: 1, Frontend: Frontend{f.vip, 53, unix.IPPROTO_UDP}, Backends: backends(at(f.b, 53))},
+				Service{ID: 1, Frontend: Frontend{f.lb, 53, unix.IPPROTO_UDP}, Kind: LoadBalancer, Backends: backends(at(f.b, 53))},
+				Service{ID: 1, Frontend: Frontend{f.any, 30053, unix.IPPROTO_UDP}, Kind: NodePort, Backends: backends(at(f.b, 53))})
+			inside, outside := at(f.a, 41000), at(f.out, 41000)
+			for _, to := range []netip.AddrPort{at(f.lb, 53), at(f.node, 30053), at(f.lb, 53), at(f.lb, 53), at(f.vip, 53), at(f.lb, 53), at(f.node, 30053)} {
+				for _, c := range []struct {
+					client  netip.AddrPort
+					program string
+					ifindex uint32
+				}{{inside, tcProgFromPod, b.ifA}, {outside, tcProgFromNetwork, b.uplink}} {
+					asked, direct := tuple{c.client, to, unix.IPPROTO_UDP}, tuple{c.client, at(f.b, 53), unix.IPPROTO_UDP}
+					b.same("question", b.passes(c.program, c.ifindex, asked.packet(t, 0, 40), actRedirect, b.ifB), direct)
+					b.same("answer", b.passes(tcProgFromPod, b.ifB, direct.reversed().packet(t, 0, 40), actRedirect, c.ifindex), asked.reversed())
+				}
+			}
+			rows := 0
+			err := walkMap(b.coll.Maps[tcMapLb], func(k tcNatKey, _ tcLbEntry) {
+				if k.Src.netip() == f.out || k.Dst.netip() == f.out {
+					rows++
+				}
+			})
+			if err != nil || rows != 2 {
+				t.Errorf("%d rows of a port that talks to one backend (error %v), want 2", rows, err)
+			}
+		})
+	}
+}

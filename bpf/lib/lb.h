@@ -76,6 +76,21 @@ static __always_inline bool lb_keeps(struct lb_entry *row, const struct service 
 	return true;
 }
 
+/* lb_displace takes the row of another address of the backend's away, which the client's port asked before: answers
+ * have one row, which is of the last asker, and a question that kept its own row would be answered from the other
+ * address. */
+static __always_inline void lb_displace(const struct nat_key *key, const struct nat_key *back)
+{
+	struct lb_entry *other = bpf_map_lookup_elem(&lb, back);
+	struct nat_key before = *key;
+
+	if (!other || (other->port == key->dport && addr_equal(&other->addr, &key->dst)))
+		return;
+	before.dst = other->addr;
+	before.dport = other->port;
+	bpf_map_delete_elem(&lb, &before);
+}
+
 /* lb_choose leaves the connection of the packet in scratch to the service in scratch there: 0 or a drop reason. */
 __noinline int lb_choose(__u32 outside)
 {
@@ -128,6 +143,8 @@ __noinline int lb_choose(__u32 outside)
 	back.src = got.addr;
 	back.sport = got.port;
 	back.dst = l->entry.flags & LB_HAIRPIN ? p->dst : p->src;
+	if (p->proto == IPPROTO_UDP)
+		lb_displace(&key, &back);
 	reverse = l->entry;
 	reverse.addr = p->dst;
 	reverse.port = p->dport;
