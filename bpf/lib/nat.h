@@ -122,12 +122,13 @@ static __always_inline int nat_claim(const struct nat_key *out, struct nat_entry
 	struct nat_key in = {
 	    .src = out->dst, .dst = claimed->addr, .sport = out->dport, .proto = out->proto, .kind = NAT_IN};
 	struct nat_entry back = {.addr = out->src, .port = out->sport};
-	__u32 range = cfg_nat_port_max - cfg_nat_port_min + 1, start = bpf_get_prandom_u32();
+	__u32 range = cfg_nat_port_max - cfg_nat_port_min + 1;
 	int i;
 
 #pragma clang loop unroll(disable)
 	for (i = 0; i < NAT_TRIES; i++) {
-		in.dport = bpf_htons(cfg_nat_port_min + (start + i * 7919) % range);
+		/* Anywhere each time: steps of one length lead along what earlier claims took by the same steps. */
+		in.dport = bpf_htons(cfg_nat_port_min + bpf_get_prandom_u32() % range);
 		if (bpf_map_update_elem(&nat, &in, &back, BPF_NOEXIST))
 			continue;
 		claimed->port = in.dport;
