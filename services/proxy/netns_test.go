@@ -20,6 +20,7 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	datav3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	"golang.org/x/sys/unix"
 )
 
@@ -143,7 +144,15 @@ func TestTransparent(t *testing.T) {
 					return got == "one" && len(b.logs.requests()) > 0
 				})
 			}
-			until(t, "the entries", func() bool { return len(b.logs.requests()) >= 4 })
+			until(t, "an entry of each request", func() bool {
+				ended := map[string]bool{}
+				for _, e := range b.logs.requests() {
+					if c := e.GetCommonProperties(); c.GetAccessLogType() == datav3.AccessLogType_DownstreamEnd {
+						ended[c.GetDownstreamLocalAddress().GetSocketAddress().GetAddress()] = true
+					}
+				}
+				return len(ended) == 2
+			})
 			for _, e := range b.logs.requests() {
 				c := e.GetCommonProperties()
 				remote, local := c.GetDownstreamRemoteAddress().GetSocketAddress(), c.GetDownstreamLocalAddress().GetSocketAddress()

@@ -322,16 +322,29 @@ func (b *bench) answers(addr, want string) {
 	})
 }
 
+// TestRequestThroughAndLogged: a request that lasts is told when it has begun, which is before its answer, and when it has ended.
 func TestRequestThroughAndLogged(t *testing.T) {
 	b := newBench(t)
 	b.logCluster()
-	b.staticCluster("one", named(t, "one"))
+	answer := make(chan struct{})
+	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		<-answer
+		_, _ = io.WriteString(w, "one") // the client checks it
+	}))
+	t.Cleanup(origin.Close)
+	release := sync.OnceFunc(func() { close(answer) })
+	t.Cleanup(release)
+	b.staticCluster("one", origin.Listener.Addr().String())
 	addr := free(t)
 	b.routes("key", "one")
 	b.httpListener("slot-1", addr, "key")
 	b.run()
-	b.answers(addr, "one")
-	until(t, "two entries", func() bool { return len(b.logs.requests()) >= 2 })
+	var asked sync.WaitGroup
+	asked.Go(func() { b.answers(addr, "one") })
+	until(t, "the beginning", func() bool { return len(b.logs.requests()) == 1 })
+	release()
+	asked.Wait()
+	until(t, "the end", func() bool { return len(b.logs.requests()) >= 2 })
 	begin, end := b.logs.requests()[0], b.logs.requests()[1]
 	if begin.GetCommonProperties().GetAccessLogType() != datav3.AccessLogType_DownstreamStart ||
 		end.GetCommonProperties().GetAccessLogType() != datav3.AccessLogType_DownstreamEnd {

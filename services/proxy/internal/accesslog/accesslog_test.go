@@ -74,11 +74,16 @@ func (s *sink) all() []*datav3.HTTPAccessLogEntry {
 
 func (s *sink) serve(t testing.TB, path string) (stop func()) {
 	t.Helper()
+	return s.serveWith(t, path)
+}
+
+func (s *sink) serveWith(t testing.TB, path string, options ...grpc.ServerOption) (stop func()) {
+	t.Helper()
 	ln, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer()
+	server := grpc.NewServer(options...)
 	alsv3.RegisterAccessLogServiceServer(server, s)
 	var group sync.WaitGroup
 	group.Go(func() { _ = server.Serve(ln) }) // it ends by Stop

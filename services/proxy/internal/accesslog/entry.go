@@ -3,6 +3,7 @@
 package accesslog
 
 import (
+	"bytes"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -42,22 +43,23 @@ const (
 // encoder appends fields; zero values are left out, as the library does.
 type encoder struct{ b []byte }
 
-// open begins a message in a field; close writes its length.
+// open begins a message in a field; close writes its length, and returns where its content begins now.
 func (w *encoder) open(field protowire.Number) (at int) {
 	w.b = append(protowire.AppendTag(w.b, field, protowire.BytesType), 0)
 	return len(w.b)
 }
 
-func (w *encoder) close(at int) {
+func (w *encoder) close(at int) (start int) {
 	n := len(w.b) - at
 	if n < 0x80 {
 		w.b[at-1] = byte(n)
-		return
+		return at
 	}
 	more := protowire.SizeVarint(uint64(n)) - 1
 	w.b = append(w.b, make([]byte, more)...)
 	copy(w.b[at+more:], w.b[at:at+n])
 	protowire.AppendVarint(w.b[:at-1], uint64(n))
+	return at + more
 }
 
 // text appends a string. What clients send need not be UTF-8, which strings of messages must be.
@@ -114,28 +116,59 @@ func (w *encoder) address(field protowire.Number, a netip.AddrPort) {
 
 // encode appends an entry.
 func (l *logger) encode(b []byte, e *model.Entry) []byte {
-	w := &encoder{b: b}
+	x := encoded{encoder: encoder{b: b}}
+	l.encodeTo(&x, e)
+	return x.b
+}
+
+// encoded is an entry, and where in it the beginning of a request and its end say the same, if nothing has changed in between.
+type encoded struct {
+	encoder
+	// who is of the connection, the route and the verdict, asked of the request.
+	who, asked span
+}
+
+// span is a part of an entry.
+type span struct{ from, to int }
+
+// emptied is an entry with nothing in it that uses the room of x.
+func (x *encoded) emptied() encoded { return encoded{encoder: encoder{b: x.b[:0]}} }
+
+// repeats reports whether an entry says all that its request's beginning said.
+func (x *encoded) repeats(begin *encoded) bool {
+	return bytes.Equal(x.b[x.who.from:x.who.to], begin.b[begin.who.from:begin.who.to]) &&
+		bytes.Equal(x.b[x.asked.from:x.asked.to], begin.b[begin.asked.from:begin.asked.to])
+}
+
+func (l *logger) encodeTo(x *encoded, e *model.Entry) {
+	w := &x.encoder
 	at := w.open(entryCommon)
+	l.who(w, e)
+	n := len(w.b) - at
 	l.common(w, e)
-	w.close(at)
+	from := w.close(at)
+	x.who = span{from, from + n}
 	if e.Stream {
 		at = w.open(entryConnection)
 		w.number(1, e.RequestBytes)
 		w.number(2, e.ResponseBytes)
 		w.close(at)
-		return w.b
+		return
 	}
 	w.number(entryProtocol, uint64(protocolOf(e.Protocol))) //nolint:gosec // an enumeration
 	at = w.open(entryRequest)
 	l.request(w, e)
-	w.close(at)
+	n = len(w.b) - at
+	w.number(requestBodyBytes, e.RequestBytes)
+	from = w.close(at)
+	x.asked = span{from, from + n}
 	at = w.open(entryResponse)
 	l.response(w, e)
 	w.close(at)
-	return w.b
 }
 
-func (l *logger) common(w *encoder, e *model.Entry) {
+// who appends what of the common part does not change while a request is under way.
+func (l *logger) who(w *encoder, e *model.Entry) {
 	w.address(commonRemote, e.Conn.Remote)
 	w.address(commonLocal, e.Conn.Local)
 	if e.Conn.ServerName != "" || e.Conn.TLS {
@@ -144,21 +177,25 @@ func (l *logger) common(w *encoder, e *model.Entry) {
 		w.close(at)
 	}
 	w.seconds(commonStart, e.Start.Unix(), e.Start.Nanosecond())
+	w.text(commonCluster, e.Cluster)
+	if e.Policy != "" || e.Denied {
+		w.raw(commonMetadata, l.service.verdicts.get(verdict{policy: e.Policy, denied: e.Denied, tcp: e.Stream}))
+	}
+	w.text(commonRoute, e.Route)
+	w.address(commonDirect, e.Conn.Remote)
+}
+
+// common appends the rest of the common part.
+func (l *logger) common(w *encoder, e *model.Entry) {
 	if !e.Begin {
 		seconds, nanos := int64(e.Duration/time.Second), int(e.Duration%time.Second)
 		w.seconds(commonLastTx, seconds, nanos)
 		w.seconds(commonDuration, seconds, nanos)
 	}
 	w.address(commonUpstream, e.Upstream)
-	w.text(commonCluster, e.Cluster)
 	if len(e.Flags) > 0 {
 		w.raw(commonFlags, flagBytes(e.Flags))
 	}
-	if e.Policy != "" || e.Denied {
-		w.raw(commonMetadata, l.service.verdicts.get(verdict{policy: e.Policy, denied: e.Denied, tcp: e.Stream}))
-	}
-	w.text(commonRoute, e.Route)
-	w.address(commonDirect, e.Conn.Remote)
 	for k, v := range l.tags {
 		w.pair(commonTags, k, v)
 	}
@@ -171,6 +208,7 @@ func (l *logger) common(w *encoder, e *model.Entry) {
 	w.number(commonType, uint64(typeOf(e))) //nolint:gosec // an enumeration
 }
 
+// request appends what was asked, but for how long the body was.
 func (l *logger) request(w *encoder, e *model.Entry) {
 	w.number(requestMethod, uint64(corev3.RequestMethod_value[e.Method])) //nolint:gosec // an enumeration
 	w.text(requestScheme, e.Scheme)
@@ -182,7 +220,6 @@ func (l *logger) request(w *encoder, e *model.Entry) {
 	w.text(requestID, first(e.RequestHeaders, "X-Request-Id"))
 	w.text(requestOriginal, first(e.RequestHeaders, "X-Envoy-Original-Path"))
 	w.number(requestHeaderBytes, e.RequestHeaderBytes)
-	w.number(requestBodyBytes, e.RequestBytes)
 	w.headers(requestHeaders, e.RequestHeaders, l.requestHeaders)
 }
 

@@ -5,13 +5,11 @@ package accesslog
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"time"
 
 	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/mem"
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -26,20 +24,24 @@ type outgoing struct {
 // retry is how soon a stream that broke is made again.
 const retry = 100 * time.Millisecond
 
-// deliver sends a message, again and again until it went or ctx has ended for a while.
-func (o *outgoing) deliver(ctx context.Context, t taken) bool {
-	logs := o.logs(t)
+// deliver sends a message, again and again until it went or ctx has ended for a while: then its entries are lost.
+func (o *outgoing) deliver(ctx context.Context, c *chunk) bool {
+	entries := uint64(c.count) //nolint:gosec // not negative
+	defer o.service.release(o.sink, c.size)
+	message := c.message(o.sink.stream.tcp)
+	defer message.Free()
 	deadline, cancel := afterEnd(ctx, lastFlush)
 	defer cancel()
 	for {
-		if o.try(deadline, logs) {
-			o.service.delivered(o.sink, t)
+		if o.try(deadline, message) {
+			o.service.sent.Add(entries)
 			return true
 		}
 		wait := time.NewTimer(retry)
 		select {
 		case <-deadline.Done():
 			wait.Stop()
+			o.service.config.Lost(entries)
 			return false
 		case <-wait.C:
 		}
@@ -54,15 +56,15 @@ func afterEnd(ctx context.Context, grace time.Duration) (context.Context, contex
 }
 
 // try makes the stream if there is none, and sends.
-func (o *outgoing) try(ctx context.Context, logs []byte) bool {
-	message := logs
+func (o *outgoing) try(ctx context.Context, logs mem.Buffer) bool {
+	message := mem.BufferSlice{logs}
 	if o.stream == nil {
 		identifier, err := o.begin(ctx)
 		if err != nil {
 			o.service.config.Log.Debug("access log has no stream", "error", err)
 			return false
 		}
-		message = append(identifier, logs...)
+		message = mem.BufferSlice{mem.SliceBuffer(identifier), logs}
 	}
 	stop := context.AfterFunc(ctx, o.cancel)
 	err := o.stream.SendMsg(message)
@@ -108,11 +110,12 @@ type codec struct{}
 
 // Marshal implements encoding.CodecV2.
 func (codec) Marshal(v any) (mem.BufferSlice, error) {
-	b, ok := v.([]byte)
+	b, ok := v.(mem.BufferSlice)
 	if !ok {
 		return nil, fmt.Errorf("access log: %T is not encoded", v)
 	}
-	return mem.BufferSlice{mem.SliceBuffer(b)}, nil
+	b.Ref() // gRPC frees it, and who sends it may send it again
+	return b, nil
 }
 
 // Unmarshal implements encoding.CodecV2.
@@ -136,38 +139,4 @@ func (o *outgoing) close() {
 	if err != nil {
 		o.service.config.Log.Debug("access log stream ended", "error", err)
 	}
-}
-
-// Numbers of StreamAccessLogsMessage.
-const (
-	messageHTTP, messageTCP protowire.Number = 2, 3
-	logEntry                protowire.Number = 1
-)
-
-// logs makes a message of some entries; the first one carries the tags.
-func (o *outgoing) logs(t taken) []byte {
-	w := &encoder{b: make([]byte, 0, int(t.bytes)+128)}
-	field := messageHTTP
-	if o.sink.stream.tcp {
-		field = messageTCP
-	}
-	outer := w.open(field)
-	for i, e := range t.entries {
-		if i > 0 {
-			w.raw(logEntry, e.encoded)
-			continue
-		}
-		at := w.open(logEntry)
-		w.b = append(w.b, e.encoded...)
-		// A message that comes twice is one: this adds to the entry's own properties.
-		common := w.open(entryCommon)
-		w.pair(commonTags, TagSequence, strconv.FormatUint(e.number, 10))
-		if t.lost > 0 {
-			w.pair(commonTags, TagLost, strconv.FormatUint(t.lost, 10))
-		}
-		w.close(common)
-		w.close(at)
-	}
-	w.close(outer)
-	return w.b
 }

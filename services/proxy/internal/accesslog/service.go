@@ -21,14 +21,6 @@ import (
 	"github.com/weirmesh/weir/services/proxy/internal/model"
 )
 
-// Tags of the first entry of a message.
-const (
-	// TagLost is how many entries of this log were lost since the last message that told.
-	TagLost = "weir.lost"
-	// TagSequence is the number of the entry in this process and log, from 1, with lost ones counted: a hole shows what a broken stream swallowed.
-	TagSequence = "weir.sequence"
-)
-
 // Config of the service.
 type Config struct {
 	// Node tells the server who we are.
@@ -70,64 +62,92 @@ func New(config Config) *Service {
 	return &Service{config: config, sinks: map[stream]*sink{}, conns: map[string]*grpc.ClientConn{}}
 }
 
-const (
-	typicalEntry  = 512
-	entryOverhead = 64
-)
-
-// pending is an encoded entry.
-type pending struct {
-	encoded []byte
-	number  uint64
-}
-
-// sink gathers the entries of one stream.
-type sink struct {
-	stream stream
-
-	mu      sync.Mutex
-	entries []pending
-	bytes   int64
-	next    uint64 // number of the newest one
-	lost    uint64 // since last told
-	flush   time.Duration
-	batch   int
-	running bool
-	kick    chan struct{}
-}
-
 // put takes an entry, or counts it as lost.
 func (s *Service) put(l *logger, e *model.Entry) {
 	k := l.sink
-	encoded := l.encode(make([]byte, 0, typicalEntry), e)
-	n := int64(len(encoded)) + entryOverhead
 	k.mu.Lock()
-	k.next++
-	if k.bytes+n > s.config.StreamBytes || s.bytes.Add(n) > s.config.TotalBytes {
-		if k.bytes+n <= s.config.StreamBytes {
-			s.bytes.Add(-n)
-		}
-		k.lost++
-		k.mu.Unlock()
-		s.config.Lost(1)
-		return
-	}
-	k.entries = append(k.entries, pending{encoded: encoded, number: k.next})
-	k.bytes += n
 	k.flush, k.batch = l.flush, l.batch
-	full := k.bytes >= int64(k.batch)
-	start := !k.running
-	k.running = true
+	var taken outcome
+	if e.Begin && !e.Stream && e.Begun == nil {
+		taken = s.begin(l, e)
+	} else {
+		taken = s.end(l, e)
+	}
+	if taken.lost {
+		k.next++
+		k.lost++
+	}
+	start := !k.running && !k.empty()
 	k.mu.Unlock()
+	if taken.lost {
+		s.config.Lost(1)
+	}
 	if start {
 		s.start(k)
 	}
-	if full {
-		select {
-		case k.kick <- struct{}{}:
-		default:
-		}
+	if taken.kick {
+		k.wake()
 	}
+}
+
+// outcome says whether an entry was lost, and whether the sender should know that there is enough to send.
+type outcome struct{ lost, kick bool }
+
+// begin keeps the beginning of a request.
+func (s *Service) begin(l *logger, e *model.Entry) outcome {
+	k := l.sink
+	b := newBeginning(l)
+	l.encodeTo(&b.entry, e)
+	if !s.reserve(k, sizeOf(b.entry.b)) {
+		b.recycle()
+		return outcome{lost: true}
+	}
+	k.begun.push(b)
+	e.Begun = b
+	return outcome{}
+}
+
+// end adds any other entry, after the beginning of its request if it does not repeat that.
+func (s *Service) end(l *logger, e *model.Entry) (o outcome) {
+	k := l.sink
+	x := &k.ending
+	*x = x.emptied()
+	l.encodeTo(x, e)
+	size := sizeOf(x.b)
+	if b, ok := e.Begun.(*beginning); ok && b.logger == l {
+		e.Begun = nil
+		if !b.told {
+			k.begun.remove(b)
+			if x.repeats(&b.entry) && s.reserve(k, size-sizeOf(b.entry.b)) {
+				size = 0 // it has the beginning's room
+			} else {
+				o.kick = k.add(b.entry.b)
+			}
+		}
+		b.recycle()
+	}
+	if size > 0 && !s.reserve(k, size) {
+		o.lost = true
+	} else {
+		o.kick = k.add(x.b) || o.kick
+	}
+	if cap(x.b) > maxKept {
+		x.b = nil
+	}
+	return o
+}
+
+// reserve takes room for so many bytes more, or fewer; false = there is none.
+func (s *Service) reserve(k *sink, n int64) bool {
+	if n > 0 && k.bytes+n > s.config.StreamBytes {
+		return false
+	}
+	if all := s.bytes.Add(n); n > 0 && all > s.config.TotalBytes {
+		s.bytes.Add(-n)
+		return false
+	}
+	k.bytes += n
+	return true
 }
 
 func (s *Service) sink(at stream) *sink {
@@ -135,20 +155,29 @@ func (s *Service) sink(at stream) *sink {
 	defer s.mu.Unlock()
 	k := s.sinks[at]
 	if k == nil {
-		k = &sink{stream: at, kick: make(chan struct{}, 1)}
+		k = newSink(at)
 		s.sinks[at] = k
 	}
 	return k
 }
 
-// start begins a sender, once Run has been called.
+// start begins the sender of a sink that has none, once Run has been called.
 func (s *Service) start(k *sink) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ctx == nil || s.stopped {
-		return
+	if s.ctx != nil && !s.stopped {
+		s.startLocked(s.ctx, k)
 	}
-	s.senders.Go(func() { s.send(s.ctx, k) })
+}
+
+func (s *Service) startLocked(ctx context.Context, k *sink) {
+	k.mu.Lock()
+	start := !k.running && !k.empty()
+	k.running = k.running || start
+	k.mu.Unlock()
+	if start {
+		s.senders.Go(func() { s.send(ctx, k) })
+	}
 }
 
 // lastFlush is how long what waits at the end may take.
@@ -159,13 +188,7 @@ func (s *Service) Run(ctx context.Context) error {
 	s.mu.Lock()
 	s.ctx = ctx
 	for _, k := range s.sinks {
-		k.mu.Lock()
-		waiting := len(k.entries) > 0
-		k.running = waiting
-		k.mu.Unlock()
-		if waiting {
-			s.senders.Go(func() { s.send(ctx, k) })
-		}
+		s.startLocked(ctx, k)
 	}
 	s.mu.Unlock()
 	<-ctx.Done()
@@ -188,51 +211,12 @@ func (s *Service) Sent() uint64 { return s.sent.Load() }
 // Waiting returns how many bytes wait.
 func (s *Service) Waiting() int64 { return s.bytes.Load() }
 
-// taken is a message's worth of entries.
-type taken struct {
-	entries []pending
-	bytes   int64
-	lost    uint64
-}
-
-// take takes a message's worth out of a sink. none = it has been idle, and its sender ends.
-func (k *sink) take(idle bool) (t taken, none bool) {
+// release gives back the room of what was sent or given up.
+func (s *Service) release(k *sink, bytes int64) {
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	if len(k.entries) == 0 {
-		if idle {
-			k.running = false
-		}
-		return taken{}, true
-	}
-	n := min(len(k.entries), maxEntries)
-	t = taken{entries: k.entries[:n:n], lost: k.lost}
-	for _, e := range t.entries {
-		t.bytes += int64(len(e.encoded)) + entryOverhead
-	}
-	// What it holds stays counted until it is sent: a server that does not read makes the sink full.
-	k.entries, k.lost = k.entries[n:], 0
-	if len(k.entries) == 0 {
-		k.entries = nil
-		return t, false
-	}
-	select {
-	case k.kick <- struct{}{}:
-	default:
-	}
-	return t, false
-}
-
-// maxEntries of one message: a server takes 4 MiB at once.
-const maxEntries = 1000
-
-// delivered gives back the room of what was sent.
-func (s *Service) delivered(k *sink, t taken) {
-	k.mu.Lock()
-	k.bytes -= t.bytes
+	k.bytes -= bytes
 	k.mu.Unlock()
-	s.bytes.Add(-t.bytes)
-	s.sent.Add(uint64(len(t.entries)))
+	s.bytes.Add(-bytes)
 }
 
 // send is the sender of one sink: it ends when the sink has been idle, or when ctx has ended and all is sent or given up.
@@ -243,34 +227,32 @@ func (s *Service) send(ctx context.Context, k *sink) {
 	defer timer.Stop()
 	lastUse := time.Now()
 	for {
-		ending := false
+		timed := false // what waits is sent however little it is, beginnings too
 		select {
 		case <-ctx.Done():
-			ending = true
+			timed = true
 		case <-k.kick:
 		case <-timer.C:
+			timed = true
+			timer.Reset(s.interval(k))
 		}
-		t, none := k.take(time.Since(lastUse) > s.config.Idle)
-		if none {
+		c := k.take(timed, time.Since(lastUse) > s.config.Idle)
+		if c == nil {
 			k.mu.Lock()
 			over := !k.running
 			k.mu.Unlock()
-			if ending || over {
+			if over || ctx.Err() != nil && timed {
 				return
 			}
-			timer.Reset(s.interval(k))
 			continue
 		}
 		lastUse = time.Now()
-		if !out.deliver(ctx, t) {
-			k.mu.Lock()
-			k.bytes -= t.bytes
-			k.mu.Unlock()
-			s.bytes.Add(-t.bytes)
-			s.config.Lost(uint64(len(t.entries)))
+		if !out.deliver(ctx, c) {
+			entries, bytes := k.abandon()
+			s.bytes.Add(-bytes)
+			s.config.Lost(entries)
 			return
 		}
-		timer.Reset(s.interval(k))
 	}
 }
 

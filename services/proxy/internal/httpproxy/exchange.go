@@ -467,10 +467,12 @@ func (x *exchange) log(begin bool) {
 	}
 	e := &x.entry
 	e.Begin = begin
-	e.Duration = time.Since(e.Start)
 	e.ResponseBytes = x.sent
-	if !begin && e.ResponseHeaders == nil {
-		e.ResponseHeaders = x.w.Header()
+	if !begin {
+		e.Duration = time.Since(e.Start)
+		if e.ResponseHeaders == nil {
+			e.ResponseHeaders = x.w.Header()
+		}
 	}
 	x.m.env.Logger.Log(e)
 }

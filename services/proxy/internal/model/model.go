@@ -109,6 +109,8 @@ type Entry struct {
 	Attempts uint32
 	// Stream is the number of bytes of a TCP connection: no HTTP fields then.
 	Stream bool
+	// Begun is the logger's: what it keeps of a request from its beginning to its end. Who makes entries leaves it alone.
+	Begun any
 }
 
 // Logger takes entries. It never blocks: what it has no room for it counts. The entry, and the headers in it, are the caller's again when Log returns.
