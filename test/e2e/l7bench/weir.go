@@ -122,7 +122,8 @@ func (w *Weir) serve(ctx context.Context) (served, error) {
 		w.server.Stop()
 		return served{}, fmt.Errorf("take access logs: %w", err)
 	}
-	w.logging = grpc.NewServer()
+	const window = 1 << 20 // as weir-agent has
+	w.logging = grpc.NewServer(grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window))
 	alsv3.RegisterAccessLogServiceServer(w.logging, logTaker{&w.lines})
 	go func() { _ = w.logging.Serve(logs) }() // ends with Stop
 	return files, nil

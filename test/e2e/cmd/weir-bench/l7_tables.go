@@ -54,7 +54,7 @@ func printL7(subjects []subject, rows map[string]*l7Row) {
 	_ = t.Flush() // standard output
 	fmt.Printf("\nas fast as answers come on %d connections\n", l7Connections)
 	t = table()
-	fmt.Fprintln(t, "proxy\trequests/s\tof HAProxy's\tCPU us/request\trequests per CPU second, of HAProxy's\tlog lines a request (two, if none is lost)\t")
+	fmt.Fprintln(t, "proxy\trequests/s\tof HAProxy's\tCPU us/request\trequests per CPU second, of HAProxy's\tlog entries a request (one, or two if it takes long)\t")
 	for _, s := range subjects {
 		row := rows[s.name]
 		fmt.Fprintf(t, "%s\t%s\t", s.name, spread(ratio.SpreadOf(row.rate)))

@@ -13,6 +13,9 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
 	"github.com/weirmesh/weir/test/e2e/httpload"
 	"github.com/weirmesh/weir/test/e2e/names"
 	"github.com/weirmesh/weir/test/e2e/ratio"
@@ -92,18 +95,32 @@ func (b bench) mesh(ctx context.Context) error {
 	}
 	own := b
 	own.manifests = folder
-	lab, down, err := own.lab(ctx, "127.0.0.1:14247")
+	const observer = "127.0.0.1:14247"
+	lab, down, err := own.lab(ctx, observer)
 	if err != nil {
 		return err
 	}
 	defer down()
+	conn, err := grpc.NewClient(observer, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
 	for _, name := range []string{"ruled", "plain", "bound"} {
 		wait := exec.CommandContext(ctx, filepath.Join(b.bin, "weir"), "policy", "wait", "default/"+name, "--lab", lab)
 		if out, err := wait.CombinedOutput(); err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
 	}
-	return b.meshRounds(ctx, lab)
+	if err := b.meshRounds(ctx, lab); err != nil {
+		return err
+	}
+	lost, received, err := account(ctx, conn)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("\nflows of all rounds: %d came to the observer, %d were lost on the way\n", received, lost)
+	return nil
 }
 
 // meshRounds takes the rounds; who goes first alternates. All rounds at a rate come before those as fast as may be: of these, agents, NATS and observer
