@@ -33,7 +33,7 @@ func MeasureServe(ctx context.Context) error {
 	}{
 		{echoPort, func(c net.Conn) { _, _ = io.Copy(c, c) }},
 		{sinkPort, func(c net.Conn) { _, _ = io.CopyBuffer(struct{ io.Writer }{io.Discard}, c, make([]byte, 1<<18)) }},
-		{acceptPort, func(c net.Conn) { _, _ = c.Read(make([]byte, 1)) }}, // the last: Ready looks for it
+		{acceptPort, func(c net.Conn) { _, _ = c.Read(make([]byte, 1)) }},
 	} {
 		ln, err := net.Listen("tcp", fmt.Sprintf(":%d", s.port))
 		if err != nil {
@@ -53,7 +53,7 @@ func MeasureServe(ctx context.Context) error {
 			}
 		})
 	}
-	sink, err := net.ListenPacket("udp", fmt.Sprintf(":%d", echoPort))
+	sink, err := net.ListenPacket("udp", fmt.Sprintf(":%d", echoPort)) // the last: Ready looks for it
 	if err != nil {
 		return fmt.Errorf("measure: %w", err)
 	}

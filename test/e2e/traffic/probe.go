@@ -42,13 +42,13 @@ type Asked struct {
 // serveWho answers on WhoPort until ctx ends.
 func serveWho(ctx context.Context) error {
 	var lc net.ListenConfig
-	udp, err := lc.ListenPacket(ctx, "udp", fmt.Sprintf(":%d", WhoPort))
+	tcp, err := lc.Listen(ctx, "tcp", fmt.Sprintf(":%d", WhoPort))
 	if err != nil {
 		return fmt.Errorf("serve who: %w", err)
 	}
-	tcp, err := lc.Listen(ctx, "tcp", fmt.Sprintf(":%d", WhoPort)) // the last: Ready looks for it
+	udp, err := lc.ListenPacket(ctx, "udp", fmt.Sprintf(":%d", WhoPort)) // the last: Ready looks for it
 	if err != nil {
-		udp.Close()
+		tcp.Close()
 		return fmt.Errorf("serve who: %w", err)
 	}
 	host, err := os.Hostname()

@@ -28,21 +28,21 @@ kind: Pod
 metadata: {name: a, labels: {app: a}, annotations: {weir.dev/ip-addresses: "10.244.1.101,fd00:10:244:1::101"}}
 spec:
   nodeName: node1
-  containers: [{name: main, image: none, command: [e2e-traffic, measure-serve], readinessProbe: {exec: {command: [e2e-traffic, ready, "7102"]}, periodSeconds: 1}}]
+  containers: [{name: main, image: none, command: [e2e-traffic, measure-serve], readinessProbe: {exec: {command: [e2e-traffic, ready, "7100"]}, periodSeconds: 1}}]
 ---
 apiVersion: v1
 kind: Pod
 metadata: {name: b, labels: {app: b}, annotations: {weir.dev/ip-addresses: "10.244.1.102,fd00:10:244:1::102"}}
 spec:
   nodeName: node1
-  containers: [{name: main, image: none, command: [e2e-traffic, measure-serve], readinessProbe: {exec: {command: [e2e-traffic, ready, "7102"]}, periodSeconds: 1}}]
+  containers: [{name: main, image: none, command: [e2e-traffic, measure-serve], readinessProbe: {exec: {command: [e2e-traffic, ready, "7100"]}, periodSeconds: 1}}]
 ---
 apiVersion: v1
 kind: Pod
 metadata: {name: c, labels: {app: c}, annotations: {weir.dev/ip-addresses: "10.244.2.103,fd00:10:244:2::103"}}
 spec:
   nodeName: node2
-  containers: [{name: main, image: none, command: [e2e-traffic, measure-serve], readinessProbe: {exec: {command: [e2e-traffic, ready, "7102"]}, periodSeconds: 1}}]
+  containers: [{name: main, image: none, command: [e2e-traffic, measure-serve], readinessProbe: {exec: {command: [e2e-traffic, ready, "7100"]}, periodSeconds: 1}}]
 `
 
 func main() {
