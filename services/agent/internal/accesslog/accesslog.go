@@ -109,6 +109,8 @@ type stream struct {
 	envelope envelope
 	entry    entry
 	url      []byte
+	made     exchange
+	room     []exchange // for those that are told
 	// What was met, and is likely met again.
 	picker  picker
 	peers   map[string]peer
@@ -118,7 +120,7 @@ type stream struct {
 func (s *Server) newStream() *stream {
 	return &stream{
 		Server: s, begun: map[key]begun{},
-		picker: picker{&s.cfg.Headers, map[string]headerName{}}, peers: map[string]peer{}, decided: map[string]verdicts{},
+		picker: picker{Headers: &s.cfg.Headers, names: map[string]headerName{}}, peers: map[string]peer{}, decided: map[string]verdicts{},
 	}
 }
 

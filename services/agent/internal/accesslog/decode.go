@@ -8,7 +8,7 @@ type entry struct {
 	request  request
 	response response
 	protocol int32
-	all      []pair // see headers
+	all      []pair // of the request, when headers has listed them
 }
 
 // common is AccessLogCommon.

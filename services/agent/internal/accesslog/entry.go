@@ -24,9 +24,30 @@ type exchange struct {
 	http    flow.HTTP
 }
 
+// copied is an exchange like x in the place of another one.
+func (x *exchange) copied(to *exchange) *exchange {
+	*to = *x
+	to.request.HTTP = &to.http
+	return to
+}
+
+// roomFor is for how many exchanges memory is taken at once: a page. One that waits keeps all of them.
+const roomFor = 16
+
+// exchange makes an empty one.
+func (st *stream) exchange() *exchange {
+	if len(st.room) == 0 {
+		st.room = make([]exchange, roomFor)
+	}
+	x := &st.room[0]
+	st.room = st.room[1:]
+	return x
+}
+
 // http tells what an entry says; false = it makes no sense.
 func (st *stream) http(e *entry) bool {
-	x := &exchange{}
+	st.made = exchange{}
+	x := &st.made
 	r := &x.request
 	if !st.fill(r, &e.common) || !e.request.set {
 		return false
@@ -46,24 +67,27 @@ func (st *stream) http(e *entry) bool {
 	}
 	k := keyOf(&e.common, r)
 	if begins {
-		st.begin(k, r, rbac.http.set || st.slot.Visibility)
+		st.begin(k, x, rbac.http.set || st.slot.Visibility)
 		return true
 	}
 	st.end(k, x, e)
 	return true
 }
 
+// put tells what x says now.
+func (st *stream) put(x *exchange) { st.cfg.Put(&x.copied(st.exchange()).request) }
+
 // begin tells a request, or keeps it for a moment when it is not decided yet.
-func (st *stream) begin(k key, r *flow.Request, decided bool) {
+func (st *stream) begin(k key, x *exchange, decided bool) {
 	if len(st.begun) >= maxBegun {
 		return
 	}
 	if decided {
 		st.begun[k] = begun{}
-		st.cfg.Put(r)
+		st.put(x)
 		return
 	}
-	st.begun[k] = begun{r}
+	st.begun[k] = begun{&x.copied(&exchange{}).request} // it waits long, so that its memory is its own
 	st.held = append(st.held, held{k, st.now.Add(hold)})
 }
 
@@ -74,28 +98,21 @@ func (st *stream) end(k key, x *exchange, e *entry) {
 	delete(st.begun, k)
 	if bytes.HasPrefix(e.response.details, []byte(deniedWord)) {
 		r.Denied, r.Rules = true, nil
-		st.cfg.Put(r)
+		st.put(x)
 		return
 	}
-	answer := x
 	if !known || b.request != nil {
-		st.cfg.Put(r)
-		if e.response.code == 0 {
-			return // the client went away
-		}
-		answer = &exchange{*r, *r.HTTP}
-		answer.request.HTTP = &answer.http
+		st.put(x)
 	}
 	if e.response.code == 0 {
-		return
+		return // the client went away
 	}
-	r = &answer.request
 	r.Response = true
 	r.Latency = latencyOf(&e.common)
 	r.Time += int64(r.Latency) //nolint:gosec // a duration
-	r.HTTP.Code = e.response.code
-	r.HTTP.Headers = st.picker.pick(e.headers(), e.response.headers, e.response.trailers)
-	st.cfg.Put(r)
+	x.http.Code = e.response.code
+	x.http.Headers = st.picker.pick(e.all, e.response.headers, e.response.trailers)
+	st.put(x)
 }
 
 // fill fills in what HTTP and TCP entries have in common; false = it makes no sense.
@@ -152,20 +169,21 @@ func methodOf(q *request) string {
 	return strconv.Itoa(int(q.method))
 }
 
-// headers are a request's headers, those that have fields of their own included. They are in the entry's room until the next call.
+// headers lists a request's headers in all, those that have fields of their own included.
 func (e *entry) headers() []pair {
 	q := &e.request
 	e.all = e.all[:0]
-	for _, p := range [...]pair{
-		{[]byte("user-agent"), q.userAgent}, {[]byte("referer"), q.referer}, {[]byte("x-request-id"), q.theID}, {[]byte("x-forwarded-for"), q.forwarded},
-	} {
-		if len(p.value) > 0 {
-			e.all = append(e.all, p)
+	for i, value := range [...][]byte{q.userAgent, q.referer, q.theID, q.forwarded} {
+		if len(value) > 0 {
+			e.all = append(e.all, pair{ownFields[i], value})
 		}
 	}
 	e.all = append(e.all, q.headers...)
 	return e.all
 }
+
+// ownFields are the names of headers that an entry has fields for. They are bytes here, as made of texts each entry would make them anew.
+var ownFields = [...][]byte{[]byte("user-agent"), []byte("referer"), []byte("x-request-id"), []byte("x-forwarded-for")}
 
 func protocolOf(v datav3.HTTPAccessLogEntry_HTTPVersion) string {
 	switch v {

@@ -3,10 +3,10 @@
 package accesslog
 
 import (
-	"bytes"
 	"net/textproto"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/weirmesh/weir/services/agent/internal/flow"
 )
@@ -54,6 +54,7 @@ const maxNames = 1024
 type picker struct {
 	*Headers
 	names map[string]headerName
+	room  []flow.Header
 }
 
 // headerName is what flows call a header, and whether they show it and its value.
@@ -82,14 +83,10 @@ func (p *picker) name(raw []byte) headerName {
 
 // pick makes a flow's headers of several lists; of equal names the last counts.
 func (p *picker) pick(lists ...[]pair) []flow.Header {
-	count := 0
-	for _, l := range lists {
-		count += len(l)
-	}
-	if count == 0 {
+	if !p.all && len(p.shown) == 0 {
 		return nil
 	}
-	list := make([]flow.Header, 0, count)
+	list := p.room[:0]
 	for _, l := range lists {
 		for _, x := range l {
 			switch n := p.name(x.key); {
@@ -100,6 +97,10 @@ func (p *picker) pick(lists ...[]pair) []flow.Header {
 			}
 		}
 	}
+	if len(list) == 0 {
+		return nil
+	}
+	p.room = list
 	slices.SortStableFunc(list, func(a, b flow.Header) int { return strings.Compare(a.Key, b.Key) })
 	kept := list[:0]
 	for i, h := range list {
@@ -107,18 +108,25 @@ func (p *picker) pick(lists ...[]pair) []flow.Header {
 			kept = append(kept, h)
 		}
 	}
-	return kept[:min(len(kept), maxHeaders)]
+	return slices.Clone(kept[:min(len(kept), maxHeaders)])
 }
 
 // text cuts a text, and makes what is left of it valid UTF-8.
 func text(b []byte, limit int) string {
-	return strings.ToValidUTF8(string(b[:min(len(b), limit)]), "")
+	s := string(b[:min(len(b), limit)])
+	if utf8.ValidString(s) { // eight bytes at a time, where the other looks at each rune
+		return s
+	}
+	return strings.ToValidUTF8(s, "")
 }
+
+const traceHeader = "traceparent"
 
 // traceIn reads the trace's id in headers; "" = none.
 func traceIn(headers []pair) string {
 	for i := len(headers) - 1; i >= 0; i-- {
-		if bytes.EqualFold(headers[i].key, []byte("traceparent")) {
+		// No other letters than ASCII's fold to these, so that the length tells most names apart.
+		if k := headers[i].key; len(k) == len(traceHeader) && strings.EqualFold(string(k), traceHeader) {
 			return traceOf(string(headers[i].value))
 		}
 	}

@@ -83,6 +83,13 @@ type field struct {
 // fields gives each field of a message to f.
 func fields(raw []byte, f func(x field) error) error {
 	for len(raw) > 0 {
+		if x, n := short(raw); n > 0 {
+			raw = raw[n:]
+			if err := f(x); err != nil {
+				return err
+			}
+			continue
+		}
 		number, typ, n := protowire.ConsumeTag(raw)
 		if n < 0 {
 			return protowire.ParseError(n)
@@ -106,6 +113,17 @@ func fields(raw []byte, f func(x field) error) error {
 		}
 	}
 	return nil
+}
+
+// short reads a field of bytes whose tag and length have one byte each, as most have; n = 0: it is another one.
+func short(raw []byte) (x field, n int) {
+	if len(raw) < 2 || raw[0] >= 0x80 || raw[0] < 1<<3 || raw[0]&7 != byte(protowire.BytesType) || raw[1] >= 0x80 {
+		return field{}, 0
+	}
+	if n = 2 + int(raw[1]); n > len(raw) {
+		return field{}, 0
+	}
+	return field{tag: uint64(raw[0]), bytes: raw[2:n]}, n
 }
 
 // text takes a text, which must be UTF-8.

@@ -15,6 +15,10 @@ const maxProxied = 8192
 // both ends were. Two halves, of which the older is forgotten when the younger is full.
 type proxied struct {
 	young, old map[tuple]connection
+	// last is what the last request was found to be on: its response and the connection's next request mostly come next.
+	last  tuple
+	found connection
+	known bool
 }
 
 type tuple struct {
@@ -31,7 +35,10 @@ func (p *proxied) note(r *datapath.Record) {
 	}
 	t := tuple{netip.AddrPortFrom(r.SrcAddr(), r.Sport), netip.AddrPortFrom(r.DstAddr(), r.Dport), r.Proto}
 	if len(p.young) >= maxProxied || p.young == nil {
-		p.young, p.old = map[tuple]connection{}, p.young
+		p.young, p.old, p.last = map[tuple]connection{}, p.young, tuple{}
+	}
+	if t == p.last {
+		p.last = tuple{}
 	}
 	p.young[t] = connection{r.Service, r.SrcIdentity, r.DstIdentity}
 }
@@ -39,9 +46,13 @@ func (p *proxied) note(r *datapath.Record) {
 // of finds the connection of a request.
 func (p *proxied) of(r *Request) (connection, bool) {
 	t := tuple{r.Client, r.Server, r.Proto}
-	if c, ok := p.young[t]; ok {
-		return c, true
+	if t == p.last {
+		return p.found, p.known
 	}
-	c, ok := p.old[t]
-	return c, ok
+	c, known := p.young[t]
+	if !known {
+		c, known = p.old[t]
+	}
+	p.last, p.found, p.known = t, c, known
+	return c, known
 }

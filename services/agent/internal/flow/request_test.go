@@ -172,11 +172,17 @@ func TestRequestOfAKnownConnection(t *testing.T) {
 	setAddr(&r.Src.Hi, &r.Src.Lo, netip.MustParseAddr("10.244.1.2"))
 	setAddr(&r.Dst.Hi, &r.Dst.Lo, netip.MustParseAddr("192.0.2.1"))
 	r.SrcIdentity, r.DstIdentity = 300, 9
+	q := &Request{Client: netip.MustParseAddrPort("10.244.1.2:41000"), Server: netip.MustParseAddrPort("192.0.2.1:8080"), Proto: 6, Response: true, Latency: 1,
+		ServerIdentity: 2, TLS: &TLS{}}
+	// Asked twice before the kernel told of it.
+	for range 2 {
+		if _, known := e.proxied.of(q); known {
+			t.Fatal("it is known already")
+		}
+	}
 	if r.Slot() != 5 || !e.Encode(&r, func(*Flow) {}) {
 		t.Fatalf("record %+v", r)
 	}
-	q := &Request{Client: netip.MustParseAddrPort("10.244.1.2:41000"), Server: netip.MustParseAddrPort("192.0.2.1:8080"), Proto: 6, Response: true, Latency: 1,
-		ServerIdentity: 2, TLS: &TLS{}}
 	got, ok := e.EncodeRequest(q)
 	if !ok {
 		t.Fatal("refused")
