@@ -62,13 +62,14 @@ func BenchmarkFlows(b *testing.B) {
 	encoder := flow.NewEncoder(shop(f), nil, flow.Node{Cluster: "default", Name: "node-1", Version: "0.4.0", Labels: []string{"kubernetes.io/hostname=node-1"}})
 	sealer := batch.NewSealer("node-1", "default", 1)
 	st := f.newStream()
+	room := make([]*flow.Request, 2*proxied)
 	sealed, flows := 0, 0
 	b.ReportAllocs()
 	for b.Loop() {
 		if err := st.take(raw); err != nil {
 			b.Fatal(err)
 		}
-		for r, ok := queue.Next(); ok; r, ok = queue.Next() {
+		for _, r := range room[:queue.Take(room)] {
 			if sealer.Full() {
 				s, _ := sealer.Seal()
 				sealed += len(s.Bytes)

@@ -190,6 +190,15 @@ type pair struct{ key, value []byte }
 
 func (p *pair) decode(raw []byte) error {
 	*p = pair{}
+	// Nearly all are a short key and a short value.
+	if key, n := short(raw); n > 0 && key.tag == mapKey {
+		if value, m := short(raw[n:]); m > 0 && value.tag == mapValue && n+m == len(raw) {
+			if err := key.text(&p.key); err != nil {
+				return err
+			}
+			return value.text(&p.value)
+		}
+	}
 	return fields(raw, func(x field) error {
 		switch x.tag {
 		case mapKey:

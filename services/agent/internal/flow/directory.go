@@ -316,8 +316,12 @@ func encodeEndpoint(p *Peer, cluster string, labels []string) []byte {
 
 // service returns the encoded flow.Service of a number, or else of a frontend; nil = none.
 func (d *Directory) service(id uint32, addr [16]byte, port uint16, proto uint8) []byte {
-	name, ok := d.services[id]
-	if !ok || id == 0 {
+	var name ServiceName
+	ok := false
+	if id != 0 {
+		name, ok = d.services[id]
+	}
+	if !ok {
 		if len(d.vips) == 0 {
 			return nil
 		}

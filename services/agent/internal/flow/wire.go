@@ -53,28 +53,43 @@ const (
 
 // appendTag appends a tag known at compile time; one byte up to number 15, two up to 2047.
 func appendTag(b []byte, tag uint32) []byte {
-	if tag < 1<<7 {
+	switch {
+	case tag < 1<<7:
 		return append(b, byte(tag))
+	case tag < 1<<14:
+		return append(b, byte(tag)|0x80, byte(tag>>7))
 	}
 	return protowire.AppendVarint(b, uint64(tag))
+}
+
+// appendLength appends a length, most of which take one byte.
+func appendLength(b []byte, n int) []byte {
+	if n < 1<<7 {
+		return append(b, byte(n))
+	}
+	return protowire.AppendVarint(b, uint64(n))
 }
 
 func appendVarintField(b []byte, tag uint32, v uint64) []byte {
 	if v == 0 {
 		return b
 	}
-	return protowire.AppendVarint(appendTag(b, tag), v)
+	b = appendTag(b, tag)
+	if v < 1<<7 {
+		return append(b, byte(v))
+	}
+	return protowire.AppendVarint(b, v)
 }
 
 func appendBytesField(b []byte, tag uint32, v []byte) []byte {
-	return append(protowire.AppendVarint(appendTag(b, tag), uint64(len(v))), v...)
+	return append(appendLength(appendTag(b, tag), len(v)), v...)
 }
 
 func appendStringField(b []byte, tag uint32, v string) []byte {
 	if v == "" {
 		return b
 	}
-	return append(protowire.AppendVarint(appendTag(b, tag), uint64(len(v))), v...)
+	return append(appendLength(appendTag(b, tag), len(v)), v...)
 }
 
 // begin opens a nested message whose length fits one byte; end closes it. The caller knows that it does.

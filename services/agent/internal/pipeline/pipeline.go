@@ -102,6 +102,7 @@ type Pipeline struct {
 	pauseTime time.Duration
 	lossesDue time.Time
 	emit      func(*flow.Flow)
+	room      [64]*flow.Request // those that are encoded now
 	// Not told yet.
 	invalid, eventsDropped uint64
 	requestsLost           request.Losses
@@ -243,29 +244,37 @@ func (p *Pipeline) requests() {
 	if p.cfg.Requests == nil {
 		return
 	}
-	for range request.DefaultQueue {
-		r, ok := p.cfg.Requests.Next()
-		if !ok {
+	for range request.DefaultQueue / len(p.room) {
+		n := p.cfg.Requests.Take(p.room[:])
+		for _, r := range p.room[:n] {
+			p.request(r)
+		}
+		clear(p.room[:n])
+		if n < len(p.room) {
 			break
 		}
-		if p.sealer.Full() {
-			if err := p.seal(); err != nil {
-				p.log.Error("batch was not sealed", "error", err)
-			}
-		}
-		f, ok := p.cfg.Encoder.EncodeRequest(r)
-		if !ok {
-			p.invalid++
-			p.invalidAll.Add(1)
-			continue
-		}
-		p.emit(f)
-		p.flows.Add(1)
 	}
 	l := p.cfg.Requests.TakeLosses()
 	p.requestsLost.Dropped += l.Dropped
 	p.requestsLost.Lost += l.Lost
 	p.invalid += l.Malformed
+}
+
+// request encodes one.
+func (p *Pipeline) request(r *flow.Request) {
+	if p.sealer.Full() {
+		if err := p.seal(); err != nil {
+			p.log.Error("batch was not sealed", "error", err)
+		}
+	}
+	f, ok := p.cfg.Encoder.EncodeRequest(r)
+	if !ok {
+		p.invalid++
+		p.invalidAll.Add(1)
+		return
+	}
+	p.emit(f)
+	p.flows.Add(1)
 }
 
 // collect adds what is no record of the kernel: requests, events and losses.

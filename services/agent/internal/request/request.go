@@ -6,7 +6,7 @@ package request
 import (
 	"net/netip"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	agentv1 "github.com/weirmesh/weir/gen/weir/agent/v1"
@@ -18,48 +18,64 @@ import (
 // DefaultQueue is how many requests may wait: some 10 MB with long headers.
 const DefaultQueue = 8192
 
-// Queue takes requests from any goroutine and never blocks.
+// Queue takes requests from any goroutine and never waits for who takes them out, which is many at once: with a channel each cost a lock on both sides.
 type Queue struct {
-	ch                     chan *flow.Request
-	dropped, lost, invalid atomic.Uint64
-	taken, lostAll, badAll atomic.Uint64
-	droppedAll             atomic.Uint64
+	mu    sync.Mutex
+	ring  []*flow.Request
+	head  int // where the oldest is
+	count int
+	taken uint64
+	// Since the start, and how much of it was told.
+	all, told Losses
 }
 
 // NewQueue makes a queue of that many.
-func NewQueue(size int) *Queue { return &Queue{ch: make(chan *flow.Request, size)} }
+func NewQueue(size int) *Queue { return &Queue{ring: make([]*flow.Request, size)} }
 
 // Put queues a request, or counts it as dropped. Nobody changes it any more.
 func (q *Queue) Put(r *flow.Request) {
-	select {
-	case q.ch <- r:
-		q.taken.Add(1)
-	default:
-		q.dropped.Add(1)
-		q.droppedAll.Add(1)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.count == len(q.ring) {
+		q.all.Dropped++
+		return
 	}
+	at := q.head + q.count
+	if at >= len(q.ring) {
+		at -= len(q.ring)
+	}
+	q.ring[at] = r
+	q.count++
+	q.taken++
 }
 
-// Next returns a request, or false when none waits.
-func (q *Queue) Next() (*flow.Request, bool) {
-	select {
-	case r := <-q.ch:
-		return r, true
-	default:
-		return nil, false
+// Take moves the oldest requests that wait to a list, as many as it has room for, and says how many these are.
+func (q *Queue) Take(to []*flow.Request) int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n := min(len(to), q.count)
+	for i := range n {
+		to[i], q.ring[q.head] = q.ring[q.head], nil
+		if q.head++; q.head == len(q.ring) {
+			q.head = 0
+		}
 	}
+	q.count -= n
+	return n
 }
 
 // Lose counts what a proxy or weir-dns had no room for, Malformed what it told and nobody could read.
 func (q *Queue) Lose(n uint64) {
-	q.lost.Add(n)
-	q.lostAll.Add(n)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.all.Lost += n
 }
 
 // Malformed counts what could not be read.
 func (q *Queue) Malformed() {
-	q.invalid.Add(1)
-	q.badAll.Add(1)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.all.Malformed++
 }
 
 // Losses are counts since the last TakeLosses: Dropped found the queue full, Lost did not get here, Malformed could not be read.
@@ -67,7 +83,11 @@ type Losses struct{ Dropped, Lost, Malformed uint64 }
 
 // TakeLosses returns what was lost since the last call.
 func (q *Queue) TakeLosses() Losses {
-	return Losses{q.dropped.Swap(0), q.lost.Swap(0), q.invalid.Swap(0)}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	l := Losses{q.all.Dropped - q.told.Dropped, q.all.Lost - q.told.Lost, q.all.Malformed - q.told.Malformed}
+	q.told = q.all
+	return l
 }
 
 // Stats counts since the start.
@@ -78,7 +98,9 @@ type Stats struct {
 
 // Stats returns the counters.
 func (q *Queue) Stats() Stats {
-	return Stats{q.taken.Load(), Losses{q.droppedAll.Load(), q.lostAll.Load(), q.badAll.Load()}}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return Stats{q.taken, q.all}
 }
 
 // OfDNS turns what weir-dns saw into a request; false = it makes no sense. shift is added to its time.

@@ -74,10 +74,33 @@ func TestQueueIsBounded(t *testing.T) {
 	if got := q.Stats(); got.Taken != 2 || got.Losses != want {
 		t.Errorf("stats %+v", got)
 	}
+	room := make([]*flow.Request, 1)
 	for i := range 3 {
-		if _, ok := q.Next(); ok != (i < 2) {
-			t.Errorf("request %d: %t", i, ok)
+		if n := q.Take(room); n != min(1, max(0, 2-i)) {
+			t.Errorf("take %d: %d requests", i, n)
 		}
+	}
+}
+
+// Requests come out as they went in, however many are put and taken at once.
+func TestQueueKeepsOrder(t *testing.T) {
+	const size = 5
+	q := request.NewQueue(size)
+	var in, out int64
+	for round := range 100 {
+		for range min(round%4+1, size-int(in-out)) {
+			in++
+			q.Put(&flow.Request{Time: in})
+		}
+		room := make([]*flow.Request, round%3+1)
+		for _, r := range room[:q.Take(room)] {
+			if out++; r.Time != out {
+				t.Fatalf("round %d: request %d, want %d", round, r.Time, out)
+			}
+		}
+	}
+	if got := q.Stats(); got.Taken != uint64(in) || got.Losses != (request.Losses{}) || out < 100 {
+		t.Errorf("%d put, %d taken, %+v", in, out, got)
 	}
 }
 
