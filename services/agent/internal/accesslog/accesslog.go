@@ -103,9 +103,8 @@ type stream struct {
 	// held are keys of begun requests that are not told yet, oldest first; a key may be of one that has ended.
 	held []held
 
-	// Of the message at hand: when it was taken, its number, and room.
+	// Of the message at hand: when it was taken, and room.
 	now      time.Time
-	messages uint64
 	envelope envelope
 	entry    entry
 	url      []byte
@@ -208,7 +207,6 @@ func (st *stream) take(raw []byte) error {
 		st.slot, _ = st.cfg.Slot(numberOf(st.logName))
 	}
 	st.now = st.cfg.Now()
-	st.messages++
 	tell := st.http
 	if e.tcp {
 		tell = st.tcp

@@ -364,6 +364,27 @@ func TestOverASocket(t *testing.T) {
 	}
 }
 
+// Who has an address is asked again soon, also when the clock was set back, and not for each message.
+func TestIdentityIsAskedAgain(t *testing.T) {
+	identity, asked := uint32(7), 0
+	f := start(func(c *Config) { c.Identity = func(netip.Addr) uint32 { asked++; return identity } })
+	st := f.stream()
+	for _, tt := range []struct {
+		later time.Duration
+		want  uint32
+	}{{0, 7}, {identityFor - 1, 7}, {1, 9}, {-1, 10}} {
+		f.now = f.now.Add(tt.later)
+		must(t, st.take(logs("slot-1", f.entry(datav3.AccessLogType_DownstreamEnd, 403, ""))))
+		if got := f.got[len(f.got)-1]; got.ClientIdentity != tt.want || got.ServerIdentity != tt.want {
+			t.Errorf("%v later: %d and %d, want %d", tt.later, got.ClientIdentity, got.ServerIdentity, tt.want)
+		}
+		identity++
+	}
+	if asked != 6 {
+		t.Errorf("asked %d times of two addresses, want 6", asked)
+	}
+}
+
 func TestTraceOf(t *testing.T) {
 	const id = "4bf92f3577b34da6a3ce929d0e0e4736"
 	for parent, want := range map[string]string{

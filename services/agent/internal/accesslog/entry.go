@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"net/netip"
 	"strconv"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	datav3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
@@ -254,14 +255,17 @@ const (
 	longVerdict  = 4096
 )
 
-// peer is an address that was met, and who had it when the message numbered so was taken.
+// identityFor is how long it holds who has an address. Asking takes a system call or two, and what an entry tells of is older than that anyway.
+const identityFor = 50 * time.Millisecond
+
+// peer is an address that was met, and who had it when it was asked.
 type peer struct {
 	ip       netip.Addr
 	identity uint32
-	message  uint64
+	asked    time.Time
 }
 
-// address reads an Address, which must be a socket's, IPv4 unmapped, and asks who has it: once for each message.
+// address reads an Address, which must be a socket's, IPv4 unmapped, and says who has it.
 func (st *stream) address(raw []byte) (netip.AddrPort, uint32, bool) {
 	text, port, ok, err := socket(raw)
 	if err != nil || !ok || port > 65535 {
@@ -275,8 +279,8 @@ func (st *stream) address(raw []byte) (netip.AddrPort, uint32, bool) {
 		}
 		p.ip = ip.Unmap().WithZone("")
 	}
-	if p.message != st.messages {
-		p.identity, p.message = st.cfg.Identity(p.ip), st.messages
+	if age := st.now.Sub(p.asked); !known || age >= identityFor || age < 0 {
+		p.identity, p.asked = st.cfg.Identity(p.ip), st.now
 		if len(st.peers) >= maxAddresses {
 			clear(st.peers)
 		}
