@@ -48,6 +48,7 @@ test: build ## run every test, end-to-end ones on the lab included (root)
 	@[ "$$(id -u)" = 0 ] || { echo "make test: needs root: namespaces and eBPF" >&2; exit 1; }
 	@scripts/install-deps race
 	@scripts/test-modules $(filter $(LONG),$(PRESENT)) $(filter-out test/e2e $(LONG),$(PRESENT))
+	@echo "== bpf, the layout that upgrades are tested with"; cd bpf && go test -count=1 -tags weir_next_layout -run '^TestUpgrade' ./datapath
 	@echo "== services/proxy, a tenth of the soak"; cd services/proxy && WEIR_SOAK_REQUESTS=360000 go test -count=1 -run '^TestSoak$$' ./internal/httpproxy
 	@echo "== test/e2e"; cd test/e2e && go test -count=1 -timeout 20m -v ./... 2>&1 | $(CURDIR)/scripts/failed-tests; exit $${PIPESTATUS[0]}
 
